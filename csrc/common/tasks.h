@@ -1,0 +1,47 @@
+// Work is cut into tasks by its size, never by the number of threads; threads then take the next task from a counter.
+// Tasks write disjoint outputs, so who runs which does not show in the bits.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace fulgurite {
+
+struct TaskSpace {
+  int64_t count;              // number of tasks
+  int64_t cost;               // arithmetic or bytes of the whole call, whichever is larger
+  int64_t scratch_bytes = 0;  // private to one running task
+};
+
+/// Waking a thread costs a few microseconds: calls below this cost run inline.
+inline constexpr int64_t kInlineCost = int64_t{1} << 16;
+
+/// Calls run(task, scratch) for every task in [0, count). `run` must not throw.
+template <class Run>
+void run_tasks(KernelInfo& kernel, const TaskSpace& space, const Run& run) {
+  kernel.count(space.count);
+  if (space.count == 0) return;
+  const bool inline_run = space.cost < kInlineCost || at::in_parallel_region();
+  const int64_t workers = inline_run ? 1 : std::min<int64_t>(at::get_num_threads(), space.count);
+  const int64_t stride = (space.scratch_bytes + 63) / 64 * 64;
+  const at::DataPtr scratch = c10::GetCPUAllocator()->allocate(static_cast<size_t>(stride * workers));
+  char* const base = static_cast<char*>(scratch.get());
+  if (workers == 1) {
+    for (int64_t task = 0; task < space.count; ++task) run(task, static_cast<void*>(base));
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < space.count;)
+        run(task, static_cast<void*>(base + worker * stride));
+  });
+}
+
+}  // namespace fulgurite

@@ -1,0 +1,31 @@
+// What was built and what runs: the instruction sets, the kernels, the torch it was built with.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#define FULGURITE_API __attribute__((visibility("default")))
+
+namespace fulgurite {
+
+struct KernelReport {
+  std::string name;
+  std::vector<std::string> variants;  // instruction sets that the kernel is compiled for
+  std::string active;                 // the one that a call runs now
+  int64_t calls;                      // since the library was loaded
+  int64_t tasks;
+};
+
+FULGURITE_API const char* version();
+/// "2.13.0": the torch whose headers the library was compiled with.
+FULGURITE_API const char* torch_version();
+FULGURITE_API std::string compiler();
+/// Names of the sets that this machine has and this build knows, lowest first.
+FULGURITE_API std::vector<std::string> available_isas();
+FULGURITE_API std::string get_isa();
+/// Selects an instruction set; throws std::invalid_argument if it is unknown or the machine lacks it.
+FULGURITE_API void set_isa(const std::string& name);
+FULGURITE_API std::vector<KernelReport> kernel_table();
+
+}  // namespace fulgurite

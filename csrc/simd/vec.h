@@ -1,0 +1,185 @@
+// A thin layer over GNU vector extensions: + - * / and comparisons are the compiler's own, here is only what it cannot
+// spell. Everything lives in the namespace of the instruction set that the file is compiled for, so that no inline
+// function of an AVX-512 object can be linked into code for an older machine.
+//
+// Vec<T, W> has W lanes; Native<T> fills one register of the set. Wider vectors work too (the compiler splits them),
+// which lets every machine test the 16-lane code.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "simd/types.h"
+
+#ifndef FULGURITE_VARIANT
+#define FULGURITE_VARIANT baseline
+#endif
+#define FULGURITE_INLINE inline __attribute__((always_inline))
+
+#if defined(__FMA__) || defined(__aarch64__)
+#define FULGURITE_HAS_FMA 1
+#else
+#define FULGURITE_HAS_FMA 0
+#endif
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+
+template <class T, int W>
+struct VecOf {
+  typedef T type __attribute__((vector_size(W * sizeof(T))));
+};
+template <class T, int W>
+using Vec = typename VecOf<T, W>::type;
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+template <class T>
+inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+template <class T>
+using Native = Vec<T, kLanes<T>>;
+
+template <class V>
+struct VecTraits {
+  using Element = std::remove_reference_t<decltype((*static_cast<V*>(nullptr))[0])>;
+  static constexpr int kWidth = sizeof(V) / sizeof(Element);
+  using Int = Vec<std::conditional_t<sizeof(Element) == 8, int64_t, int32_t>, kWidth>;
+};
+template <class V>
+using Element = typename VecTraits<V>::Element;
+template <class V>
+using IntOf = typename VecTraits<V>::Int;
+template <class V>
+inline constexpr int kWidth = VecTraits<V>::kWidth;
+
+template <class V>
+FULGURITE_INLINE V splat(Element<V> x) {
+  return V{} + x;
+}
+template <class V>
+FULGURITE_INLINE V load(const void* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V>
+FULGURITE_INLINE void store(void* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+template <class V>
+FULGURITE_INLINE V select(IntOf<V> mask, V a, V b) {
+  return mask ? a : b;
+}
+template <class To, class From>
+FULGURITE_INLINE To bit_cast(From v) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &v, sizeof(To));
+  return to;
+}
+
+FULGURITE_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FULGURITE_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+FULGURITE_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
+FULGURITE_INLINE double sqrt(double x) { return __builtin_sqrt(x); }
+
+/// a·b + c, rounded once, on every set (a call of the C library's fma where the set has none).
+template <class V, class = Element<V>>
+FULGURITE_INLINE V fma(V a, V b, V c) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float, 16>>) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (std::is_same_v<V, Vec<double, 8>>) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#endif
+#if defined(__FMA__)
+  if constexpr (std::is_same_v<V, Vec<float, 8>>) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (std::is_same_v<V, Vec<double, 4>>) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#elif defined(__aarch64__)
+  if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  if constexpr (std::is_same_v<V, Vec<double, 2>>) return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#endif
+  V r;
+  for (int i = 0; i < kWidth<V>; ++i) r[i] = fma(a[i], b[i], c[i]);
+  return r;
+}
+
+/// a·b + c for products whose rounding is not promised: fused where the set can, two roundings where it cannot.
+template <class V>
+FULGURITE_INLINE V madd(V a, V b, V c) {
+#if FULGURITE_HAS_FMA
+  return fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+/// Correctly rounded square root.
+template <class V, class = Element<V>>
+FULGURITE_INLINE V sqrt(V x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float, 16>>) return (V)_mm512_sqrt_ps((__m512)x);
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float, 8>>) return (V)_mm256_sqrt_ps((__m256)x);
+#endif
+#if defined(__SSE2__)
+  if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)_mm_sqrt_ps((__m128)x);
+#endif
+  V r;
+  for (int i = 0; i < kWidth<V>; ++i) r[i] = sqrt(x[i]);
+  return r;
+}
+
+/// max(a, b) = a > b ? a : b, so a NaN in b comes out and a NaN in a does not.
+template <class V>
+FULGURITE_INLINE V max(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+FULGURITE_INLINE V min(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V>
+FULGURITE_INLINE V abs(V x) {
+  using I = IntOf<V>;
+  constexpr Element<I> kMagnitude = sizeof(Element<V>) == 8 ? static_cast<Element<I>>(INT64_MAX) : static_cast<Element<I>>(INT32_MAX);
+  return bit_cast<V>(bit_cast<I>(x) & kMagnitude);
+}
+/// Magnitude of x with the sign of s.
+template <class V>
+FULGURITE_INLINE V copysign(V x, V s) {
+  using I = IntOf<V>;
+  constexpr Element<I> kSign = sizeof(Element<V>) == 8 ? static_cast<Element<I>>(INT64_MIN) : static_cast<Element<I>>(INT32_MIN);
+  return bit_cast<V>((bit_cast<I>(x) & ~kSign) | (bit_cast<I>(s) & kSign));
+}
+
+/// Sum over lanes in a fixed tree: lane i and lane i + W/2 first.
+template <class V>
+FULGURITE_INLINE Element<V> sum(V v) {
+  for (int half = kWidth<V> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  return v[0];
+}
+/// Largest lane; NaN lanes are passed over unless all are NaN to the left of it.
+template <class V>
+FULGURITE_INLINE Element<V> max_lane(V v) {
+  for (int half = kWidth<V> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) v[i] = v[i + half] > v[i] ? v[i + half] : v[i];
+  return v[0];
+}
+
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite
