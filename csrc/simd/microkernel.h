@@ -1,11 +1,11 @@
 // The one matrix product that every operator uses: C (+)= A·B with A read by broadcasts and B by rows of vectors.
 //
-//   C[m][n] (+)= Σ_k A[m·rs + k·ks] · B[k·ldb + n]        T = float or double, all three in the accumulation type
+//   C[m][n] (+)= Σ_k A[m·rs + k·ks] · B[k][n]        T = float or double, all three in the accumulation type
 //
-// A's free strides make a transposed A cost nothing; B's rows are read contiguously. MR×NR of C stay in registers over the
-// whole of k: 6×16 with AVX2 (12 accumulators, 2 vectors of B, 1 broadcast of 16 registers), 6×64 with AVX-512 (24 of 32).
-// C is added after the chain over k, not before: shorter chains of additions, smaller errors.
-// Columns come in multiples of NR: callers pad B's rows and C's rows (pad_columns), never the rows of A.
+// A's free strides make a transposed A cost nothing. B comes in panels of NR columns, [N/NR][K][NR], zero-padded
+// (simd/pack.h): read in place with a stride of 1024 bytes its rows would share four cache sets (76 against 98 GFLOP/s).
+// MR×NR of C stay in registers over the whole of k: 6×16 with AVX2 (12 accumulators, 2 vectors of B, 1 broadcast of 16
+// registers), 6×64 with AVX-512 (24 of 32). C is added after the chain over k, not before: shorter chains, smaller errors.
 #pragma once
 
 #include "simd/vec.h"
@@ -34,19 +34,26 @@ struct MatrixA {
   int64_t row_stride, k_stride;
 };
 
+template <class T>
+struct PanelsB {
+  const T* data;
+  int64_t panel_stride;  // elements from one panel to the next: rows packed · NR
+};
+
 template <int MR, class T>
-FULGURITE_INLINE void gemm_tile(const T* a, int64_t rs, int64_t ks, const T* b, int64_t ldb, int64_t K, T* c, int64_t ldc, bool accumulate) {
+FULGURITE_INLINE void gemm_tile(MatrixA<T> a, const T* b, int64_t K, T* c, int64_t ldc, bool accumulate) {
   using V = Native<T>;
   V acc[MR][kTileVectors] = {};
-  for (int64_t k = 0; k < K; ++k, a += ks, b += ldb) {
+  const T* x = a.data;
+  for (int64_t k = 0; k < K; ++k, x += a.k_stride, b += kTileColumns<T>) {
     V row[kTileVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; ++j) row[j] = load<V>(b + j * kLanes<T>);
 #pragma GCC unroll 6
     for (int m = 0; m < MR; ++m) {
-      const V x = splat<V>(a[m * rs]);
+      const V xm = splat<V>(x[m * a.row_stride]);
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; ++j) acc[m][j] = madd(x, row[j], acc[m][j]);
+      for (int j = 0; j < kTileVectors; ++j) acc[m][j] = madd(xm, row[j], acc[m][j]);
     }
   }
 #pragma GCC unroll 6
@@ -58,17 +65,17 @@ FULGURITE_INLINE void gemm_tile(const T* a, int64_t rs, int64_t ks, const T* b, 
     }
 }
 
-/// The product of M rows; N is rounded up to whole tiles. Blocks of rows of A stay in the first-level cache.
+/// M rows of C; N is rounded up to whole panels, so C's rows hold pad_columns(N) elements. Every element of C is one chain
+/// over k in order, whatever M is: a row's bits do not depend on its neighbours.
 template <class T>
-inline void gemm(int64_t M, int64_t N, int64_t K, MatrixA<T> a, const T* b, int64_t ldb, T* c, int64_t ldc, bool accumulate) {
+inline void gemm(int64_t M, int64_t N, int64_t K, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc, bool accumulate) {
+  const auto rows = [&a](int64_t m) { return MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.k_stride}; };
   for (int64_t n = 0; n < N; n += kTileColumns<T>) {
+    const T* const panel = b.data + n / kTileColumns<T> * b.panel_stride;
     int64_t m = 0;
-    for (; m + kTileRows <= M; m += kTileRows)
-      gemm_tile<kTileRows>(a.data + m * a.row_stride, a.row_stride, a.k_stride, b + n, ldb, K, c + m * ldc + n, ldc, accumulate);
-    for (; m + 2 <= M; m += 2)
-      gemm_tile<2>(a.data + m * a.row_stride, a.row_stride, a.k_stride, b + n, ldb, K, c + m * ldc + n, ldc, accumulate);
-    for (; m < M; ++m)
-      gemm_tile<1>(a.data + m * a.row_stride, a.row_stride, a.k_stride, b + n, ldb, K, c + m * ldc + n, ldc, accumulate);
+    for (; m + kTileRows <= M; m += kTileRows) gemm_tile<kTileRows>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
+    for (; m + 2 <= M; m += 2) gemm_tile<2>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
+    for (; m < M; ++m) gemm_tile<1>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
   }
 }
 

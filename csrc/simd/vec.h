@@ -66,7 +66,7 @@ inline constexpr int kWidth = VecTraits<V>::kWidth;
 
 template <class V>
 FULGURITE_INLINE V splat(Element<V> x) {
-  return V{} + x;
+  return x - V{};  // not V{} + x: that would turn −0 into 0, so the compiler could not drop it
 }
 template <class V>
 FULGURITE_INLINE V load(const void* p) {
