@@ -1,0 +1,159 @@
+// Attention forward: tiles of queries by keys, softmax computed online, nothing of size N×M in memory.
+//
+// Per row, over the key tiles J in order (m starts at −inf, l and o at 0):
+//   m' = max(m, max_J s)    α = exp(m − m')    p = exp(s − m')    l = α·l + Σ_J p    o = α·o + p·V_J
+// and at the end out = o/l, lse = m + log l. A row that keeps nothing has l = 0: out 0, lse −inf.
+// One task is one block of query rows of one head; K and V were packed once per key/value head.
+
+#include "attention/cpu/tile.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+namespace {
+
+template <class T>
+struct ForwardScratch {
+  T *query, *scores, *acc, *max, *sum, *rescale;
+  int64_t query_ld, acc_ld;
+
+  ForwardScratch(const AttentionParams& p, Arena& arena) : query_ld(pad_lanes<T>(p.D)), acc_ld(pad_columns<T>(p.Dv)) {
+    query = arena.take<T>(kQueryBlock * query_ld);
+    scores = arena.take<T>(kQueryBlock * kScoreStride);
+    acc = arena.take<T>(kQueryBlock * acc_ld);
+    max = arena.take<T>(kQueryBlock);
+    sum = arena.take<T>(kQueryBlock);
+    rescale = arena.take<T>(kQueryBlock);
+  }
+};
+
+template <class T>
+FULGURITE_INLINE Native<T> finite_base(Native<T> max) {
+  return max == static_cast<T>(-__builtin_inf()) ? Native<T>{} : max;  // nothing kept yet: exp(−inf − 0) = 0
+}
+
+/// New maxima and the factors that bring what was summed so far to them.
+template <class T>
+void raise_maxima(const Tile& t, ForwardScratch<T>& w) {
+  using V = Native<T>;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    V m = load<V>(w.scores + r * kScoreStride + t.c0);
+    for (int64_t c = t.c0 + kLanes<T>; c < t.c1; c += kLanes<T>) m = max(m, load<V>(w.scores + r * kScoreStride + c));
+    const T row_max = max_lane(m);
+    w.rescale[r] = w.max[r];  // the old maximum, until the loop below
+    if (row_max > w.max[r]) w.max[r] = row_max;
+  }
+  for (int64_t r = 0; r < t.rows; r += kLanes<T>)
+    store(w.rescale + r, exp(load<V>(w.rescale + r) - finite_base<T>(load<V>(w.max + r))));
+}
+
+/// scores become p = exp(s − m); l and o are brought to the new maximum.
+template <class T>
+void exponentiate(const Tile& t, ForwardScratch<T>& w) {
+  using V = Native<T>;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    T* const row = w.scores + r * kScoreStride;
+    const V base = finite_base<T>(splat<V>(w.max[r]));
+    V total{};
+    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+      const V probability = exp(load<V>(row + c) - base);
+      total += probability;
+      store(row + c, probability);
+    }
+    w.sum[r] = w.sum[r] * w.rescale[r] + sum(total);
+    if (w.rescale[r] != 1)
+      for (int64_t d = 0; d < w.acc_ld; d += kLanes<T>) store(w.acc + r * w.acc_ld + d, load<V>(w.acc + r * w.acc_ld + d) * w.rescale[r]);
+  }
+}
+
+template <class S>
+void finish(const AttentionParams& p, int64_t first_row, int64_t rows, const ForwardScratch<Accumulate<S>>& w) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  S* out = static_cast<S*>(p.out) + first_row * p.Dv;
+  T* const lse = static_cast<T*>(p.lse) + first_row;
+  for (int64_t r = 0; r < rows; ++r, out += p.Dv) {
+    T* const acc = w.acc + r * w.acc_ld;
+    const bool empty = w.sum[r] == 0;
+    for (int64_t d = 0; d < p.Dv; d += kLanes<T>) store(acc + d, empty ? V{} : load<V>(acc + d) / w.sum[r]);
+    store_row(out, acc, p.Dv, T(1));
+    lse[r] = empty ? static_cast<T>(-__builtin_inf()) : w.max[r] + static_cast<T>(__builtin_log(w.sum[r]));
+  }
+}
+
+template <class S>
+void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
+  using T = Accumulate<S>;
+  Arena arena(scratch);
+  ForwardScratch<T> w(p, arena);
+  const int64_t query_block = task % p.query_blocks, h = task / p.query_blocks % p.Hq, b = task / p.query_blocks / p.Hq;
+  const int64_t i0 = query_block * kQueryBlock, rows = p.N - i0 < kQueryBlock ? p.N - i0 : kQueryBlock;
+  pack_plain<T>(rows_of<S>(p.query, b, h, i0), rows, p.D, w.query, w.query_ld);
+  for (int64_t r = 0; r < kQueryBlock; ++r) {
+    w.max[r] = static_cast<T>(-__builtin_inf());
+    w.sum[r] = 0;
+  }
+  __builtin_memset(w.acc, 0, sizeof(T) * rows * w.acc_ld);
+
+  const KeyRange reach = p.rule.keys(i0, i0 + rows);
+  for (int64_t block = reach.begin / kKeyBlock; block * kKeyBlock < reach.end; ++block) {
+    const Tile t = make_tile<T>(p, b, h, query_block, block);
+    if (t.state == TileState::kSkip) continue;
+    const int64_t packed = (b * p.Hkv + h / p.group) * p.key_blocks + block;
+    const T* const key = static_cast<const T*>(p.key_transposed) + packed * kKeyBlock * p.D;
+    const T* const value = static_cast<const T*>(p.value_rows) + packed * kKeyBlock * w.acc_ld;
+    score_tile(p, t, w.query, w.query_ld, key, w.scores);
+    raise_maxima(t, w);
+    exponentiate(t, w);
+    accumulate_tile<T>(p, t, true, p.value_finite[packed], {w.scores + t.c0, kScoreStride, 1},
+                       {value + t.c0 * kTileColumns<T>, t.columns * kTileColumns<T>}, p.Dv, w.acc, w.acc_ld);
+  }
+  finish<S>(p, (b * p.Hq + h) * p.N + i0, rows, w);
+}
+
+/// Packs one block of keys and values of one key/value head, in the layouts whose buffers are given.
+template <class S>
+void pack_task(const AttentionParams& p, int64_t task) {
+  using T = Accumulate<S>;
+  const int64_t block = task % p.key_blocks, h = task / p.key_blocks % p.Hkv, b = task / p.key_blocks / p.Hkv;
+  const int64_t j0 = block * kKeyBlock, keys = p.M - j0 < kKeyBlock ? p.M - j0 : kKeyBlock;
+  const Strided<S> key = rows_of<S>(p.key, b, h, j0), value = rows_of<S>(p.value, b, h, j0);
+  const int64_t key_ld = pad_columns<T>(p.D), value_ld = pad_columns<T>(p.Dv), padded = pad_columns<T>(keys);
+  if (p.key_transposed) {
+    T* const to = static_cast<T*>(p.key_transposed) + task * kKeyBlock * p.D;
+    pack_transposed<T>(key, keys, p.D, to);
+    p.key_finite[task] = all_finite(to, padded * p.D);
+  }
+  if (p.key_rows) pack_rows<T>(key, keys, p.D, static_cast<T*>(p.key_rows) + task * kKeyBlock * key_ld);
+  if (p.value_transposed) pack_transposed<T>(value, keys, p.Dv, static_cast<T*>(p.value_transposed) + task * kKeyBlock * p.Dv);
+  if (p.value_rows) {
+    T* const to = static_cast<T*>(p.value_rows) + task * kKeyBlock * value_ld;
+    pack_rows<T>(value, keys, p.Dv, to);
+    p.value_finite[task] = all_finite(to, keys * value_ld);
+  }
+}
+
+}  // namespace
+
+void attention_pack(const AttentionParams& p, int64_t task, void*) {
+  with_storage(p.dtype, [&](auto s) { pack_task<decltype(s)>(p, task); });
+}
+
+void attention_forward(const AttentionParams& p, int64_t task, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { forward_task<decltype(s)>(p, task, scratch); });
+}
+
+void attention_forward_layout(const AttentionParams& p, AttentionLayout* layout) {
+  with_storage(p.dtype, [&](auto s) {
+    using T = Accumulate<decltype(s)>;
+    Arena arena(nullptr);
+    ForwardScratch<T> measure(p, arena);
+    layout->forward_scratch = arena.used();
+    layout->key_transposed = kKeyBlock * p.D;
+    layout->key_rows = kKeyBlock * pad_columns<T>(p.D);
+    layout->value_transposed = kKeyBlock * p.Dv;
+    layout->value_rows = kKeyBlock * pad_columns<T>(p.Dv);
+  });
+}
+
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite

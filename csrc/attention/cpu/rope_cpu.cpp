@@ -1,0 +1,58 @@
+// Rotary position embedding on the CPU, torch side.
+#include "attention/check.h"
+#include "attention/cpu/params.h"
+#include "common/dtype.h"
+#include "common/tasks.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+namespace fulgurite {
+
+FULGURITE_KERNEL(attention_rope, attention_rope, RopeTaskFn);
+
+namespace {
+
+/// Strides of a table over x's leading dimensions; 0 where it broadcasts.
+void row_strides(const Tensor& table, const Tensor& x, int64_t* strides) {
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) {
+    const int64_t own = d - (x.dim() - table.dim());
+    strides[d] = own < 0 || table.size(own) == 1 ? 0 : table.stride(own);
+  }
+}
+
+Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved, bool conjugate) {
+  check_rope(x, cos, sin);
+  Tensor out = at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
+  if (out.numel() == 0) return out;
+  RopeParams p{};
+  p.dtype = kernel_dtype(x.scalar_type());
+  p.float32_tables = cos.scalar_type() == at::kFloat;
+  p.interleaved = interleaved;
+  p.conjugate = conjugate;
+  p.D = x.size(-1);
+  p.R = 2 * cos.size(-1);
+  p.dims = static_cast<int>(x.dim() - 1);
+  for (int d = 0; d < p.dims; ++d) p.sizes[d] = x.size(d);
+  row_strides(x, x, p.x_strides);
+  row_strides(cos, x, p.cos_strides);
+  row_strides(sin, x, p.sin_strides);
+  p.x_step = x.stride(-1);
+  p.cos_step = cos.stride(-1);
+  p.sin_step = sin.stride(-1);
+  p.x = x.const_data_ptr();
+  p.cos = cos.const_data_ptr();
+  p.sin = sin.const_data_ptr();
+  p.out = out.mutable_data_ptr();
+
+  const int64_t rows = x.numel() / p.D, rows_per_task = std::max<int64_t>(1, 16384 / p.D);
+  const auto fn = attention_rope_kernel.get();
+  run_tasks(attention_rope_kernel, {(rows + rows_per_task - 1) / rows_per_task, x.numel()},
+            [&](int64_t task, void*) { fn(p, task * rows_per_task, std::min(rows, (task + 1) * rows_per_task)); });
+  return out;
+}
+
+}  // namespace
+}  // namespace fulgurite
+
+TORCH_LIBRARY_IMPL(fulgurite, CPU, m) { m.impl("rope", fulgurite::rope_cpu); }

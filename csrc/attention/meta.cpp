@@ -1,0 +1,39 @@
+// Shapes and dtypes of the results, for fake tensors, export and compile.
+#include "attention/check.h"
+#include "common/check.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+namespace fulgurite {
+namespace {
+
+AttentionResult attention_meta(const AttentionArgs& args) {
+  const AttentionShape s = check_attention(args);
+  const auto options = args.query.options();
+  return {at::empty_symint({s.B, s.Hq, s.N, s.Dv}, options),                                                 // out (B,Hq,N,Dv)
+          at::empty_symint({s.B, s.Hq, s.N}, options.dtype(accumulate_type(args.query.scalar_type())))};  // lse (B,Hq,N)
+}
+
+AttentionGradients attention_backward_meta(const AttentionBackwardArgs& args) {
+  check_attention_backward(args);
+  const auto gradient = [](const Tensor& like, bool wanted) {
+    return wanted ? at::empty_symint(like.sym_sizes(), like.options()) : at::empty_symint({0}, like.options());
+  };
+  return {gradient(args.query, args.output_mask[0]), gradient(args.key, args.output_mask[1]), gradient(args.value, args.output_mask[2])};
+}
+
+Tensor rope_meta(const Tensor& x, const Tensor& cos, const Tensor& sin, bool, bool) {
+  check_rope(x, cos, sin);
+  return at::empty_symint(x.sym_sizes(), x.options());
+}
+
+}  // namespace
+}  // namespace fulgurite
+
+TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
+  using namespace fulgurite;
+  m.impl("attention", attention_from_schema<attention_meta>);
+  m.impl("_attention_backward", attention_backward_from_schema<attention_backward_meta>);
+  m.impl("rope", rope_meta);
+}

@@ -1,0 +1,64 @@
+"""What was built, what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import fulgurite
+
+
+def _extension() -> Any:
+    if fulgurite._C is None:
+        raise RuntimeError("fulgurite was built without its Python module _C: build facts are not available")
+    return fulgurite._C
+
+
+def show_config() -> str:
+    """Build, instruction set and kernels, as text.
+
+    Example:
+        >>> import fulgurite
+        >>> print(fulgurite.show_config().splitlines()[0])  # doctest: +ELLIPSIS
+        fulgurite ... built with torch ...
+    """
+    c = _extension()
+    lines = [
+        f"fulgurite {c.version()} built with torch {c.torch_version()} by {c.compiler()}, running with torch {torch.__version__}",
+        f"instruction set: {c.get_isa()} (this machine has {', '.join(c.available_isas())}; FULGURITE_ISA overrides)",
+        "CUDA: not built",
+        "kernels:",
+    ]
+    for kernel in c.kernel_table():
+        lines.append(f"  {kernel['name']}: {kernel['active']} (compiled for {', '.join(kernel['variants'])})")
+    return "\n".join(lines)
+
+
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    """Call ``function(*args, **kwargs)`` and say which kernels ran for it.
+
+    Args:
+        function: an operator, a module or any callable that uses fulgurite's operators.
+
+    Returns:
+        One dict for each kernel that ran, in the order of the kernel table: ``kernel`` (name), ``isa`` (the instruction
+        set whose variant ran), ``calls`` and ``tasks`` (independent pieces of work). Other threads' calls are counted too.
+
+    Example:
+        >>> import torch, fulgurite
+        >>> q = torch.randn(1, 2, 8, 16)
+        >>> [row["kernel"] for row in fulgurite.explain(torch.ops.fulgurite.attention, q, q, q)]
+        ['attention_pack', 'attention_forward']
+    """
+    c = _extension()
+    before = {row["name"]: row for row in c.kernel_table()}
+    function(*args, **kwargs)
+    ran = []
+    for row in c.kernel_table():
+        calls = row["calls"] - before[row["name"]]["calls"]
+        if calls:
+            tasks = row["tasks"] - before[row["name"]]["tasks"]
+            ran.append({"kernel": row["name"], "isa": row["active"], "calls": calls, "tasks": tasks})
+    return ran
