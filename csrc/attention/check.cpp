@@ -22,14 +22,15 @@ AttentionShape check_query_key_value(const char* op, const Tensor& query, const 
   return s;
 }
 
-/// Up to four dimensions, each 1 or that of the scores.
+/// Up to four dimensions, each 1 or that of the scores; the batch may also be a divisor of B (index b mod its size).
 void check_broadcast(const char* op, const char* name, const Tensor& tensor, const Tensor& query, const AttentionShape& s) {
   check_place(op, name, tensor, query);
   const std::array<c10::SymInt, 4> full{s.B, s.Hq, s.N, s.M};
   bool fits = tensor.dim() <= 4;
   for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
     const c10::SymInt size = tensor.sym_size(d);
-    fits = size == 1 || size == full[4 - tensor.dim() + d];
+    const int64_t axis = 4 - tensor.dim() + d;
+    fits = size == 1 || size == full[axis] || (axis == 0 && size > 0 && full[0] % size == 0);
   }
   FULGURITE_CHECK(fits, "expected ", name, " broadcastable to [", s.B, ", ", s.Hq, ", ", s.N, ", ", s.M, "], got ", tensor.sym_sizes());
 }

@@ -30,6 +30,7 @@ struct ScoreRule {
   bool causal;
   int64_t window_left, window_right;  // < 0: no bound; at most N + M, so that sums cannot overflow
   const bool* mask;                   // null: every pair
+  int64_t mask_batches;               // batch b uses mask b mod mask_batches
   int64_t mask_strides[4];            // b, h, i, j; 0 where it broadcasts
 
   /// The keys in reach of query i, by causality and window.
@@ -50,7 +51,7 @@ struct ScoreRule {
   }
 
   FULGURITE_HOST_DEVICE const bool* mask_row(int64_t b, int64_t h, int64_t i) const {
-    return mask + b * mask_strides[0] + h * mask_strides[1] + i * mask_strides[2];
+    return mask + b % mask_batches * mask_strides[0] + h * mask_strides[1] + i * mask_strides[2];
   }
 
   FULGURITE_HOST_DEVICE bool kept(int64_t b, int64_t h, int64_t i, int64_t j) const {

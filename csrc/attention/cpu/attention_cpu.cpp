@@ -44,6 +44,7 @@ ScoreRule score_rule(const AttentionShape& s, const OptionalTensor& mask, bool c
           std::min(window_left, widest),
           std::min(window_right, widest),
           static_cast<const bool*>(m.data),
+          mask && mask->dim() == 4 ? mask->size(0) : 1,
           {m.strides[0], m.strides[1], m.strides[2], m.strides[3]}};
 }
 
