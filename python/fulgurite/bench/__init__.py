@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks against plain PyTorch: ``python -m fulgurite.bench``."""

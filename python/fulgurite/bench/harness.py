@@ -1,0 +1,146 @@
+"""Paired measurement: both sides in one process, taking turns, judged by the median of the ratios of neighbours.
+
+Times drift with the machine's mood; the ratio of two runs next to each other does not.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fulgurite
+
+Side = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work done by both sides.
+
+    Attributes:
+        work: what is done, the same words in every case of a group.
+        shape: the sizes.
+        baseline: the plain-PyTorch way, named.
+        ours, plain: called with no arguments; what they allocate is part of the time.
+    """
+
+    work: str
+    shape: str
+    baseline: str
+    ours: Side
+    plain: Side
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured: milliseconds are medians, ratio is plain / ours (above 1 we are faster)."""
+
+    work: str
+    shape: str
+    baseline: str
+    ours_ms: float
+    plain_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    pairs: int
+
+
+def _seconds(side: Side) -> float:
+    start = time.perf_counter()
+    side()
+    return time.perf_counter() - start
+
+
+def measure(case: Case, seconds: float = 2.0, least: int = 7, most: int = 200) -> Row:
+    """Run both sides in turn, the order alternating, for about ``seconds`` and at least ``least`` pairs."""
+    _seconds(case.ours), _seconds(case.plain)
+    pairs: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    while len(pairs) < least or (time.perf_counter() - start < seconds and len(pairs) < most):
+        if len(pairs) % 2:
+            plain, ours = _seconds(case.plain), _seconds(case.ours)
+        else:
+            ours, plain = _seconds(case.ours), _seconds(case.plain)
+        pairs.append((ours, plain))
+    ratios = sorted(plain / ours for ours, plain in pairs)
+    quarter = len(ratios) // 4
+    return Row(
+        case.work,
+        case.shape,
+        case.baseline,
+        1e3 * statistics.median(ours for ours, _ in pairs),
+        1e3 * statistics.median(plain for _, plain in pairs),
+        statistics.median(ratios),
+        ratios[quarter],
+        ratios[-1 - quarter],
+        len(pairs),
+    )
+
+
+def machine() -> dict[str, Any]:
+    """The facts that a ratio depends on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    c = fulgurite._C
+    return {
+        "cpu": model,
+        "isa": c.get_isa() if c else "unknown",
+        "isas": c.available_isas() if c else [],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "fulgurite": fulgurite.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def geometric_means(rows: list[Row]) -> Iterator[tuple[str, float, float]]:
+    """(work, geometric mean, smallest ratio) of each kind of work, in order of appearance."""
+    for work in dict.fromkeys(row.work for row in rows):
+        ratios = [row.ratio for row in rows if row.work == work]
+        yield work, statistics.geometric_mean(ratios), min(ratios)
+
+
+def save(rows: list[Row], path: Path) -> None:
+    """Machine and rows as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine(), "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def chart(rows: list[Row], path: Path, title: str) -> None:
+    """Ratios as bars, with the quartiles of the pairs as whiskers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 0.28 * len(rows) + 1.2), layout="constrained")
+    position = range(len(rows))
+    ratios = [row.ratio for row in rows]
+    whiskers = [
+        [row.ratio - row.ratio_low for row in rows],
+        [row.ratio_high - row.ratio for row in rows],
+    ]
+    axes.barh(position, ratios, xerr=whiskers, color="#4477aa", ecolor="#99bbdd")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_yticks(position, [f"{row.work}, {row.shape}" for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("time of plain PyTorch / time of fulgurite (right of 1: fulgurite is faster)")
+    axes.set_title(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
