@@ -5,6 +5,7 @@
 PYTHON ?= python3
 DEFAULT_TORCH := $(shell sed -n 's/^torch==//p' requirements/torch.txt)
 TORCH ?= $(DEFAULT_TORCH)
+JOBS ?= $(shell nproc)
 WERROR ?= $(if $(CI),ON,OFF)
 
 SUFFIX := $(if $(filter-out $(DEFAULT_TORCH),$(TORCH)),-torch$(TORCH))
@@ -30,7 +31,7 @@ test-full: test
 	scripts/sanitize.sh $(BUILD)-sanitize
 
 build: $(BUILD)/build.ninja
-	cmake --build $(BUILD)
+	cmake --build $(BUILD) --parallel $(JOBS)
 	@cmake --install $(BUILD) --prefix python/fulgurite >/dev/null
 	@$(MAKE) --no-print-directory $(VENV)/.fulgurite
 
@@ -55,7 +56,7 @@ clean:
 # ---- the environment ----
 $(VENV)/.torch: requirements/torch.txt requirements/build.txt
 	scripts/system.sh $(PYTHON)
-	$(PYTHON) -m venv $(VENV)
+	[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
 	scripts/pip.sh torch==$(TORCH) -r requirements/build.txt
 	@touch $@
 

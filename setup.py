@@ -1,9 +1,10 @@
-"""Builds the package by driving CMake: configure, build, `cmake --install` into the package's folder.
+"""Builds the package by driving CMake: configure, build, install into the package's folder.
 
-Metadata is in pyproject.toml. Needs torch in the environment that runs it, so: pip install --no-build-isolation .
+Metadata is in pyproject.toml. The library is compiled against the torch of the environment that
+runs this, so: pip install --no-build-isolation .
 
 Environment:
-    FULGURITE_BUILD_DIR   CMake's build folder (default build/pip-torch<version>); an existing one is reused
+    FULGURITE_BUILD_DIR   CMake's build folder, reused if it exists (build/pip-torch<version>)
     FULGURITE_CMAKE_ARGS  further arguments for cmake, for example -DFULGURITE_PYTHON=OFF
     MAX_JOBS              parallel compilations
 """
@@ -69,15 +70,16 @@ class CMakeBuild(build_ext):
         if cmake is None:
             sys.exit("fulgurite needs CMake 3.25 or newer: pip install cmake")
 
-        configure = [cmake, "-S", ROOT, "-B", build, f"-DPython_EXECUTABLE={sys.executable}"]
+        configure = [cmake, "-S", str(ROOT), "-B", str(build)]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}"]
         ninja = tool("ninja")
         if ninja is not None and not (build / "CMakeCache.txt").exists():
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += shlex.split(os.environ.get("FULGURITE_CMAKE_ARGS", ""))
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", build, "--parallel", jobs], check=True)
-        subprocess.run([cmake, "--install", build, "--prefix", package], check=True)
+        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        subprocess.run([cmake, "--install", str(build), "--prefix", str(package)], check=True)
 
 
 setup(
