@@ -35,7 +35,7 @@ def consumer_program() -> Path:
 
 @pytest.fixture
 def consumer(consumer_program: Path, tmp_path: Path) -> Consumer:
-    """consumer(command, *paths, inputs) runs the program on a dict of tensors and returns its dict."""
+    """consumer(command, *paths, inputs=…): the dict of tensors that the program makes of `inputs`."""
 
     def run(*command: str | Path, inputs: Tensors) -> Tensors:
         torch.save(inputs, tmp_path / "inputs.pt")

@@ -77,7 +77,9 @@ def test_public_headers_with_gradients(consumer, dtype: torch.dtype) -> None:
     )
     torch.autograd.backward([out, lse], [inputs["grad_out"], inputs["grad_lse"]])
     expected = {"out": out.detach(), "lse": lse.detach()}
-    expected |= {f"grad_{n}": x.grad for n, x in zip(("query", "key", "value"), leaves, strict=True)}
+    expected |= {
+        f"grad_{n}": x.grad for n, x in zip(("query", "key", "value"), leaves, strict=True)
+    }
     assert_same_bits(actual, expected)
 
 
