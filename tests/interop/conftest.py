@@ -35,7 +35,7 @@ def consumer_program() -> Path:
 
 @pytest.fixture
 def consumer(consumer_program: Path, tmp_path: Path) -> Consumer:
-    """consumer(command, *paths, inputs=…): the dict of tensors that the program makes of `inputs`."""
+    """consumer(command, *paths, inputs=…): the dict of tensors that the program returns."""
 
     def run(*command: str | Path, inputs: Tensors) -> Tensors:
         torch.save(inputs, tmp_path / "inputs.pt")
