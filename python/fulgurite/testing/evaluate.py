@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fulgurite.testing.registry import Operator, Sample, argument_name, flatten, map_tensors
+from fulgurite.testing.registry import Operator, Sample, flatten, select, substitute
 
 Results = dict[str, Tensor]
 """Outputs by their schema's names, gradients as ``grad of <argument>``, written arguments as
@@ -21,11 +21,10 @@ def to_float64(tensor: Tensor) -> Tensor:
 
 
 def copy_with_strides(tensor: Tensor) -> Tensor:
-    """A copy in fresh memory with the same strides, gaps between elements included."""
-    copy = torch.empty_strided(
-        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-    )
-    return copy.copy_(tensor)
+    """A copy in fresh memory with the same strides; what lies between the elements comes along."""
+    copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    storage = tensor.untyped_storage().clone()
+    return copy.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def evaluate(
@@ -42,39 +41,33 @@ def evaluate(
     sample: they are rounded to ``cotangent_dtype`` first, so that a float64 reference and a 16-bit
     operator see the same numbers. What the operator writes is copied before the call.
     """
-    written = set(operator.mutates)
-    sought = operator.differentiable if differentiable is None else differentiable
-    leaves: dict[str, Tensor] = {}
-
-    def prepare(key: int | str, value: Any) -> Any:
-        if key in written:
-            return map_tensors(copy_with_strides, value)
-        if key not in sought or not flatten(value):
-            return value
-        value = map_tensors(differentiable_leaf, value)
-        leaves.update(labelled(f"grad of {argument_name(operator, key)}", value))
-        return value
-
-    args = tuple(prepare(i, value) for i, value in enumerate(sample.args))
-    kwargs = {key: prepare(key, value) for key, value in sample.kwargs.items()}
-    result = function(*args, **kwargs)
-
     if operator.mutates:
-        return written_results(operator, Sample(sample.name, args, kwargs), result)
-    outputs = labelled_outputs(operator, result)
-    return outputs | gradients(outputs, leaves, cotangent_dtype)
+        return evaluate_mutation(function, operator, sample)
+    keys = operator.differentiable if differentiable is None else differentiable
+    leaves = {
+        label: tensor.detach().requires_grad_()
+        for label, tensor in select(operator, sample, keys, floating=True).items()
+    }
+    call = substitute(operator, sample, leaves)
+    outputs = labelled_outputs(operator, function(*call.args, **call.kwargs))
+    found = gradients(outputs, list(leaves.values()), cotangent_dtype)
+    grads = {f"grad of {label}": grad for label, grad in zip(leaves, found, strict=True)}
+    return {label: output.detach() for label, output in outputs.items()} | grads
 
 
-def differentiable_leaf(tensor: Tensor) -> Tensor:
-    """The same numbers at the same strides, as a leaf of autograd; integers stay as they are."""
-    return tensor.detach().requires_grad_(tensor.is_floating_point())
-
-
-def labelled(label: str, value: Any) -> Results:
-    """A tensor under its label; the tensors of a list under numbered labels."""
-    if isinstance(value, Tensor):
-        return {label: value}
-    return {f"{label}[{i}]": tensor for i, tensor in enumerate(flatten(value))}
+def evaluate_mutation(
+    function: Callable[..., Any], operator: Operator, sample: Sample
+) -> Results:
+    """What a call wrote: its arguments afterwards, or the list that a reference returns instead."""
+    written = {
+        label: copy_with_strides(tensor)
+        for label, tensor in select(operator, sample, operator.mutates).items()
+    }
+    call = substitute(operator, sample, written)
+    returned = flatten(function(*call.args, **call.kwargs)) or list(written.values())
+    if len(returned) != len(written):
+        raise AssertionError(f"returned {len(returned)} tensors for {len(written)} written ones")
+    return {f"new {label}": tensor for label, tensor in zip(written, returned, strict=True)}
 
 
 def labelled_outputs(operator: Operator, result: Any) -> Results:
@@ -87,34 +80,20 @@ def labelled_outputs(operator: Operator, result: Any) -> Results:
     return dict(zip(names, tensors, strict=True))
 
 
-def written_results(operator: Operator, sample: Sample, result: Any) -> Results:
-    """What a mutating call wrote: the arguments themselves, or what a reference returned."""
-    results: Results = {}
-    for key in operator.mutates:
-        if sample[key] is not None:
-            results |= labelled(f"new {argument_name(operator, key)}", sample[key])
-    returned = flatten(result)
-    if not returned:
-        return results
-    if len(returned) != len(results):
-        raise AssertionError(
-            f"{len(results)} tensors are written, the reference returned {len(returned)}"
-        )
-    return dict(zip(results, returned, strict=True))
-
-
-def gradients(outputs: Results, leaves: Results, cotangent_dtype: torch.dtype) -> Results:
+def gradients(
+    outputs: Results, leaves: list[Tensor], cotangent_dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     """The gradient of every leaf for one random cotangent per differentiable output."""
-    sources = {label: leaf for label, leaf in leaves.items() if leaf.requires_grad}
     targets = [output for output in outputs.values() if output.requires_grad]
-    if not sources or not targets:
-        return {}
+    if not leaves:
+        return ()
+    if not targets:
+        raise AssertionError(f"none of {list(outputs)} requires a gradient")
     generator = torch.Generator().manual_seed(0)
     cotangents = []
     for target in targets:
         noise = torch.randn(target.shape, generator=generator, dtype=torch.float64)
         cotangents.append(noise.to(cotangent_dtype).to(target.device, target.dtype))
-    found = torch.autograd.grad(
-        targets, list(sources.values()), cotangents, allow_unused=True, materialize_grads=True
+    return torch.autograd.grad(
+        targets, leaves, cotangents, allow_unused=True, materialize_grads=True
     )
-    return {label: output.detach() for label, output in zip(sources, found, strict=True)}

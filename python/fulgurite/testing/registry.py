@@ -37,10 +37,6 @@ class Sample:
             found += flatten(value)
         return found
 
-    def __getitem__(self, key: int | str) -> Any:
-        """The argument at a position, or of a name; None where it was left out."""
-        return self.args[key] if isinstance(key, int) else self.kwargs.get(key)
-
 
 @dataclass(frozen=True)
 class ErrorSample:
@@ -118,14 +114,46 @@ def flatten(value: Any) -> list[Tensor]:
     return []
 
 
-def named(operator: Operator, sample: Sample) -> dict[str, Any]:
-    """The arguments of a call by the names that the schema gives them."""
-    names = [argument.name for argument in operator.op._schema.arguments]
-    return dict(zip(names, sample.args, strict=False)) | sample.kwargs
-
-
 def argument_name(operator: Operator, key: int | str) -> str:
     """The schema's name of an argument given by position or keyword."""
-    if isinstance(key, str):
-        return key
-    return str(operator.op._schema.arguments[key].name)
+    return key if isinstance(key, str) else str(operator.op._schema.arguments[key].name)
+
+
+def named(operator: Operator, sample: Sample) -> dict[str, Any]:
+    """The arguments of a call by the names that the schema gives them."""
+    positional = {argument_name(operator, i): value for i, value in enumerate(sample.args)}
+    return positional | sample.kwargs
+
+
+def labelled(label: str, value: Any) -> dict[str, Tensor]:
+    """A tensor under its label; the tensors of a list under numbered labels."""
+    if isinstance(value, Tensor):
+        return {label: value}
+    return {f"{label}[{i}]": tensor for i, tensor in enumerate(flatten(value))}
+
+
+def select(
+    operator: Operator, sample: Sample, keys: tuple[int | str, ...], *, floating: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of some arguments under readable labels; only floating-point ones if asked."""
+    arguments = named(operator, sample)
+    found: dict[str, Tensor] = {}
+    for key in keys:
+        name = argument_name(operator, key)
+        found |= labelled(name, arguments.get(name))
+    return {k: t for k, t in found.items() if t.is_floating_point() or not floating}
+
+
+def substitute(operator: Operator, sample: Sample, tensors: dict[str, Tensor]) -> Sample:
+    """The same call with other tensors in place of those that ``select`` labelled."""
+
+    def replace(name: str, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return tensors.get(name, value)
+        if not flatten(value):
+            return value
+        return [tensors.get(label, tensor) for label, tensor in labelled(name, value).items()]
+
+    args = tuple(replace(argument_name(operator, i), v) for i, v in enumerate(sample.args))
+    kwargs = {name: replace(name, value) for name, value in sample.kwargs.items()}
+    return Sample(sample.name, args, kwargs)
