@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fulgurite.testing import OPERATORS, Sample, evaluate, to_float64
 
+FULL = os.environ.get("FULGURITE_FULL") == "1"
 CPU = torch.device("cpu")
 Results = dict[str, Tensor]
 
@@ -84,3 +87,24 @@ def expected(name: str, dtype: torch.dtype, seed: int, sample: str) -> tuple[Res
     )
     naive = evaluate(operator.naive or operator.reference, operator, call, cotangent_dtype=dtype)
     return reference, naive
+
+
+def forward_backward(
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: dict[str, Tensor],
+    cotangents: tuple[Tensor | None, ...],
+    **kwargs: Any,
+) -> Results:
+    """Outputs and gradients for given cotangents; None leaves that output out of the loss."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    outputs = function(*leaves.values(), **kwargs)
+    used = [(o, g) for o, g in zip(outputs, cotangents, strict=True) if g is not None]
+    grads = torch.autograd.grad(
+        [output for output, _ in used],
+        list(leaves.values()),
+        [cotangent.to(output.dtype) for output, cotangent in used],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    results = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
+    return results | {f"grad of {name}": g for name, g in zip(leaves, grads, strict=True)}

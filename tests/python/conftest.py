@@ -6,15 +6,13 @@ A test that takes ``isa`` runs once on every instruction set that the machine ha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
+from common_checks import FULL
 from hypothesis import HealthCheck, settings
 
 from fulgurite import _C
-
-FULL = os.environ.get("FULGURITE_FULL") == "1"
 
 for _profile, _examples in (("quick", 30), ("full", 500)):
     settings.register_profile(

@@ -246,20 +246,41 @@ def test_same_bits_for_any_instruction_set(
     assert_same_bits(actual, evaluate(operator.op, operator, call), f"on {isa}")
 
 
-@numeric_cases(lambda operator: bool(operator.differentiable), dtypes=(torch.float64,))
-def test_gradcheck(operator: Operator, dtype: torch.dtype, sample: str) -> None:
-    call = samples_of(operator.name, dtype, 0)[sample]
-    leaves = select(operator, call, operator.differentiable, floating=True)
+def differentiable_function(
+    operator: Operator, sample: Sample
+) -> tuple[Callable[..., list[torch.Tensor]], list[torch.Tensor]]:
+    """The call as a function of its differentiable arguments alone, and those arguments."""
+    leaves = select(operator, sample, operator.differentiable, floating=True)
 
     def function(*tensors: torch.Tensor) -> list[torch.Tensor]:
-        given = substitute(operator, call, dict(zip(leaves, tensors, strict=True)))
+        given = substitute(operator, sample, dict(zip(leaves, tensors, strict=True)))
         outputs = operator.op(*given.args, **given.kwargs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         # An infinite output, the lse of an empty row, has no finite differences.
         return [o.masked_fill(~torch.isfinite(o), 0.0) for o in outputs if o.requires_grad]
 
-    inputs = [tensor.clone().contiguous().requires_grad_() for tensor in leaves.values()]
+    return function, [tensor.clone().contiguous().requires_grad_() for tensor in leaves.values()]
+
+
+@numeric_cases(lambda operator: bool(operator.differentiable), dtypes=(torch.float64,))
+def test_gradcheck(operator: Operator, dtype: torch.dtype, sample: str) -> None:
+    call = samples_of(operator.name, dtype, 0)[sample]
+    function, inputs = differentiable_function(operator, call)
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+
+
+@numeric_cases(lambda operator: bool(operator.differentiable), dtypes=(torch.float64,))
+def test_double_backward_is_right_or_refused(
+    operator: Operator, dtype: torch.dtype, sample: str
+) -> None:
+    call = samples_of(operator.name, dtype, 0)[sample]
+    function, inputs = differentiable_function(operator, call)
+    try:
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+    except torch.autograd.gradcheck.GradcheckError:
+        raise
+    except RuntimeError as refusal:
+        assert "fulgurite::" in str(refusal)
 
 
 @numeric_cases(lambda operator: bool(operator.differentiable))

@@ -78,14 +78,6 @@ def test_mutated_arguments_are_those_of_the_schema(operator: Operator) -> None:
     assert {argument_name(operator, key) for key in operator.mutates} == written
 
 
-@each_operator
-def test_arguments_without_default_are_all_given(operator: Operator) -> None:
-    for sample in samples_of(operator.name, operator.dtypes[0], 0).values():
-        assert len(sample.args) <= len(operator.op._schema.arguments)
-        known = {argument.name for argument in operator.op._schema.arguments}
-        assert set(sample.kwargs) <= known
-
-
 # ---------------------------------------------------------------- backward operators
 
 
@@ -136,7 +128,8 @@ def test_every_backward_operator_is_reached() -> None:
 def test_opcheck_of_backward(operator: Operator) -> None:
     for sample in framework_samples(operator)[:2]:
         for func, args, kwargs, _ in backward_calls(operator, sample, operator.differentiable):
-            torch.library.opcheck(func, args, kwargs)
+            call = Sample(sample.name, args, kwargs).map(lambda tensor: tensor.detach())
+            torch.library.opcheck(func, call.args, call.kwargs)
 
 
 @each_differentiable
