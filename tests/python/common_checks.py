@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fulgurite.testing import OPERATORS, Sample, evaluate, to_float64
+from fulgurite.testing import (
+    OPERATORS,
+    Operator,
+    Sample,
+    assert_accurate,
+    evaluate,
+    to_float64,
+)
 
 FULL = os.environ.get("FULGURITE_FULL") == "1"
 CPU = torch.device("cpu")
@@ -79,14 +86,32 @@ def samples_of(name: str, dtype: torch.dtype, seed: int) -> dict[str, Sample]:
 
 @lru_cache(maxsize=None)
 def expected(name: str, dtype: torch.dtype, seed: int, sample: str) -> tuple[Results, Results]:
-    """The float64 reference and naive PyTorch in ``dtype``; the same for every instruction set."""
-    operator = OPERATORS[name]
-    call = samples_of(name, dtype, seed)[sample]
-    reference = evaluate(
-        operator.reference, operator, call.map(to_float64), cotangent_dtype=dtype
-    )
-    naive = evaluate(operator.naive or operator.reference, operator, call, cotangent_dtype=dtype)
-    return reference, naive
+    """``reference_and_naive`` of a registered sample: the same for every instruction set."""
+    return reference_and_naive(OPERATORS[name], samples_of(name, dtype, seed)[sample], dtype)
+
+
+def reference_and_naive(
+    operator: Operator, sample: Sample, dtype: torch.dtype
+) -> tuple[Results, Results]:
+    """The float64 reference and naive PyTorch in ``dtype``, with gradients.
+
+    On one thread: torch's parallel regions cost more than these small calls where cores are shared.
+    """
+    naive = operator.naive or operator.reference
+    with threads(1):
+        wide = sample.map(to_float64)
+        return (
+            evaluate(operator.reference, operator, wide, cotangent_dtype=dtype),
+            evaluate(naive, operator, sample, cotangent_dtype=dtype),
+        )
+
+
+def assert_equals_reference(
+    operator: Operator, sample: Sample, dtype: torch.dtype, **options: Any
+) -> None:
+    """One call of the operator against its reference, by the rule for single cases."""
+    actual = evaluate(operator.op, operator, sample, cotangent_dtype=dtype)
+    assert_accurate(actual, *reference_and_naive(operator, sample, dtype), dtype, **options)
 
 
 def forward_backward(

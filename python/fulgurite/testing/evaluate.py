@@ -55,9 +55,7 @@ def evaluate(
     return {label: output.detach() for label, output in outputs.items()} | grads
 
 
-def evaluate_mutation(
-    function: Callable[..., Any], operator: Operator, sample: Sample
-) -> Results:
+def evaluate_mutation(function: Callable[..., Any], operator: Operator, sample: Sample) -> Results:
     """What a call wrote: its arguments afterwards, or the list that a reference returns instead."""
     written = {
         label: copy_with_strides(tensor)

@@ -38,8 +38,8 @@ def call_module(operator: Operator, sample: Sample) -> torch.nn.Module:
 def call_source(operator: Operator, sample: Sample) -> str:
     """The text of that forward, for example::
 
-        def forward(self, query: Tensor, key: Tensor, value: Tensor):
-            return torch.ops.fulgurite.attention(query=query, key=key, value=value, causal=True)
+    def forward(self, query: Tensor, key: Tensor, value: Tensor):
+        return torch.ops.fulgurite.attention(query=query, key=key, value=value, causal=True)
     """
     parameters, arguments = ["self"], []
     for argument, value in named(operator, sample).items():

@@ -2,62 +2,76 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from common_checks import CPU, assert_same_bits, forward_backward, threads
+from common_checks import (
+    CPU,
+    assert_equals_reference,
+    assert_same_bits,
+    forward_backward,
+    threads,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.testing import OPERATORS, Sample, assert_accurate, evaluate, to_float64
+from fulgurite.testing import OPERATORS, Sample, assert_accurate, evaluate
 from fulgurite.testing.references.attention import attention, attention_naive
 from fulgurite.testing.samples.attention import qkv
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+ATTENTION = OPERATORS["attention"]
 attention_op = torch.ops.fulgurite.attention
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
-def assert_equals_reference(sample: Sample, dtype: torch.dtype) -> None:
-    entry = OPERATORS["attention"]
-    assert_accurate(
-        evaluate(attention_op, entry, sample, cotangent_dtype=dtype),
-        evaluate(attention, entry, sample.map(to_float64), cotangent_dtype=dtype),
-        evaluate(attention_naive, entry, sample, cotangent_dtype=dtype),
-        dtype,
-        magnitude=1.0,
-    )
-
-
-@st.composite
-def any_call(draw: st.DrawFn) -> tuple[Sample, torch.dtype]:
-    """Any sizes, 0 included, with any of the arguments that are served."""
-    dtype = draw(st.sampled_from(DTYPES))
-    B, Hkv, group = draw(st.integers(0, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    N, M = draw(st.integers(0, 80)), draw(st.integers(0, 80))
-    D, Dv = draw(st.integers(0, 40)), draw(st.integers(0, 40))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    tensors = qkv(generator, dtype, CPU, B=B, Hq=Hkv * group, Hkv=Hkv, N=N, M=M, D=D, Dv=Dv)
-    kwargs: dict[str, Any] = {
-        "scale": draw(st.sampled_from([None, 0.1, 1.0] if D else [0.1, 1.0])),
-        "causal": draw(st.booleans()),
-        "align": draw(st.sampled_from(["bottom_right", "top_left"])),
-        "window_left": draw(st.integers(-1, 90)),
-        "window_right": draw(st.integers(-1, 90)),
+any_call = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(DTYPES),
+        "seed": st.integers(0, 1000),
+        "B": st.integers(0, 3),
+        "Hkv": st.integers(1, 3),
+        "group": st.integers(1, 4),
+        "N": st.integers(0, 70),
+        "M": st.integers(0, 70),
+        "D": st.integers(0, 40),
+        "Dv": st.integers(0, 40),
+        "scale": st.sampled_from([None, 0.1, 1.0]),
+        "causal": st.booleans(),
+        "align": st.sampled_from(["bottom_right", "top_left"]),
+        "window_left": st.integers(-1, 80),
+        "window_right": st.integers(-1, 80),
+        # None, or how many of the leading dims a mask lacks, which of its dims are 1, and its density
+        "mask": st.none()
+        | st.tuples(
+            st.integers(0, 3),
+            st.tuples(*[st.booleans()] * 4),
+            st.sampled_from([0.2, 0.9]),
+        ),
     }
-    if draw(st.booleans()):
-        sizes = (B, Hkv * group, N, M)
-        full = draw(st.tuples(*[st.booleans()] * 4))
-        shape = [size if whole else 1 for size, whole in zip(sizes, full, strict=True)]
-        shape = shape[draw(st.integers(0, 2)) :]
-        kwargs["mask"] = torch.rand(shape, generator=generator) < draw(st.sampled_from([0.2, 0.9]))
-    return Sample("any", tensors, kwargs), dtype
+)
 
 
-@given(call=any_call())
-def test_any_shape_and_argument(call: tuple[Sample, torch.dtype], isa: str) -> None:
-    assert_equals_reference(*call)
+@given(call=any_call)
+def test_any_shape_and_argument(call: dict[str, Any], isa: str) -> None:
+    """Any sizes, 0 included, with any of the arguments that are served."""
+    dtype, generator = call["dtype"], torch.Generator().manual_seed(call["seed"])
+    sizes = {name: call[name] for name in ("B", "Hkv", "N", "M", "D", "Dv")}
+    sizes["Hq"] = call["Hkv"] * call["group"]
+    kwargs = {k: call[k] for k in ("scale", "causal", "align", "window_left", "window_right")}
+    if call["D"] == 0:
+        kwargs["scale"] = 1.0
+    tensors = qkv(generator, dtype, CPU, **sizes)
+    if call["mask"] is not None:
+        lacking, single, density = call["mask"]
+        shape = [
+            1 if one else sizes[d] for one, d in zip(single, ("B", "Hq", "N", "M"), strict=True)
+        ]
+        kwargs["mask"] = torch.rand(shape[lacking:], generator=generator) < density
+    sample = Sample("any", tensors, kwargs)
+    assert_equals_reference(ATTENTION, sample, dtype, magnitude=max(1.0, call["Dv"] ** 0.5))
 
 
 @each_dtype
@@ -83,20 +97,21 @@ def test_loss_of_out_lse_or_both(dtype: torch.dtype, used: str, isa: str) -> Non
     inputs = dict(zip(("query", "key", "value"), tensors, strict=True))
     noise = [torch.randn(s, generator=generator).to(dtype) for s in ((2, 4, 20, 8), (2, 4, 20))]
     cotangents = (noise[0] if used != "lse" else None, noise[1] if used != "out" else None)
-    wide = tuple(None if c is None else c.double() for c in cotangents)
-    reference = forward_backward(
-        attention, {k: v.double() for k, v in inputs.items()}, wide, causal=True
-    )
-    naive = forward_backward(attention_naive, inputs, cotangents, causal=True)
+    with threads(1):
+        wide = {name: tensor.double() for name, tensor in inputs.items()}
+        wide_cotangents = tuple(None if c is None else c.double() for c in cotangents)
+        reference = forward_backward(attention, wide, wide_cotangents, causal=True)
+        naive = forward_backward(attention_naive, inputs, cotangents, causal=True)
     actual = forward_backward(attention_op, inputs, cotangents, causal=True)
-    assert_accurate(actual, reference, naive, dtype)
+    assert_accurate(actual, reference, naive, dtype, magnitude=1.0)
     assert reference["grad of query"].abs().max() > 0
     if used == "lse":
         assert (actual["grad of value"] == 0).all()
 
 
 @each_dtype
-def test_same_bits_in_any_batch(dtype: torch.dtype, isa: str) -> None:
+@pytest.mark.parametrize("company", ["finite", "nan"])
+def test_same_bits_in_any_batch(dtype: torch.dtype, company: str, isa: str) -> None:
     """A sample's results do not depend on what else is in the batch, nor on its place there."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = qkv(generator, dtype, CPU, B=3, Hq=4, Hkv=2, N=100, M=140, D=40)
@@ -104,15 +119,28 @@ def test_same_bits_in_any_batch(dtype: torch.dtype, isa: str) -> None:
     cotangents = tuple(
         torch.randn(s, generator=generator).to(dtype) for s in ((3, 4, 100, 40), (3, 4, 100))
     )
+    if company == "nan":
+        key[1], value[1] = math.nan, math.nan
     inputs = {"query": query, "key": key, "value": value}
     kwargs = {"causal": True, "window_left": 90}
     together = forward_backward(attention_op, inputs, cotangents, mask=mask, **kwargs)
-    for b in range(3):
+    for b in (0, 2) if company == "nan" else (0, 1, 2):
         one = {name: tensor[b : b + 1] for name, tensor in inputs.items()}
         noise = tuple(cotangent[b : b + 1] for cotangent in cotangents)
         alone = forward_backward(attention_op, one, noise, mask=mask[b : b + 1], **kwargs)
         within = {label: tensor[b : b + 1] for label, tensor in together.items()}
         assert_same_bits(alone, within, f"sample {b}")
+
+
+@each_dtype
+def test_mask_of_a_batch_that_divides(dtype: torch.dtype, isa: str) -> None:
+    """A mask of batch B' dividing B repeats: sample b takes b mod B', as Swin's windows do."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = qkv(generator, dtype, CPU, B=6, N=20, M=30, D=8)
+    mask = torch.rand(3, 1, 20, 30, generator=generator) < 0.7
+    actual = evaluate(attention_op, ATTENTION, Sample("periodic", tensors, {"mask": mask}))
+    repeated = Sample("repeated", tensors, {"mask": mask.repeat(2, 1, 1, 1)})
+    assert_same_bits(actual, evaluate(attention_op, ATTENTION, repeated))
 
 
 @each_dtype
@@ -123,8 +151,8 @@ def test_same_bits_for_any_threads_in_large_calls(dtype: torch.dtype, B: int, is
     tensors = qkv(generator, dtype, CPU, B=B, Hq=4, Hkv=2, N=300, M=333, D=64)
     sample = Sample("large", tensors, {"causal": True})
     with threads(1):
-        one = evaluate(attention_op, OPERATORS["attention"], sample)
+        one = evaluate(attention_op, ATTENTION, sample)
     for count in (2, 3, 8):
         with threads(count):
-            many = evaluate(attention_op, OPERATORS["attention"], sample)
+            many = evaluate(attention_op, ATTENTION, sample)
         assert_same_bits(many, one, f"with {count} threads")

@@ -162,7 +162,10 @@ def test_gradients_of_the_reference(arguments: dict[str, Any], seed: int) -> Non
         out, lse = attention(*leaves[:3], **given, **rest)
         return out, lse.masked_fill(lse == -math.inf, 0.0)
 
-    leaves = [*tensors(seed), *(arguments[name].masked_fill(torch.isinf(arguments[name]), 0.0) for name in names)]
+    leaves = [
+        *tensors(seed),
+        *(arguments[name].masked_fill(torch.isinf(arguments[name]), 0.0) for name in names),
+    ]
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
 

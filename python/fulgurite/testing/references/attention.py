@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Above this many products q_i·k_j·d the pairs are multiplied as matrices, which is the same for
 # finite numbers; below it each pair stands alone, so that a hidden NaN cannot reach another pair.
-PAIRWISE_LIMIT = 1 << 21
+PAIRWISE_LIMIT = 1 << 18
 
 
 def attention(
@@ -216,3 +216,8 @@ def rope(
     turned = (a * cos - b * sin, b * cos + a * sin)
     joined = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
     return torch.cat([joined, rest], dim=-1)
+
+
+def rope_naive(x: Tensor, cos: Tensor, sin: Tensor, **kwargs: bool) -> Tensor:
+    """The same in the dtype of x alone, as models write it."""
+    return rope(x, cos.to(x.dtype), sin.to(x.dtype), **kwargs)

@@ -115,7 +115,7 @@ def attention_shape_errors(device: torch.device) -> Iterator[ErrorSample]:
         "key_batch": ((query, key[:1], value), "key"),
         "value_length": ((query, key, value[:, :, :4]), "value"),
         "value_heads": ((query, key, value[:, :1]), "value"),
-        "heads_not_a_multiple": ((query[:, :3], key, value), "heads|key|query"),
+        "heads_not_a_multiple": ((query[:, :3], key, value), "Hq"),
     }
     for name, (tensors, match) in cases.items():
         yield ErrorSample(name, tensors, {}, RuntimeError, match)
@@ -138,7 +138,7 @@ def attention_value_errors(device: torch.device) -> Iterator[ErrorSample]:
         "relu2_with_sink": ({"score": "relu2", "sink": sink}, "sink"),
         "laplace_with_dropout": (
             {"score": "laplace", "dropout_p": 0.1, "philox": philox},
-            "dropout_p",
+            "dropout",
         ),
         "dropout_of_all": ({"dropout_p": 1.0, "philox": philox}, "dropout_p"),
         "dropout_negative": ({"dropout_p": -0.1, "philox": philox}, "dropout_p"),
@@ -243,6 +243,7 @@ OPERATORS = (
         samples=rope_samples,
         errors=rope_errors,
         reference=reference.rope,
+        naive=reference.rope_naive,
         differentiable=(0,),
     ),
 )
