@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,13 +78,13 @@ def assert_gaps_untouched(view: Tensor) -> None:
     assert untouched.all(), f"{int((~untouched).sum())} elements written outside of the tensor"
 
 
-@lru_cache(maxsize=None)
+@cache
 def samples_of(name: str, dtype: torch.dtype, seed: int) -> dict[str, Sample]:
     """The sample calls of an operator by name. Shared between tests: nobody may write to them."""
     return {sample.name: sample for sample in OPERATORS[name].samples(dtype, CPU, seed)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def expected(name: str, dtype: torch.dtype, seed: int, sample: str) -> tuple[Results, Results]:
     """``reference_and_naive`` of a registered sample: the same for every instruction set."""
     return reference_and_naive(OPERATORS[name], samples_of(name, dtype, seed)[sample], dtype)

@@ -1,4 +1,4 @@
-"""Every registered operator has an entry in ``fulgurite.testing.OPERATORS``, and entries are sound."""
+"""Every registered operator has an entry in ``fulgurite.testing.OPERATORS``, and each is sound."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from common_checks import CPU, assert_same_bits, samples_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common_checks import CPU, assert_same_bits, samples_of
 from fulgurite.testing import OPERATORS, Operator, Sample, evaluate
 from fulgurite.testing.registry import argument_name, flatten
 
@@ -68,7 +68,8 @@ def test_samples_include_empty_sizes(operator: Operator) -> None:
 @each_operator
 def test_error_samples_are_named(operator: Operator) -> None:
     names = [wrong.name for wrong in operator.errors(CPU)]
-    assert names and len(set(names)) == len(names)
+    assert names
+    assert len(set(names)) == len(names)
 
 
 @each_operator
@@ -157,7 +158,8 @@ def test_backward_returns_nothing_that_was_not_asked_for(operator: Operator) -> 
                     continue
                 asked = given["output_mask"]
                 sizes = [grad.numel() for grad in flatten(result)]
-                assert len(asked) == len(sizes) and not all(asked)
+                assert len(asked) == len(sizes)
+                assert not all(asked)
                 assert all(
                     size == 0 for size, wanted in zip(sizes, asked, strict=True) if not wanted
                 )

@@ -1,4 +1,4 @@
-"""What the tests know about every operator: sample calls, wrong calls, a reference and its properties.
+"""What the tests know of every operator: sample calls, wrong calls, a reference, its properties.
 
 One entry per operator serves every generated check, so a new operator is covered by writing its
 samples and its reference, and nothing else.
@@ -40,8 +40,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class ErrorSample:
-    """A call that must raise exactly ``error``, with a message that ``match`` (a regular expression)
-    finds, before anything is written."""
+    """A call that raises exactly ``error`` before anything is written.
+
+    The regular expression ``match`` finds something in its message.
+    """
 
     name: str
     args: tuple[Any, ...]

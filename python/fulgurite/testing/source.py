@@ -25,7 +25,7 @@ def passed(value: Any) -> bool:
 
 
 def call_module(operator: Operator, sample: Sample) -> torch.nn.Module:
-    """A module whose forward makes this call: tensors are its parameters, constants are its text."""
+    """A module whose forward makes this call: tensors are parameters, constants are its text."""
     source = call_source(operator, sample)
     filename = f"<{operator.name} {sample.name}>"
     # TorchScript reads a function's source, which it finds here as if it were a file.

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from common_checks import (
     CPU,
     assert_equals_reference,
@@ -14,10 +17,7 @@ from common_checks import (
     forward_backward,
     threads,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from fulgurite.testing import OPERATORS, Sample, assert_accurate, evaluate
+from fulgurite.testing import OPERATORS, Sample, assert_accurate, evaluate, unit_roundoff
 from fulgurite.testing.references.attention import attention, attention_naive
 from fulgurite.testing.samples.attention import qkv
 
@@ -43,7 +43,7 @@ any_call = st.fixed_dictionaries(
         "align": st.sampled_from(["bottom_right", "top_left"]),
         "window_left": st.integers(-1, 80),
         "window_right": st.integers(-1, 80),
-        # None, or how many of the leading dims a mask lacks, which of its dims are 1, and its density
+        # None, or how many leading dims a mask lacks, which of its dims are 1, its density
         "mask": st.none()
         | st.tuples(
             st.integers(0, 3),
@@ -156,3 +156,20 @@ def test_same_bits_for_any_threads_in_large_calls(dtype: torch.dtype, B: int, is
         with threads(count):
             many = evaluate(attention_op, ATTENTION, sample)
         assert_same_bits(many, one, f"with {count} threads")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_beyond_the_range_of_16_bit(dtype: torch.dtype, isa: str) -> None:
+    """Scores of 10⁵ are kept in the accumulation type and their exponentials do not overflow.
+
+    Products of small integers are exact in float32, so all that remains is the result's rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randint(-150, 151, (1, 2, 70, 64), generator=generator) for _ in range(2))
+    value = torch.randn(1, 2, 70, 16, generator=generator).to(dtype)
+    out, lse = attention_op(query.to(dtype), key.to(dtype), value, scale=1.0, causal=True)
+    want, want_lse = attention(query.double(), key.double(), value.double(), scale=1.0, causal=True)
+    assert want_lse.max() > torch.finfo(torch.float16).max
+    torch.testing.assert_close(lse.double(), want_lse, rtol=2**-23, atol=2**-20)
+    u = unit_roundoff(dtype)
+    torch.testing.assert_close(out.double(), want, rtol=2 * u, atol=2 * u)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from common_checks import (
     CPU,
     FULL,
@@ -20,7 +21,6 @@ from common_checks import (
     assert_equals_reference,
     reference_and_naive,
 )
-
 from fulgurite.testing import OPERATORS, ErrorStatistics, Sample, evaluate
 from fulgurite.testing.samples.attention import qkv
 from fulgurite.testing.tolerances import MIN_SEEDS
@@ -51,7 +51,7 @@ def case_id(case: Case) -> str:
 
 
 def grid() -> list[Case]:
-    """Every width and short length once; in a full run every triple of width, lengths and hiding."""
+    """Every width and short length; in a full run every triple of width, lengths and hiding."""
     choose = random.Random(0).choice
     if FULL:
         triples = product(WIDTHS, LENGTHS, HIDING)

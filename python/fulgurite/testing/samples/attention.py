@@ -51,8 +51,14 @@ def attention_samples(dtype: torch.dtype, device: torch.device, seed: int) -> It
     yield Sample(
         "mask_window_odd_widths",
         tensors(N=11, M=6, D=5, Dv=7),
-        {"mask": mask(2, 1, 11, 6), "scale": 0.3, "align": "top_left", "window_left": 2, "window_right": 3},
-    )  # fmt: skip
+        {
+            "mask": mask(2, 1, 11, 6),
+            "scale": 0.3,
+            "align": "top_left",
+            "window_left": 2,
+            "window_right": 3,
+        },
+    )
     yield Sample(
         "causal_window_across_tiles",
         tensors(B=1, Hq=2, Hkv=1, N=70, M=133, D=20, Dv=12),
