@@ -22,9 +22,9 @@ def to_float64(tensor: Tensor) -> Tensor:
 
 def copy_with_strides(tensor: Tensor) -> Tensor:
     """A copy in fresh memory with the same strides; what lies between the elements comes along."""
-    copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    storage = tensor.untyped_storage().clone()
-    return copy.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    whole.set_(tensor.untyped_storage())
+    return whole.clone().as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
 
 def evaluate(

@@ -32,7 +32,8 @@ def call_module(operator: Operator, sample: Sample) -> torch.nn.Module:
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {"torch": torch, "Tensor": Tensor}
     exec(compile(source, filename, "exec"), namespace)
-    return type("Call", (torch.nn.Module,), {"forward": namespace["forward"]})()
+    module: torch.nn.Module = type("Call", (torch.nn.Module,), {"forward": namespace["forward"]})()
+    return module
 
 
 def call_source(operator: Operator, sample: Sample) -> str:
