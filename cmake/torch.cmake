@@ -20,11 +20,6 @@ endif()
 set(FULGURITE_TORCH_LIB_DIR ${FULGURITE_TORCH_DIR}/lib)
 message(STATUS "torch ${FULGURITE_TORCH_VERSION} in ${FULGURITE_TORCH_DIR}")
 
-if(NOT FULGURITE_PYBIND11_DIR)
-  execute_process(COMMAND ${Python_EXECUTABLE} -c "import pybind11; print(pybind11.get_cmake_dir())"
-                  OUTPUT_VARIABLE FULGURITE_PYBIND11_DIR OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
-endif()
-
 add_library(fulgurite_torch INTERFACE)
 target_include_directories(fulgurite_torch SYSTEM INTERFACE
   $<BUILD_INTERFACE:${FULGURITE_TORCH_DIR}/include>

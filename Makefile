@@ -1,0 +1,79 @@
+# make demo | test | build | lint | test-full | docs. Everything lives in the tree: .venv, build.
+#   ARGS="--quick"   options for the demo
+#   TORCH=2.15.0     another torch, in an environment and a build folder of its own
+#   WERROR=ON        warnings are errors (the default where CI is set)
+PYTHON ?= python3
+DEFAULT_TORCH := $(shell sed -n 's/^torch==//p' requirements/torch.txt)
+TORCH ?= $(DEFAULT_TORCH)
+JOBS ?= $(shell nproc)
+WERROR ?= $(if $(CI),ON,OFF)
+
+SUFFIX := $(if $(filter-out $(DEFAULT_TORCH),$(TORCH)),-torch$(TORCH))
+VENV := .venv$(SUFFIX)
+BUILD := build$(SUFFIX)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export FULGURITE_BUILD_DIR := $(BUILD)
+SOURCES := python tests setup.py docs/conf.py
+CXX_SOURCES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
+
+.PHONY: demo test test-full build build-tests lint lint-quick docs clean
+.DELETE_ON_ERROR:
+
+demo: build $(VENV)/.demo
+	python -m fulgurite.demo $(ARGS)
+
+test: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
+	scripts/test.sh $(BUILD)
+
+# Exhaustive grids, then the kernels and their tests under ASan and UBSan.
+test-full: test
+	FULGURITE_FULL=1 scripts/test.sh $(BUILD)
+	scripts/sanitize.sh $(BUILD)-sanitize
+
+build: $(BUILD)/build.ninja
+	cmake --build $(BUILD) --parallel $(JOBS)
+	@cmake --install $(BUILD) --prefix python/fulgurite >/dev/null
+	@$(MAKE) --no-print-directory $(VENV)/.fulgurite
+
+build-tests: $(BUILD)/.tests
+	@$(MAKE) --no-print-directory build
+
+lint: lint-quick $(BUILD)/build.ninja
+	run-clang-tidy -quiet -p $(BUILD) '$(CURDIR)/csrc/.*'
+
+lint-quick: $(VENV)/.lint $(VENV)/.demo $(VENV)/.test
+	clang-format --dry-run --Werror $(CXX_SOURCES)
+	ruff check $(SOURCES)
+	ruff format --check $(SOURCES)
+	mypy
+
+docs: build $(VENV)/.docs
+	python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(BUILD) $(BUILD)-sanitize docs/_build
+
+# ---- the environment ----
+$(VENV)/.torch: requirements/torch.txt requirements/build.txt
+	scripts/system.sh $(PYTHON)
+	[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
+	scripts/pip.sh torch==$(TORCH) -r requirements/build.txt
+	@touch $@
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.torch
+	scripts/pip.sh torch==$(TORCH) -r $<
+	@touch $@
+
+# ---- the build: ninja runs cmake again by itself when a CMake file changes ----
+$(BUILD)/build.ninja: $(VENV)/.torch
+	cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DFULGURITE_WERROR=$(WERROR)
+	@touch $@
+
+$(BUILD)/.tests: $(BUILD)/build.ninja
+	cmake -S . -B $(BUILD) -DFULGURITE_TESTS=ON
+	@touch $@
+
+# The package as an editable installation; its CMake half finds everything built.
+$(VENV)/.fulgurite: setup.py pyproject.toml $(VENV)/.torch
+	scripts/pip.sh --no-build-isolation --no-deps -e .
+	@touch $@

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Usage: test.sh BUILD. Every test: formatting and types, Catch2 through ctest, pytest (operators, interop, packaging).
+# A stage that fails does not hide the next ones; the runners' own summary lines come last.
+set -uo pipefail
+build=$1
+logs=$build/test-logs
+mkdir -p "$logs"
+failed=()
+
+stage() {  # NAME COMMAND...
+  local name=$1 started=$SECONDS
+  shift
+  echo "==> $name: $*"
+  "$@" 2>&1 | tee "$logs/$name.log" || failed+=("$name")
+  echo "==> $name took $((SECONDS - started)) s"
+}
+
+stage lint make --no-print-directory lint-quick
+stage ctest ctest --test-dir "$build" --output-on-failure --no-tests=error
+stage pytest python -m pytest
+
+echo "==> summary, $SECONDS s"
+grep -E '^[0-9]+% tests passed' "$logs/ctest.log"
+tail -n 1 "$logs/pytest.log"
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "failed: ${failed[*]}" >&2
+  exit 1
+fi

@@ -1,0 +1,113 @@
+"""Accuracy on the sizes that the suites of flash-attention, PyTorch and xFormers test.
+
+A normal run takes a sample in which every value occurs; ``FULGURITE_FULL=1`` takes all
+combinations, and the RMS rule at long sequences too.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from itertools import cycle, product
+from typing import Any
+
+import pytest
+import torch
+
+from common_checks import (
+    CPU,
+    FULL,
+    Results,
+    assert_equals_reference,
+    reference_and_naive,
+)
+from fulgurite.testing import OPERATORS, ErrorStatistics, Sample, evaluate
+from fulgurite.testing.samples.attention import qkv
+from fulgurite.testing.tolerances import MIN_SEEDS
+
+ATTENTION = OPERATORS["attention"]
+WIDTHS = [(8, 8), (16, 16), (32, 32), (59, 59), (64, 64), (72, 72), (80, 80), (96, 96), (111, 111),
+          (128, 128), (160, 160), (192, 128), (203, 203), (256, 256), (576, 512)]  # fmt: skip
+LENGTHS = [(1, 147), (49, 49), (64, 128), (113, 203), (128, 217), (144, 144), (108, 256),
+           (196, 196), (256, 512), (512, 256), (1, 239), (3, 799), (1023, 1024)]  # fmt: skip
+HEADS = [(2, 2), (4, 1), (6, 2)]
+HIDING: list[dict[str, Any]] = [
+    {},
+    {"causal": True},
+    {"causal": True, "align": "top_left"},
+    {"window_left": 64, "window_right": 0},
+    {"window_left": 16, "window_right": 40},
+    {"causal": True, "window_left": 128},
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+Case = tuple[tuple[int, int], tuple[int, int], tuple[int, int], dict[str, Any], torch.dtype]
+
+
+def case_id(case: Case) -> str:
+    (D, Dv), (N, M), (Hq, Hkv), hiding, dtype = case
+    words = "-".join(f"{name}={value}" for name, value in hiding.items()) or "full"
+    return f"D{D},{Dv}-N{N}-M{M}-H{Hq},{Hkv}-{words}-{str(dtype)[6:]}"
+
+
+def grid() -> list[Case]:
+    """Every width and short length; in a full run every triple of width, lengths and hiding."""
+    choose = random.Random(0).choice
+    if FULL:
+        triples = product(WIDTHS, LENGTHS, HIDING)
+    else:
+        short = cycle(pair for pair in LENGTHS if max(pair) <= 300)
+        triples = ((width, next(short), choose(HIDING)) for width in WIDTHS)
+    return [(w, n, choose(HEADS), hiding, choose(DTYPES)) for w, n, hiding in triples]
+
+
+def sample_of(case: Case, seed: int) -> Sample:
+    (D, Dv), (N, M), (Hq, Hkv), hiding, dtype = case
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"B": 1, "Hq": Hq, "Hkv": Hkv, "N": N, "M": M, "D": D, "Dv": Dv}
+    return Sample(case_id(case), qkv(generator, dtype, CPU, **sizes), hiding)
+
+
+@lru_cache(maxsize=8)
+def sixteen_seeds(index: int) -> list[tuple[Results, Results]]:
+    """Reference and naive of a case of ACCURACY, shared by the instruction sets."""
+    case = ACCURACY[index]
+    return [reference_and_naive(ATTENTION, sample_of(case, s), case[-1]) for s in range(MIN_SEEDS)]
+
+
+@pytest.mark.parametrize("case", grid(), ids=case_id)
+def test_grid(case: Case, isa: str) -> None:
+    assert_equals_reference(ATTENTION, sample_of(case, 0), case[-1])
+
+
+def accuracy_cases() -> list[Case]:
+    """Classes of shapes for the RMS rule, small ones in a normal run."""
+    if FULL:
+        widths, lengths = [(w, w) for w in (32, 64, 128)], [(n, n) for n in (128, 512, 1024)]
+        return list(product(widths, lengths, [(2, 1)], HIDING, DTYPES))
+    window = {"causal": True, "window_left": 60}
+    return [
+        *[((64, 64), (128, 128), (2, 1), {"causal": True}, dtype) for dtype in DTYPES],
+        ((40, 24), (130, 200), (1, 1), {}, torch.bfloat16),
+        ((80, 80), (160, 160), (1, 1), window, torch.float16),
+    ]
+
+
+ACCURACY = accuracy_cases()
+
+
+@pytest.mark.parametrize("index", range(len(ACCURACY)), ids=lambda i: case_id(ACCURACY[i]))
+def test_error_is_no_larger_than_naive(index: int, isa: str) -> None:
+    case = ACCURACY[index]
+    statistics = ErrorStatistics(case[-1])
+    for seed, yardsticks in enumerate(sixteen_seeds(index)):
+        call = sample_of(case, seed)
+        actual = evaluate(ATTENTION.op, ATTENTION, call, cotangent_dtype=case[-1])
+        statistics.add(actual, *yardsticks)
+    statistics.assert_accurate()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_error_of_a_long_sequence(dtype: torch.dtype, isa: str) -> None:
+    case = ((64, 64), (512, 512), (2, 1), {"causal": True}, dtype)
+    assert_equals_reference(ATTENTION, sample_of(case, 0), dtype)

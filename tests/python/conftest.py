@@ -1,0 +1,57 @@
+"""Settings of the whole suite: the exhaustive grids, hypothesis, and the instruction sets.
+
+``FULGURITE_FULL=1`` runs the tests marked ``full`` too, and hypothesis with more examples.
+A test that takes ``isa`` runs once on every instruction set that the machine has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# Where cores are shared, threads that spin at a barrier cost more than the small calls between
+# them. OpenMP reads this when torch is loaded, below.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from common_checks import FULL
+from fulgurite import _C
+
+for _profile, _examples in (("quick", 30), ("full", 500)):
+    settings.register_profile(
+        _profile,
+        derandomize=True,
+        max_examples=_examples,
+        deadline=None,
+        print_blob=True,
+        # `isa` is the same for every example, so it need not be set up again for each.
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+settings.load_profile("full" if FULL else "quick")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: exhaustive; runs with FULGURITE_FULL=1 only")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="exhaustive: set FULGURITE_FULL=1")
+    for item in items:
+        if not FULL and item.get_closest_marker("full"):
+            item.add_marker(skip)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", _C.available_isas(), indirect=True)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The instruction set that the test runs on."""
+    before = _C.get_isa()
+    _C.set_isa(request.param)
+    yield request.param
+    _C.set_isa(before)
