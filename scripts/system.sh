@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Usage: system.sh PYTHON. Looks for what PyPI does not have: a C++20 compiler, Python's venv and headers, Catch2, make's
-# friends. As root on Debian the missing packages are installed, otherwise one line says what to run.
+# Usage: system.sh PYTHON. Looks for what PyPI does not have: a C++ compiler, git, Python's venv and headers, Catch2.
+# As root on Debian the missing packages are installed, otherwise one line says what to run.
 set -euo pipefail
 python=$1
 missing=()
 
-command -v "$python" >/dev/null || missing+=(python3)
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   { echo "fulgurite needs Python 3.11 or newer; PYTHON=… names another" >&2; exit 1; }
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 include=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
