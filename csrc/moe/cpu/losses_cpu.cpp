@@ -1,0 +1,237 @@
+// Router losses and the selection bias on the CPU, torch side.
+#include "common/check.h"
+#include "common/dtype.h"
+#include "common/tasks.h"
+#include "moe/check.h"
+#include "moe/cpu/tensors.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <vector>
+
+namespace fulgurite {
+
+FULGURITE_KERNEL(moe_losses, moe_balance_loss, LossTaskFn);
+FULGURITE_KERNEL(moe_losses, moe_balance_loss_backward, LossTaskFn);
+FULGURITE_KERNEL(moe_losses, moe_score_sums, LossTaskFn);
+FULGURITE_KERNEL(moe_losses, moe_z_loss, LossTaskFn);
+FULGURITE_KERNEL(moe_losses, moe_z_loss_backward, LossTaskFn);
+FULGURITE_KERNEL(moe_losses, moe_update_bias, UpdateBiasFn);
+
+namespace {
+
+LossParams common_params(const Tensor& logits, const OptionalTensor& token_mask) {
+  LossParams p{};
+  p.dtype = kernel_dtype(logits.scalar_type());
+  p.T = logits.size(0);
+  p.E = logits.size(1);
+  p.logits = matrix(logits);
+  if (token_mask) {
+    p.token_mask = token_mask->const_data_ptr<bool>();
+    p.token_mask_stride = token_mask->stride(0);
+  }
+  return p;
+}
+
+bool kept(const LossParams& p, int64_t t) { return !p.token_mask || p.token_mask[t * p.token_mask_stride]; }
+
+int64_t kept_tokens(const LossParams& p) {
+  int64_t n = 0;
+  for (int64_t t = 0; t < p.T; ++t) n += kept(p, t);
+  return n;
+}
+
+int64_t parts(const LossParams& p) { return tasks_of(p.T, rows_per_task(p.E)); }
+
+void run_rows(Kernel<LossTaskFn>& kernel, const LossParams& p) {
+  const int64_t rows = rows_per_task(p.E);
+  const auto fn = kernel.get();
+  run_tasks(kernel, {parts(p), p.T * p.E * kLogitCost, kRowBuffers * padded_row(p.E) * 8}, [&](int64_t task, void* scratch) {
+    fn(p, task, task * rows, std::min(p.T, (task + 1) * rows), scratch);
+  });
+}
+
+/// Σ of what the tasks of `kernel` leave, `width` numbers each, in order.
+std::vector<double> run_sums(Kernel<LossTaskFn>& kernel, LossParams& p, int64_t width) {
+  std::vector<double> partial(static_cast<size_t>(parts(p) * width)), sums(static_cast<size_t>(width));
+  p.partial = partial.data();
+  run_rows(kernel, p);
+  for (size_t i = 0; i < partial.size(); ++i) sums[i % sums.size()] += partial[i];
+  return sums;
+}
+
+Tensor scalar(double value, const Tensor& logits) {
+  Tensor loss = at::empty({}, logits.options().dtype(accumulate_type(logits.scalar_type())));
+  if (loss.scalar_type() == at::kDouble)
+    *loss.mutable_data_ptr<double>() = value;
+  else
+    *loss.mutable_data_ptr<float>() = static_cast<float>(value);
+  return loss;
+}
+
+double scalar_value(const Tensor& grad) {
+  return grad.scalar_type() == at::kDouble ? *grad.const_data_ptr<double>() : *grad.const_data_ptr<float>();
+}
+
+Tensor empty_gradient(const Tensor& logits, bool wanted) {
+  return at::empty(wanted ? logits.sizes() : at::IntArrayRef{0}, logits.options().memory_format(at::MemoryFormat::Contiguous));
+}
+
+// ---- balance losses
+
+/// The loss as Σ_t Σ_e C_e P_te; of the sequence kind, C differs from sequence to sequence.
+struct Coefficients {
+  std::vector<double> rows;       // (sequences, E)
+  std::vector<int32_t> sequence;  // (T), or empty: one row
+  double loss = 0;                // of cv2, which is not linear in P
+};
+
+/// switch: E f_e/T', f_e the share of T'·K assignments; hf: of T'; gshard: of the T' first choices.
+Coefficients linear_coefficients(const LossParams& p, const BalanceArgs& args) {
+  const int64_t K = args.ids.size(1), tokens = kept_tokens(p), used = args.kind == "gshard" ? std::min<int64_t>(K, 1) : K;
+  const double shares = static_cast<double>(args.kind == "switch" ? tokens * K : tokens);
+  Coefficients c;
+  c.rows.assign(static_cast<size_t>(p.E), 0.0);
+  const Ids ids(args.ids);
+  for (int64_t t = 0; t < p.T; ++t)
+    for (int64_t j = 0; kept(p, t) && j < used; ++j)
+      if (const int64_t e = ids(t, j); e >= 0 && e < p.E) c.rows[e] += static_cast<double>(p.E) / (shares * static_cast<double>(tokens));
+  return c;
+}
+
+/// The switch loss of each sequence, averaged over those that have a token.
+Coefficients sequence_coefficients(const LossParams& p, const BalanceArgs& args) {
+  constexpr const char* op = "moe_balance_loss";
+  const int64_t K = args.ids.size(1);
+  const Ids ids(args.ids), sequences(*args.sequence_ids);
+  Coefficients c;
+  int64_t rows = 0;
+  for (int64_t t = 0; t < p.T; ++t) {
+    const int64_t s = sequences(t);
+    FULGURITE_CHECK(s >= 0 && s < p.T, "expected sequence_ids in [0, ", p.T, "), got ", s);
+    c.sequence.push_back(static_cast<int32_t>(s));
+    rows = std::max(rows, s + 1);
+  }
+  std::vector<int64_t> tokens(static_cast<size_t>(rows));
+  for (int64_t t = 0; t < p.T; ++t) tokens[c.sequence[t]] += kept(p, t);
+  int64_t present = 0;
+  for (const int64_t n : tokens) present += n > 0;
+  c.rows.assign(static_cast<size_t>(rows * p.E), 0.0);
+  for (int64_t t = 0; t < p.T; ++t) {
+    if (!kept(p, t)) continue;
+    const int64_t s = c.sequence[t];
+    const double share = static_cast<double>(p.E) / (static_cast<double>(tokens[s]) * static_cast<double>(tokens[s] * K) * static_cast<double>(present));
+    for (int64_t j = 0; j < K; ++j)
+      if (const int64_t e = ids(t, j); e >= 0 && e < p.E) c.rows[s * p.E + e] += share;
+  }
+  return c;
+}
+
+/// L = var(m)/mean(m)², m_e = Σ_t P_te, var unbiased;   C_e = dL/dm_e = 2(m_e − μ)/((E−1)μ²) − 2 var/(E μ³)
+Coefficients cv2_coefficients(LossParams& p) {
+  Coefficients c;
+  c.rows.assign(static_cast<size_t>(p.E), 0.0);
+  if (p.E <= 1 || kept_tokens(p) == 0) return c;
+  const std::vector<double> m = run_sums(moe_score_sums_kernel, p, p.E);
+  const double E = static_cast<double>(p.E);
+  double mean = 0, variance = 0;
+  for (const double x : m) mean += x / E;
+  for (const double x : m) variance += (x - mean) * (x - mean) / (E - 1);
+  c.loss = variance / (mean * mean);
+  for (int64_t e = 0; e < p.E; ++e) c.rows[e] = 2 * (m[e] - mean) / ((E - 1) * mean * mean) - 2 * variance / (E * mean * mean * mean);
+  return c;
+}
+
+/// Sets up p and returns the loss's coefficients in the accumulation type, rows padded with zeros.
+Tensor prepare_balance(LossParams& p, const BalanceArgs& args, Coefficients& c) {
+  p.score = parse_score(args.score);
+  p.eps = args.eps;
+  c = args.kind == "cv2" ? cv2_coefficients(p) : args.kind == "sequence" ? sequence_coefficients(p, args) : linear_coefficients(p, args);
+  const int64_t padded = padded_row(p.E), rows = p.E ? static_cast<int64_t>(c.rows.size()) / p.E : 0;
+  Tensor table = at::zeros({rows, padded}, args.logits.options().dtype(accumulate_type(args.logits.scalar_type())));
+  for (int64_t s = 0; s < rows; ++s)
+    for (int64_t e = 0; e < p.E; ++e) {
+      if (table.scalar_type() == at::kDouble)
+        table.mutable_data_ptr<double>()[s * padded + e] = c.rows[s * p.E + e];
+      else
+        table.mutable_data_ptr<float>()[s * padded + e] = static_cast<float>(c.rows[s * p.E + e]);
+    }
+  p.coefficients = table.const_data_ptr();
+  p.sequence = c.sequence.empty() ? nullptr : c.sequence.data();
+  return table;
+}
+
+Tensor balance_cpu(const BalanceArgs& args) {
+  check_balance(args);
+  LossParams p = common_params(args.logits, args.token_mask);
+  Coefficients c;
+  const Tensor table = prepare_balance(p, args, c);
+  return scalar(args.kind == "cv2" ? c.loss : run_sums(moe_balance_loss_kernel, p, 1)[0], args.logits);
+}
+
+Tensor balance_backward_cpu(const Tensor& grad, const BalanceArgs& args, bool wanted) {
+  check_balance_backward(grad, args);
+  Tensor grad_logits = empty_gradient(args.logits, wanted);
+  if (!wanted) return grad_logits;
+  LossParams p = common_params(args.logits, args.token_mask);
+  Coefficients c;
+  const Tensor table = prepare_balance(p, args, c);
+  p.grad = scalar_value(grad);
+  p.grad_logits = grad_logits.mutable_data_ptr();
+  run_rows(moe_balance_loss_backward_kernel, p);
+  return grad_logits;
+}
+
+// ---- z-loss
+
+Tensor z_loss_cpu(const Tensor& logits, const OptionalTensor& token_mask) {
+  check_z_loss("moe_z_loss", logits, token_mask);
+  LossParams p = common_params(logits, token_mask);
+  const int64_t tokens = kept_tokens(p);
+  return scalar(tokens ? run_sums(moe_z_loss_kernel, p, 1)[0] / static_cast<double>(tokens) : 0.0, logits);
+}
+
+Tensor z_loss_backward_cpu(const Tensor& grad, const Tensor& logits, const OptionalTensor& token_mask, std::array<bool, 1> output_mask) {
+  check_z_loss_backward(grad, logits, token_mask);
+  Tensor grad_logits = empty_gradient(logits, output_mask[0]);
+  if (!output_mask[0]) return grad_logits;
+  LossParams p = common_params(logits, token_mask);
+  const int64_t tokens = kept_tokens(p);
+  p.grad = tokens ? scalar_value(grad) / static_cast<double>(tokens) : 0.0;
+  p.grad_logits = grad_logits.mutable_data_ptr();
+  run_rows(moe_z_loss_backward_kernel, p);
+  return grad_logits;
+}
+
+// ---- selection bias
+
+void update_bias_cpu(const Tensor& bias, const Tensor& counts, double rate, std::string_view rule, bool center) {
+  check_update_bias(bias, counts, rule);
+  std::vector<int64_t> load(static_cast<size_t>(counts.size(0)));
+  const Ids given(counts);
+  for (int64_t e = 0; e < counts.size(0); ++e) load[e] = given(e);
+  UpdateBiasParams p{};
+  p.dtype = kernel_dtype(bias.scalar_type());
+  p.E = bias.size(0);
+  p.bias = bias.mutable_data_ptr();
+  p.bias_stride = bias.stride(0);
+  p.counts = load.data();
+  p.rate = rate;
+  p.proportional = rule == "proportional";
+  p.center = center;
+  const auto fn = moe_update_bias_kernel.get();
+  run_tasks(moe_update_bias_kernel, {1, p.E}, [&](int64_t, void*) { fn(p); });
+}
+
+}  // namespace
+}  // namespace fulgurite
+
+TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
+  using namespace fulgurite;
+  m.impl("moe_balance_loss", balance_from_schema<balance_cpu>);
+  m.impl("_moe_balance_loss_backward", balance_backward_from_schema<balance_backward_cpu>);
+  m.impl("moe_z_loss", z_loss_cpu);
+  m.impl("_moe_z_loss_backward", z_loss_backward_cpu);
+  m.impl("moe_update_bias_", update_bias_cpu);
+}

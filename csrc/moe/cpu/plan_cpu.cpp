@@ -1,0 +1,137 @@
+// Plan, permute and combine on the CPU, torch side.
+#include "moe/cpu/plan.h"
+#include "common/check.h"
+#include "common/dtype.h"
+#include "common/tasks.h"
+#include "moe/check.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <vector>
+
+namespace fulgurite {
+
+FULGURITE_KERNEL(moe_combine, moe_permute, CombineTaskFn);
+FULGURITE_KERNEL(moe_combine, moe_combine, CombineTaskFn);
+FULGURITE_KERNEL(moe_combine, moe_combine_grad_y, CombineTaskFn);
+FULGURITE_KERNEL(moe_combine, moe_combine_grad_weights, CombineTaskFn);
+
+namespace {
+
+PlanResult plan_cpu(const PlanArgs& args) {
+  check_plan(args);
+  const int64_t T = args.ids.size(0), K = args.ids.size(1), E = args.num_experts.expect_int();
+  const auto options = args.ids.options().memory_format(at::MemoryFormat::Contiguous);
+  Tensor permutation = at::empty({T * K}, options.dtype(at::kInt));  // (T·K)
+  Tensor inverse = at::empty({T, K}, options.dtype(at::kInt));       // (T,K)
+  Tensor offsets = at::empty({E + 1}, options.dtype(at::kLong));     // (E+1)
+  make_plan(Ids(args.ids), T, K, E, permutation.mutable_data_ptr<int32_t>(), inverse.mutable_data_ptr<int32_t>(),
+            offsets.mutable_data_ptr<int64_t>());
+  return {permutation, inverse, offsets};
+}
+
+void run_rows(Kernel<CombineTaskFn>& kernel, const CombineParams& p, int64_t rows) {
+  const int64_t per_task = rows_per_task(p.H);
+  const auto fn = kernel.get();
+  run_tasks(kernel, {tasks_of(rows, per_task), p.T * p.K * p.H, padded_row(p.H) * 8}, [&](int64_t task, void* scratch) {
+    fn(p, task * per_task, std::min(rows, (task + 1) * per_task), scratch);
+  });
+}
+
+Tensor empty_like_contiguous(const Tensor& like, at::IntArrayRef sizes) {
+  return at::empty(sizes, like.options().memory_format(at::MemoryFormat::Contiguous));
+}
+
+CombineParams common_params(const Tensor& rows, int64_t T, int64_t K) {
+  CombineParams p{};
+  p.dtype = kernel_dtype(rows.scalar_type());
+  p.T = T;
+  p.K = K;
+  p.H = rows.size(1);
+  return p;
+}
+
+Tensor permute_cpu(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
+  constexpr const char* op = "moe_permute";
+  check_permute(x, permutation, inverse);
+  const Tensor sorted = permutation.contiguous(), back = inverse.contiguous();
+  CombineParams p = common_params(x, x.size(0), inverse.size(1));
+  p.permutation = sorted.const_data_ptr<int32_t>();
+  p.inverse = back.const_data_ptr<int32_t>();
+  p.x = matrix(x);
+  const int64_t n = p.T * p.K;
+  for (int64_t row = 0; row < n; ++row)
+    FULGURITE_CHECK(p.permutation[row] >= 0 && p.permutation[row] < n, "expected permutation in [0, ", n, "), got ", p.permutation[row]);
+  for (int64_t a = 0; a < n; ++a)
+    FULGURITE_CHECK(p.inverse[a] == -1 || (p.inverse[a] >= 0 && p.inverse[a] < n && p.permutation[p.inverse[a]] == a),
+                    "expected inverse to be permutation's inverse or -1, got ", p.inverse[a], " for assignment ", a);
+  Tensor out = empty_like_contiguous(x, {n, p.H});
+  p.out = out.mutable_data_ptr();
+  run_rows(moe_permute_kernel, p, n);
+  return out;
+}
+
+/// The assignment of each row of y, −1 for none. Two assignments of one row would need their gradients added.
+std::vector<int32_t> row_owners(const char* op, const int32_t* inverse, int64_t n) {
+  std::vector<int32_t> owner(static_cast<size_t>(n), -1);
+  for (int64_t a = 0; a < n; ++a) {
+    const int64_t row = inverse[a];
+    FULGURITE_CHECK(row >= -1 && row < n, "expected inverse in [-1, ", n, "), got ", row);
+    if (row < 0) continue;
+    FULGURITE_CHECK(owner[row] < 0, "expected inverse to name each row once, got ", row, " twice");
+    owner[row] = static_cast<int32_t>(a);
+  }
+  return owner;
+}
+
+Tensor accumulation_weights(const Tensor& weights, const Tensor& y) { return weights.to(accumulate_type(y.scalar_type())).contiguous(); }
+
+Tensor combine_cpu(const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
+  constexpr const char* op = "moe_combine";
+  check_combine(op, y, inverse, weights);
+  const Tensor back = inverse.contiguous(), w = weights ? accumulation_weights(*weights, y) : Tensor();
+  CombineParams p = common_params(y, inverse.size(0), inverse.size(1));
+  p.inverse = back.const_data_ptr<int32_t>();
+  row_owners(op, p.inverse, p.T * p.K);
+  p.y = matrix(y);
+  p.weights = weights ? w.const_data_ptr() : nullptr;
+  Tensor out = empty_like_contiguous(y, {p.T, p.H});
+  p.out = out.mutable_data_ptr();
+  run_rows(moe_combine_kernel, p, p.T);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> combine_backward_cpu(const Tensor& grad, const Tensor& y, const Tensor& inverse, const OptionalTensor& weights,
+                                                std::array<bool, 2> output_mask) {
+  check_combine_backward(grad, y, inverse, weights);
+  const Tensor back = inverse.contiguous(), w = weights ? accumulation_weights(*weights, y) : Tensor();
+  CombineParams p = common_params(y, inverse.size(0), inverse.size(1));
+  p.inverse = back.const_data_ptr<int32_t>();
+  const std::vector<int32_t> owner = row_owners("_moe_combine_backward", p.inverse, p.T * p.K);
+  p.owner = owner.data();
+  p.y = matrix(y);
+  p.weights = weights ? w.const_data_ptr() : nullptr;
+  p.grad = matrix(grad);
+  Tensor grad_y = empty_like_contiguous(y, output_mask[0] ? y.sizes() : at::IntArrayRef{0});
+  if (output_mask[0]) {
+    p.out = grad_y.mutable_data_ptr();
+    run_rows(moe_combine_grad_y_kernel, p, p.T * p.K);
+  }
+  if (!weights || !output_mask[1]) return {grad_y, empty_like_contiguous(weights.value_or(y), {0})};
+  Tensor grad_weights = empty_like_contiguous(w, {p.T, p.K});
+  p.grad_weights = grad_weights.mutable_data_ptr();
+  run_rows(moe_combine_grad_weights_kernel, p, p.T);
+  return {grad_y, grad_weights.to(weights->scalar_type())};
+}
+
+}  // namespace
+}  // namespace fulgurite
+
+TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
+  using namespace fulgurite;
+  m.impl("moe_plan", plan_from_schema<plan_cpu>);
+  m.impl("moe_permute", permute_cpu);
+  m.impl("moe_combine", combine_cpu);
+  m.impl("_moe_combine_backward", combine_backward_cpu);
+}
