@@ -86,8 +86,8 @@ TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
-  for (const char* name : {"grad_stats", "clip_multiplier", "unscale_", "update_scale_"})
-    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  for (const char* name : {"grad_stats", "clip_multiplier"}) m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  for (const char* name : {"unscale_", "update_scale_"}) m.impl(name, fulgurite::refuses_gradients());
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, ADInplaceOrView, m) {

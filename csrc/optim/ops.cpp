@@ -64,7 +64,8 @@ TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
-  for (const char* name : {"adamw_", "split_master", "join_master"}) m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  m.impl("adamw_", fulgurite::refuses_gradients());
+  for (const char* name : {"split_master", "join_master"}) m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, ADInplaceOrView, m) { m.impl("adamw_", fulgurite::bumps_versions()); }
