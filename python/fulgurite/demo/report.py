@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+import fulgurite
 from fulgurite.demo.arms import Step
 from fulgurite.demo.model import generate
 from fulgurite.demo.train import CURVE_BOUNDS, Run, Track, curve_distance, paired_ratio
@@ -124,14 +125,12 @@ def agreement(run: Run) -> list[dict[str, Any]]:
 
 
 def kernels() -> list[dict[str, Any]]:
-    """Kernels that ran in this process; none if the extension that counts them is not built."""
-    try:
-        from fulgurite import _C
-    except ImportError:
+    """Kernels that ran in this process; none if the module that counts them is not built."""
+    if fulgurite._C is None:
         return []
     return [
         {"name": row["name"], "variant": row["active"], "calls": row["calls"]}
-        for row in _C.kernel_table()
+        for row in fulgurite._C.kernel_table()
         if row["calls"] > 0
     ]
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
+from fulgurite.nn.norm import RMSNorm
 
 
 def rotary_table(
@@ -140,8 +141,8 @@ class Attention(nn.Module):
         self.q_norm: nn.Module
         self.k_norm: nn.Module
         if qk_norm:
-            self.q_norm = nn.RMSNorm(self.head_dim, eps=eps, device=device, dtype=dtype)
-            self.k_norm = nn.RMSNorm(self.head_dim, eps=eps, device=device, dtype=dtype)
+            self.q_norm = RMSNorm(self.head_dim, eps=eps, device=device, dtype=dtype)
+            self.k_norm = RMSNorm(self.head_dim, eps=eps, device=device, dtype=dtype)
         else:
             self.q_norm = nn.Identity()
             self.k_norm = nn.Identity()

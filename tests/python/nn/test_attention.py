@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fulgurite.nn import Attention, rotary_table
 
@@ -104,6 +104,19 @@ def test_rotary_table_continues() -> None:
     whole, rest = rotary_table(7, 6), rotary_table(3, 6, start=4)
     for table, tail in zip(whole, rest, strict=True):
         assert torch.equal(table[4:], tail)
+
+
+def test_qk_norm_under_autocast_rounds_once(recwarn: pytest.WarningsRecorder) -> None:
+    torch.manual_seed(0)
+    module = Attention(16, 2, qk_norm=True)
+    x = torch.randn(2, 5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(x)
+        normed = module.q_norm(x[..., :8].bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert not recwarn.list
+    expected = nn.functional.rms_norm(x[..., :8].bfloat16().float(), [8], eps=1e-6)
+    assert torch.equal(normed, expected.bfloat16())
 
 
 def test_errors() -> None:

@@ -6,7 +6,9 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["fulgurite.nn.attention", "fulgurite.nn.moe"])
+@pytest.mark.parametrize(
+    "name", ["fulgurite.nn.attention", "fulgurite.nn.moe", "fulgurite.nn.norm"]
+)
 def test_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0

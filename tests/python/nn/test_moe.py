@@ -66,9 +66,7 @@ def test_output_and_gradients(configuration: dict[str, Any]) -> None:
 
 def test_losses() -> None:
     torch.manual_seed(0)
-    module = MoE(
-        8, 4, 5, 2, score="sigmoid", balance_loss_weight=0.5, z_loss_weight=0.25
-    ).double()
+    module = MoE(8, 4, 5, 2, score="sigmoid", balance_loss_weight=0.5, z_loss_weight=0.25).double()
     x = torch.randn(7, 8, dtype=torch.float64)
     module(x)
     logits = x @ module.router.T
