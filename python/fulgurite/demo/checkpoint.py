@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fulgurite.demo.errors import UserError
@@ -21,9 +22,24 @@ PREFIX = "checkpoint-"
 
 
 def save(run: Run, folder: Path) -> Path:
-    """Write a checkpoint of a run that stands between two steps; returns its folder."""
+    """Write a checkpoint of a run that stands between two steps; returns its folder.
+
+    Raises:
+        UserError: it cannot be written, for example because the disk is full.
+    """
     final = folder / f"{PREFIX}{run.step:06d}"
-    partial = folder / f"partial-{final.name}"
+    try:
+        write(run, final)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError
+        raise UserError(f"cannot write {final}: {error}") from error
+    for older in found(folder):
+        if older != final:
+            shutil.rmtree(older)
+    return final
+
+
+def write(run: Run, final: Path) -> None:
+    partial = final.with_name(f"partial-{final.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, track in run.tracks.items():
@@ -33,10 +49,6 @@ def save(run: Run, folder: Path) -> Path:
     if final.exists():
         shutil.rmtree(final)
     os.replace(partial, final)
-    for older in found(folder):
-        if older != final:
-            shutil.rmtree(older)
-    return final
 
 
 def found(folder: Path) -> list[Path]:

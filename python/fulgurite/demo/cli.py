@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -26,11 +27,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
+def at_least(minimum: int) -> Callable[[str], int]:
+    """A converter of option values that refuses numbers out of range."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if not minimum <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"expected at least {minimum}, got {value}")
+        return value
+
+    return number
 
 
 def parser() -> Parser:
@@ -45,12 +51,12 @@ def parser() -> Parser:
     add("--text", metavar="FILE", help="text to train on (default: Python's standard library)")
     add("--precision", choices=("bf16", "fp16", "fp32"), help="of the products (default: bf16)")
     add("--arms", choices=("both", "fulgurite", "plain"), help="which to train (default: both)")
-    add("--steps", type=positive, help="optimizer steps (default: what fits in four minutes)")
-    add("--batch", type=positive, help="sequences per step (default: 2)")
-    add("--seed", type=int, help="of weights and batches (default: 0)")
+    add("--steps", type=at_least(1), help="optimizer steps (default: what fits in four minutes)")
+    add("--batch", type=at_least(1), help="sequences per step (default: 2)")
+    add("--seed", type=at_least(0), help="of weights and batches (default: 0)")
     add(
         "--overflow-step",
-        type=int,
+        type=at_least(0),
         metavar="N",
         help="in fp16, let the gradients of step N overflow; 0 for none (default: 2)",
     )
@@ -61,7 +67,7 @@ def parser() -> Parser:
         default="fulgurite-demo",
         help="output folder (default: %(default)s)",
     )
-    add("--checkpoint-every", type=positive, default=50, metavar="N", help="steps (default: 50)")
+    add("--checkpoint-every", type=at_least(1), default=50, metavar="N", help="steps (default: 50)")
     add(
         "--resume", action="store_true", default=False, help="continue the run in the output folder"
     )
@@ -186,3 +192,5 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"fulgurite.demo: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while reading, or while reporting on a run already saved
+        return INTERRUPTED + signal.SIGINT

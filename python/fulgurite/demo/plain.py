@@ -82,7 +82,7 @@ class PlainMoE(nn.Module):
             self.load += counts
             self.aux_loss = self.losses(logits, scores, counts)
         gate, up = self.shared_in(tokens).chunk(2, -1)
-        y = self.routed(tokens, ids, weights) + self.shared_out(F.silu(gate) * up)
+        y: Tensor = self.routed(tokens, ids, weights) + self.shared_out(F.silu(gate) * up)
         return y.view(x.shape)
 
     def routed(self, tokens: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ class PlainMoE(nn.Module):
         experts_of, order = ids.flatten().sort(stable=True)  # (T·K)
         back = order.argsort()
         ends = experts_of.bincount(minlength=self.config.experts).cumsum(0, dtype=torch.int32)
-        # Repeating and permuting instead of tokens[order // K]: the gradient of that gather adds rows
-        # in an order that changes from run to run.
+        # Repeated, then permuted, not tokens[order // K]: the gradient of that gather adds up rows in
+        # an order that changes from run to run.
         repeated = tokens.to(dtype).repeat_interleave(self.config.top_k, dim=0)
         x = repeated[order]  # (T·K, C)
         hidden = F.grouped_mm(x, self.w_in.to(dtype).transpose(1, 2), offs=ends)

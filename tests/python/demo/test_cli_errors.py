@@ -117,3 +117,11 @@ def test_module_entry_point(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
+
+
+def test_checkpoint_that_cannot_be_written(
+    text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "partial-checkpoint-000001").write_text("a file in the way")
+    assert main([*QUICK, "--text", str(text), "--out", str(tmp_path)]) == 2
+    assert f"cannot write {tmp_path / 'checkpoint-000001'}" in capfd.readouterr().err
