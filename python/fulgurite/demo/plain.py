@@ -93,7 +93,7 @@ class PlainMoE(nn.Module):
         experts_of, order = ids.flatten().sort(stable=True)  # (T·K)
         back = order.argsort()
         ends = experts_of.bincount(minlength=self.config.experts).cumsum(0, dtype=torch.int32)
-        # Repeated, then permuted, not tokens[order // K]: the gradient of that gather adds up rows in
+        # Repeated, then permuted, not tokens[order // K]: the gradient of that gather adds rows in
         # an order that changes from run to run.
         repeated = tokens.to(dtype).repeat_interleave(self.config.top_k, dim=0)
         x = repeated[order]  # (T·K, C)
