@@ -6,7 +6,6 @@ one before it is then removed.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def write(run: Run, final: Path) -> None:
     (partial / "run.json").write_text(json.dumps(run.state()))
     if final.exists():
         shutil.rmtree(final)
-    os.replace(partial, final)
+    partial.replace(final)
 
 
 def found(folder: Path) -> list[Path]:

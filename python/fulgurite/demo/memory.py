@@ -21,7 +21,8 @@ def peak_bytes(call: Callable[[], object]) -> int:
     ):
         call()
     kineto = trace.profiler
-    assert kineto is not None and kineto.kineto_results is not None
+    assert kineto is not None
+    assert kineto.kineto_results is not None
     events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
     current = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -176,9 +176,9 @@ class Run:
         overflow = number == settings.overflow_step and track.arm.precision == "fp16"
         step = track.arm.train_step(tokens, learning_rate(number, self.steps), overflow=overflow)
         track.steps.append(step)
-        if name == "plain" and self.plain_seconds is not None:
-            if track.total_seconds + step.seconds > self.plain_seconds:
-                track.limit = number
+        limit = self.plain_seconds if name == "plain" else None
+        if limit is not None and track.total_seconds + step.seconds > limit:
+            track.limit = number
         return step
 
     def plan(self) -> None:
@@ -191,11 +191,11 @@ class Run:
         times = {name: min(track.seconds) for name, track in tracks.items()}
         left = settings.seconds - sum(track.total_seconds for track in tracks.values())
         both = "plain" in tracks and "fulgurite" in tracks
-        if self.plain_seconds is None and both:
-            if plan_steps(left, None, times) < min(ENOUGH_STEPS, settings.max_steps):
-                self.plain_seconds = settings.plain_seconds
-                self.add_track("reference")
-                return
+        enough = plan_steps(left, None, times) >= min(ENOUGH_STEPS, settings.max_steps)
+        if self.plain_seconds is None and both and not enough:
+            self.plain_seconds = settings.plain_seconds
+            self.add_track("reference")
+            return
         plain_left = None
         if self.plain_seconds is not None:
             plain_left = max(0.0, self.plain_seconds - tracks["plain"].total_seconds)

@@ -23,7 +23,8 @@ def error_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert code == 2
     assert captured.out == ""
     assert captured.err.startswith("fulgurite.demo: ")
-    assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith("\n")
     return captured.err
 
 
@@ -80,7 +81,8 @@ def test_output_folder_is_a_file(
     line = error_line(capsys, "--text", text, "--out", text)
     assert f"cannot write to {text}: File exists" in line
     line = error_line(capsys, "--text", text, "--out", text / "below")
-    assert "cannot write to" in line and "Not a directory" in line
+    assert "cannot write to" in line
+    assert "Not a directory" in line
 
 
 def test_resume_without_a_checkpoint(

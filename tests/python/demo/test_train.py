@@ -196,4 +196,5 @@ def test_slow_plain_arm_is_cut_and_a_reference_joins(corpus: Corpus) -> None:
             track.steps[-1] = slow
     assert run.plain_seconds == settings.plain_seconds
     assert len(run.tracks["reference"].steps) == len(run.tracks["fulgurite"].steps)
-    assert run.steps is not None and run.steps > run.step
+    assert run.steps is not None
+    assert run.steps > run.step

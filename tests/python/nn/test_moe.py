@@ -17,10 +17,7 @@ def reference(module: MoE, x: Tensor) -> Tensor:
     rows = []
     for token in x.reshape(-1, x.shape[-1]):
         logits = module.router @ token
-        if module.score == "sigmoid":
-            scores = logits.sigmoid()
-        else:
-            scores = logits.softmax(-1)
+        scores = logits.sigmoid() if module.score == "sigmoid" else logits.softmax(-1)
         bias = 0.0 if module.selection_bias is None else module.selection_bias
         chosen = (scores + bias).topk(module.top_k).indices
         weights = scores[chosen]
@@ -132,7 +129,8 @@ def test_copy_and_save_after_training() -> None:
     module(torch.randn(3, 8))
     assert module.aux_loss.requires_grad
     twin = copy.deepcopy(module)
-    assert module.aux_loss.requires_grad and twin.aux_loss == 0
+    assert module.aux_loss.requires_grad
+    assert twin.aux_loss == 0
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
