@@ -1,0 +1,198 @@
+"""Multi-head attention with grouped queries, rotary positions, QK-norm and sliding windows."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fulgurite.nn import functional as F
+from fulgurite.nn.norm import RMSNorm
+
+
+def rotary_table(
+    length: int,
+    dim: int,
+    base: float = 10000.0,
+    start: int = 0,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles of ``length`` consecutive positions.
+
+    ``angle[n, i] = (start + n) · base^(-2i/dim)``, computed in float64 and rounded once.
+
+    Args:
+        length: number of positions N.
+        dim: number of rotated dims R of a head; even.
+        base: wavelength base; 10000 in RoFormer, larger for longer contexts.
+        start: position of the first row; the number of keys already cached when decoding.
+        device: where the table is made.
+
+    Returns:
+        ``(cos, sin)``, each (N, R/2), float32: what :func:`fulgurite.nn.functional.rope` takes.
+
+    Raises:
+        ValueError: ``dim`` is odd or not positive.
+
+    >>> cos, sin = rotary_table(3, 4)
+    >>> cos.shape, cos.dtype
+    (torch.Size([3, 2]), torch.float32)
+    >>> torch.allclose(cos**2 + sin**2, torch.ones(3, 2))
+    True
+    """
+    if dim <= 0 or dim % 2 != 0:
+        raise ValueError(f"rotary_table: expected an even, positive dim, got {dim}")
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=device) * (-2.0 / dim)
+    positions = torch.arange(start, start + length, dtype=torch.float64, device=device)
+    angles = positions[:, None] * torch.pow(base, exponents)  # (N, R/2)
+    return angles.cos().to(torch.float32), angles.sin().to(torch.float32)
+
+
+class Attention(nn.Module):
+    """Self-attention: ``out(attention(rope(q_norm(q)), rope(k_norm(k)), v))`` of one projection.
+
+    Query head h reads key/value head ``h // (num_heads // num_kv_heads)``. Positions attend
+    bottom-right aligned, as :func:`fulgurite.nn.functional.attention` does.
+
+    Args:
+        dim: width of the input and of the output.
+        num_heads: query heads Hq.
+        num_kv_heads: key/value heads Hkv, dividing ``num_heads``; None means as many (1 is MQA).
+        head_dim: width D of a head; None means ``dim // num_heads``, which must then divide evenly.
+        causal: a position sees itself and what is before it.
+        window: how many positions before itself a position sees; -1 for no limit. Without
+            ``causal`` it sees as many after itself.
+        qk_norm: RMS-normalise every query and key head with a learned weight (D) before rotation.
+        interleaved: rotate neighbouring dims (GPT-J) rather than halves (GPT-NeoX, Llama).
+        bias: add a bias in both projections.
+        scale: factor on q·k; None means ``head_dim ** -0.5``.
+        eps: added to the mean square by ``qk_norm``.
+        device, dtype: of the parameters.
+
+    Parameters: ``qkv.weight`` ((Hq + 2·Hkv)·D, dim), holding query, key and value heads in that
+    order; ``out.weight`` (dim, Hq·D); ``q_norm.weight`` and ``k_norm.weight`` (D) with ``qk_norm``.
+
+    Raises:
+        ValueError: head counts, widths or window that do not fit together.
+
+    >>> attention = Attention(32, num_heads=4, num_kv_heads=2, window=8)
+    >>> cos, sin = rotary_table(16, dim=8)
+    >>> attention(torch.randn(2, 16, 32), cos, sin).shape
+    torch.Size([2, 16, 32])
+    """
+
+    __constants__: ClassVar = [
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "causal",
+        "window_left",
+        "window_right",
+        "qk_norm",
+        "interleaved",
+        "scale",
+    ]
+
+    scale: float | None
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        *,
+        head_dim: int | None = None,
+        causal: bool = True,
+        window: int = -1,
+        qk_norm: bool = False,
+        interleaved: bool = False,
+        bias: bool = False,
+        scale: float | None = None,
+        eps: float = 1e-6,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or kv_heads < 1 or num_heads % kv_heads != 0:
+            raise ValueError(
+                f"Attention: expected num_kv_heads to divide num_heads, "
+                f"got {kv_heads} and {num_heads}"
+            )
+        if head_dim is None and dim % num_heads != 0:
+            raise ValueError(
+                f"Attention: expected num_heads to divide dim, got {num_heads} and {dim}; "
+                "give head_dim otherwise"
+            )
+        if window < -1:
+            raise ValueError(f"Attention: expected a window of at least -1, got {window}")
+        self.num_heads = num_heads
+        self.num_kv_heads = kv_heads
+        self.head_dim = dim // num_heads if head_dim is None else head_dim
+        self.causal = causal
+        self.window_left = window
+        self.window_right = -1 if causal else window
+        self.qk_norm = qk_norm
+        self.interleaved = interleaved
+        self.scale = scale
+        projected = (num_heads + 2 * kv_heads) * self.head_dim
+        self.qkv = nn.Linear(dim, projected, bias=bias, device=device, dtype=dtype)
+        self.out = nn.Linear(num_heads * self.head_dim, dim, bias=bias, device=device, dtype=dtype)
+        self.q_norm: nn.Module
+        self.k_norm: nn.Module
+        if qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, eps=eps, device=device, dtype=dtype)
+            self.k_norm = RMSNorm(self.head_dim, eps=eps, device=device, dtype=dtype)
+        else:
+            self.q_norm = nn.Identity()
+            self.k_norm = nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (B, N, dim).
+            cos, sin: (N, R/2) or broadcastable to (B, heads, N, R/2), R ≤ head_dim, from
+                :func:`rotary_table`; both or neither.
+            mask: bool, True keeps, broadcastable to (B, Hq, N, N).
+
+        Returns:
+            (B, N, dim), in x's dtype (autocast's, inside autocast).
+
+        Raises:
+            ValueError: one of ``cos`` and ``sin`` without the other.
+        """
+        batch, length, _ = x.shape
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        qkv = self.qkv(x).view(batch, length, heads + 2 * kv_heads, self.head_dim).transpose(1, 2)
+        query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)  # (B, H, N, D), strided
+        query, key = self.q_norm(query), self.k_norm(key)
+        if cos is not None and sin is not None:
+            query = F.rope(query, cos, sin, interleaved=self.interleaved)
+            key = F.rope(key, cos, sin, interleaved=self.interleaved)
+        elif cos is not None or sin is not None:
+            raise ValueError("Attention: expected both cos and sin, or neither")
+        attended = F.attention(
+            query,
+            key,
+            value,
+            mask=mask,
+            scale=self.scale,
+            causal=self.causal,
+            window_left=self.window_left,
+            window_right=self.window_right,
+        )  # (B, Hq, N, D)
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return out
+
+    def extra_repr(self) -> str:
+        return (
+            f"heads={self.num_heads}, kv_heads={self.num_kv_heads}, head_dim={self.head_dim}, "
+            f"causal={self.causal}, window={self.window_left}, qk_norm={self.qk_norm}"
+        )

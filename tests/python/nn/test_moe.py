@@ -1,0 +1,149 @@
+"""fulgurite.nn.MoE against a loop over tokens and experts in float64."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fulgurite.nn import MoE, aux_losses
+
+
+def reference(module: MoE, x: Tensor) -> Tensor:
+    """One token at a time, one expert at a time."""
+    rows = []
+    for token in x.reshape(-1, x.shape[-1]):
+        logits = module.router @ token
+        scores = logits.sigmoid() if module.score == "sigmoid" else logits.softmax(-1)
+        bias = 0.0 if module.selection_bias is None else module.selection_bias
+        chosen = (scores + bias).topk(module.top_k).indices
+        weights = scores[chosen]
+        if module.renormalize or module.score == "softmax_topk":
+            weights = weights / weights.sum()
+        weights = weights * module.routed_scale
+        row = torch.zeros_like(token)
+        shared = range(module.num_experts, module.num_experts + module.num_shared_experts)
+        for weight, expert in [*zip(weights, chosen, strict=True), *((1.0, s) for s in shared)]:
+            gate, up = (module.w_in[expert] @ token).chunk(2)
+            row = row + weight * (module.w_out[expert] @ (F.silu(gate) * up))
+        rows.append(row)
+    return torch.stack(rows).view(x.shape)
+
+
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {},
+    {"renormalize": False},
+    {"score": "softmax_topk", "num_shared_experts": 1},
+    {"score": "sigmoid", "num_shared_experts": 2, "routed_scale": 2.5},
+    {"score": "sigmoid", "bias_update_rate": 0.1, "num_shared_experts": 1},
+]
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_output_and_gradients(configuration: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = MoE(12, 10, 6, 2, **configuration).double()
+    if module.selection_bias is not None:
+        module.selection_bias.copy_(torch.linspace(-0.5, 0.5, 6))
+    x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
+    y, expected = module(x), reference(module, x)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    wanted = [x, *module.parameters()]
+    incoming = torch.randn_like(y)
+    for got, want in zip(
+        torch.autograd.grad(y, wanted, incoming),
+        torch.autograd.grad(expected, wanted, incoming),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+def test_losses() -> None:
+    torch.manual_seed(0)
+    module = MoE(8, 4, 5, 2, score="sigmoid", balance_loss_weight=0.5, z_loss_weight=0.25).double()
+    x = torch.randn(7, 8, dtype=torch.float64)
+    module(x)
+    logits = x @ module.router.T
+    scores = logits.sigmoid()
+    share = scores.topk(2).indices.flatten().bincount(minlength=5) / 14
+    mean = (scores / scores.sum(-1, keepdim=True)).mean(0)
+    balance = 5 * (share * mean).sum()
+    expected = 0.5 * balance + 0.25 * logits.logsumexp(-1).square().mean()
+    torch.testing.assert_close(module.aux_loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(module.aux_loss, module.router),
+        torch.autograd.grad(expected, module.router),
+    )
+
+
+def test_aux_losses_sums_over_a_model() -> None:
+    torch.manual_seed(0)
+    first, second = (MoE(8, 4, 4, 2, z_loss_weight=0.1) for _ in range(2))
+    model = torch.nn.Sequential(first, second)
+    model(torch.randn(3, 8))
+    assert first.aux_loss > 0
+    torch.testing.assert_close(aux_losses(model), first.aux_loss + second.aux_loss)
+    assert aux_losses(torch.nn.Linear(2, 2)) == 0
+
+
+def test_update_bias_follows_the_load() -> None:
+    module = MoE(4, 4, 4, 1, score="sigmoid", bias_update_rate=0.01)
+    with torch.no_grad():
+        module.router.zero_()  # all scores equal: the lowest expert gets every token
+    x = torch.randn(10, 4)
+    module(x)
+    module(x)
+    assert module.load.tolist() == [20, 0, 0, 0]
+    module.update_bias()
+    assert module.load.tolist() == [0, 0, 0, 0]
+    assert module.selection_bias is not None
+    torch.testing.assert_close(module.selection_bias, torch.tensor([-0.01, 0.01, 0.01, 0.01]))
+    module(x)
+    assert module.load.tolist() == [0, 10, 0, 0]
+
+
+def test_eval_counts_nothing() -> None:
+    module = MoE(8, 4, 4, 2, z_loss_weight=0.1).eval()
+    module(torch.randn(3, 8))
+    assert module.load.sum() == 0
+    assert module.aux_loss == 0
+
+
+def test_router_is_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    module = MoE(16, 4, 8, 2)
+    x = torch.randn(5, 16)
+    expected = F.linear(x, module.router)
+    scripted = torch.jit.script(module)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module.router_logits(x), expected)
+        torch.testing.assert_close(scripted.router_logits(x), expected, rtol=1e-6, atol=1e-6)
+        assert module(x).dtype == torch.bfloat16
+
+
+def test_copy_and_save_after_training() -> None:
+    module = MoE(8, 4, 4, 2, z_loss_weight=0.1)
+    module(torch.randn(3, 8))
+    assert module.aux_loss.requires_grad
+    twin = copy.deepcopy(module)
+    assert module.aux_loss.requires_grad
+    assert twin.aux_loss == 0
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    x = torch.randn(3, 8)
+    assert torch.equal(loaded(x), module(x))
+    assert torch.equal(twin(x), module(x))
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"top_k in \[1, 4\], got 5"):
+        MoE(8, 4, 4, 5)
+    with pytest.raises(ValueError, match="num_shared_experts of at least 0, got -1"):
+        MoE(8, 4, 4, 2, num_shared_experts=-1)
+    with pytest.raises(ValueError, match="needs a sigmoid score, got score='softmax'"):
+        MoE(8, 4, 4, 2, bias_update_rate=0.1)
