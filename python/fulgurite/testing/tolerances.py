@@ -45,7 +45,7 @@ def assert_accurate(
 
     ``magnitude`` is a lower bound of the max|ref| in the rule, for tiny shapes: the gradient of a
     query with a single key is a difference of equal terms, which naive finds exactly or not at all
-    by chance. It is the size of the terms, about 1 for normal inputs.
+    by chance. It is the size of the terms: for normal inputs 1 to √Dv, the size of dO·v.
     """
     assert actual.keys() == reference.keys(), f"{list(actual)} against {list(reference)}"
     for label, expected in reference.items():

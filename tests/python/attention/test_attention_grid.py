@@ -77,7 +77,10 @@ def sixteen_seeds(index: int) -> list[tuple[Results, Results]]:
 
 @pytest.mark.parametrize("case", grid(), ids=case_id)
 def test_grid(case: Case, isa: str) -> None:
-    assert_equals_reference(ATTENTION, sample_of(case, 0), case[-1])
+    """One seed a case: sizes are the question here, and float32's rule is for many seeds."""
+    dtype = case[-1]
+    magnitude = case[0][1] ** 0.5 if dtype == torch.float32 else 0.0
+    assert_equals_reference(ATTENTION, sample_of(case, 0), dtype, magnitude=magnitude)
 
 
 def accuracy_cases() -> list[Case]:
