@@ -1,6 +1,8 @@
 // Copies of strided matrices in the accumulation type, laid out for the micro-kernel.
 #pragma once
 
+#include <utility>
+
 #include "simd/convert.h"
 #include "simd/microkernel.h"
 
@@ -52,19 +54,55 @@ inline void pack_rows(Strided<S> from, int64_t K, int64_t N, T* to) {
   }
 }
 
+template <class V, int... I>
+FULGURITE_INLINE V zip_low(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * kWidth<V>)...);
+}
+template <class V, int... I>
+FULGURITE_INLINE V zip_high(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (kWidth<V> / 2 + I / 2 + I % 2 * kWidth<V>)...);
+}
+
+/// Lane c of rows[r] becomes lane r of rows[c]: log2 W rounds of zipping the first half of the rows with the second.
+template <class V>
+FULGURITE_INLINE void transpose(V (&rows)[kWidth<V>]) {
+  constexpr int W = kWidth<V>;
+  using Lanes = std::make_integer_sequence<int, W>;
+#pragma GCC unroll 4
+  for (int round = 1; round < W; round *= 2) {
+    V zipped[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W / 2; ++i) {
+      zipped[2 * i] = zip_low(rows[i], rows[i + W / 2], Lanes{});
+      zipped[2 * i + 1] = zip_high(rows[i], rows[i + W / 2], Lanes{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) rows[i] = zipped[i];
+  }
+}
+
 /// B = the transposed matrix: `from` has N rows of K elements; panels [N/NR][K][NR].
 template <class T, class S>
 inline void pack_transposed(Strided<S> from, int64_t N, int64_t K, T* to) {
-  constexpr int64_t NR = kTileColumns<T>;
-  for (int64_t n0 = 0; n0 < N; n0 += NR, to += K * NR) {
-    const int64_t n1 = N - n0 < NR ? N - n0 : NR;
-    for (int64_t k = 0; k < K; ++k)
-      for (int64_t n = n1; n < NR; ++n) to[k * NR + n] = 0;
-    for (int64_t n = 0; n < n1; ++n)
-      for_row<T>(from.data + (n0 + n) * from.row_stride, from.column_stride, K, [=](int64_t k, Native<T> v) {
-        for (int i = 0; i < kLanes<T> && k + i < K; ++i) to[(k + i) * NR + n] = v[i];
-      });
-  }
+  using V = Native<T>;
+  constexpr int64_t NR = kTileColumns<T>, L = kLanes<T>;
+  for (int64_t n0 = 0; n0 < N; n0 += NR, to += K * NR)
+    for (int64_t n = 0; n < NR; n += L) {
+      const int64_t rows = N - n0 - n < L ? N - n0 - n : L;
+      int64_t k = 0;
+      if (rows == L && from.column_stride == 1)
+        for (; k + L <= K; k += L) {
+          V block[L];
+          for (int64_t i = 0; i < L; ++i) block[i] = load_as<V>(from.data + (n0 + n + i) * from.row_stride + k);
+          transpose(block);
+          for (int64_t i = 0; i < L; ++i) store(to + (k + i) * NR + n, block[i]);
+        }
+      for (; k < K; ++k) {
+        S lanes[L] = {};
+        for (int64_t i = 0; i < rows; ++i) lanes[i] = from.data[(n0 + n + i) * from.row_stride + k * from.column_stride];
+        store(to + k * NR + n, load_as<V>(lanes));
+      }
+    }
 }
 
 }  // namespace FULGURITE_VARIANT

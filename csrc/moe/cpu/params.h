@@ -129,6 +129,12 @@ struct HiddenParams {
 };
 using HiddenTaskFn = void(const HiddenParams&, int64_t task, void* scratch);
 
+/// Bytes of scratch of one task, which depend on the instruction set's panel width.
+struct HiddenLayout {
+  int64_t hidden, grad_hidden;
+};
+using HiddenLayoutFn = void(const HiddenParams&, HiddenLayout*);
+
 /// out_t = Σ over the experts of t, in order: w · row · B_e, rows sorted by expert.
 struct ReduceParams {
   Dtype dtype;
@@ -143,6 +149,7 @@ struct ReduceParams {
   void* out;             // (T,H)
 };
 using ReduceTaskFn = void(const ReduceParams&, int64_t task, void* scratch);
+using ReduceLayoutFn = void(const ReduceParams&, int64_t* scratch_bytes);
 
 /// A row for each sorted position: stored at it, or gathered from its token.
 struct SortedRows {
@@ -160,12 +167,6 @@ struct GradWeightParams {
   void* grad;
 };
 using GradWeightTaskFn = void(const GradWeightParams&, int64_t task, void* scratch);
-
-/// Bytes of scratch of one task, which depend on the instruction set's panel width.
-struct ExpertsLayout {
-  int64_t hidden, grad_hidden, reduce, grad_weight;
-};
-/// Of experts with these sizes and the reduction of `reduce`.
-using ExpertsLayoutFn = void(const HiddenParams&, const ReduceParams&, ExpertsLayout*);
+using GradWeightLayoutFn = void(const GradWeightParams&, int64_t* scratch_bytes);
 
 }  // namespace fulgurite

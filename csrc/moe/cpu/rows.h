@@ -5,22 +5,12 @@
 #pragma once
 
 #include "moe/cpu/params.h"
+#include "simd/kernel.h"
 #include "simd/math.h"
 #include "simd/pack.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
-
-/// Runs visitor(S{}) for the storage type S of dtype.
-template <class Visitor>
-FULGURITE_INLINE void with_storage(Dtype dtype, const Visitor& visitor) {
-  switch (dtype) {
-    case Dtype::kFloat64: return visitor(double{});
-    case Dtype::kFloat32: return visitor(float{});
-    case Dtype::kBFloat16: return visitor(BFloat16{});
-    case Dtype::kFloat16: return visitor(Half{});
-  }
-}
 
 template <class T>
 inline constexpr T kInfinity = static_cast<T>(__builtin_inf());
@@ -33,15 +23,6 @@ inline void load_row(const Matrix& matrix, int64_t r, int64_t n, T fill, T* to) 
   for_row<T>(static_cast<const S*>(matrix.data) + r * matrix.row_stride, matrix.column_stride, n,
              [to](int64_t c, V v) { store(to + c, v); });
   for (int64_t c = n; c < padded_row(n); ++c) to[c] = fill;
-}
-
-/// The first n elements, rounded once to the storage type.
-template <class S, class T>
-inline void store_row(S* to, const T* from, int64_t n) {
-  using V = Native<T>;
-  int64_t c = 0;
-  for (; c + kLanes<T> <= n; c += kLanes<T>) store_as(to + c, load<V>(from + c));
-  if (c < n) store_first(to + c, load<V>(from + c), n - c);
 }
 
 /// Σ value(c) over vectors c = 0, lanes, … of a padded row: 64-byte groups are added up, then folded in halves.
