@@ -1,4 +1,5 @@
-// What a kernel needs beside vectors: its storage type from a Dtype, and pieces of its task's scratch memory.
+// What a kernel needs beside vectors: its storage type from a Dtype, and pieces of its task's
+// scratch memory.
 #pragma once
 
 #include "simd/convert.h"

@@ -9,7 +9,8 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
-/// Element (r, c) of a stored matrix at data[r·row_stride + c·column_stride]; S is the storage type.
+/// Element (r, c) of a stored matrix at data[r·row_stride + c·column_stride]; S is the storage
+/// type.
 template <class S>
 struct Strided {
   const S* data;
@@ -33,12 +34,14 @@ FULGURITE_INLINE void for_row(const S* row, int64_t stride, int64_t n, const Put
   }
 }
 
-/// Row-major copy, `ld` elements a row (at least n rounded up to a vector); the padding up to ld is zero.
+/// Row-major copy, `ld` elements a row (at least n rounded up to a vector); the padding up to ld is
+/// zero.
 template <class T, class S>
 inline void pack_plain(Strided<S> from, int64_t rows, int64_t n, T* to, int64_t ld) {
   for (int64_t r = 0; r < rows; ++r, to += ld) {
     for (int64_t c = n / kLanes<T> * kLanes<T>; c < ld; c += kLanes<T>) store(to + c, Native<T>{});
-    for_row<T>(from.data + r * from.row_stride, from.column_stride, n, [to](int64_t c, Native<T> v) { store(to + c, v); });
+    for_row<T>(from.data + r * from.row_stride, from.column_stride, n,
+               [to](int64_t c, Native<T> v) { store(to + c, v); });
   }
 }
 
@@ -48,7 +51,8 @@ inline void pack_rows(Strided<S> from, int64_t K, int64_t N, T* to) {
   constexpr int64_t NR = kTileColumns<T>;
   const int64_t padded = pad_columns<T>(N);
   for (int64_t k = 0; k < K; ++k) {
-    for (int64_t c = N / kLanes<T> * kLanes<T>; c < padded; c += kLanes<T>) store(to + (c / NR * K + k) * NR + c % NR, Native<T>{});
+    for (int64_t c = N / kLanes<T> * kLanes<T>; c < padded; c += kLanes<T>)
+      store(to + (c / NR * K + k) * NR + c % NR, Native<T>{});
     for_row<T>(from.data + k * from.row_stride, from.column_stride, N,
                [=](int64_t c, Native<T> v) { store(to + (c / NR * K + k) * NR + c % NR, v); });
   }
@@ -63,7 +67,8 @@ FULGURITE_INLINE V zip_high(V a, V b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (kWidth<V> / 2 + I / 2 + I % 2 * kWidth<V>)...);
 }
 
-/// Lane c of rows[r] becomes lane r of rows[c]: log2 W rounds of zipping the first half of the rows with the second.
+/// Lane c of rows[r] becomes lane r of rows[c]: log2 W rounds of zipping the first half of the rows
+/// with the second.
 template <class V>
 FULGURITE_INLINE void transpose(V (&rows)[kWidth<V>]) {
   constexpr int W = kWidth<V>;
@@ -93,13 +98,15 @@ inline void pack_transposed(Strided<S> from, int64_t N, int64_t K, T* to) {
       if (rows == L && from.column_stride == 1)
         for (; k + L <= K; k += L) {
           V block[L];
-          for (int64_t i = 0; i < L; ++i) block[i] = load_as<V>(from.data + (n0 + n + i) * from.row_stride + k);
+          for (int64_t i = 0; i < L; ++i)
+            block[i] = load_as<V>(from.data + (n0 + n + i) * from.row_stride + k);
           transpose(block);
           for (int64_t i = 0; i < L; ++i) store(to + (k + i) * NR + n, block[i]);
         }
       for (; k < K; ++k) {
         S lanes[L] = {};
-        for (int64_t i = 0; i < rows; ++i) lanes[i] = from.data[(n0 + n + i) * from.row_stride + k * from.column_stride];
+        for (int64_t i = 0; i < rows; ++i)
+          lanes[i] = from.data[(n0 + n + i) * from.row_stride + k * from.column_stride];
         store(to + k * NR + n, load_as<V>(lanes));
       }
     }

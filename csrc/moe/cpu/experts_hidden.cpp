@@ -1,10 +1,12 @@
-// The experts' hidden layer, forward and backward, for rows sorted by expert; x and dout are gathered while packing.
+// The experts' hidden layer, forward and backward, for rows sorted by expert; x and dout are
+// gathered while packing.
 //
 //   forward    g = W_gate x    u = W_up x    h = silu(g)·u                    silu(g) = g·σ(g)
 //   backward   dh = W_outᵀ dout     dw = h·dh     dg = w·dh·u·(σ + a(1 − σ)),  du = w·dh·a,  a = g·σ
 //
-// One task is one segment of rows of one expert by one block of columns of I. A row's bits depend on nothing but itself:
-// each product is one chain over blocks of depth, whatever rows stand beside it.
+// One task is one segment of rows of one expert by one block of columns of I. A row's bits depend
+// on nothing but itself: each product is one chain over blocks of depth, whatever rows stand beside
+// it.
 
 #include "moe/cpu/experts_tile.h"
 
@@ -40,12 +42,14 @@ struct HiddenScratch {
 };
 
 template <class S>
-void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows, const HiddenScratch<Accumulate<S>>& w) {
+void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows,
+                  const HiddenScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   using V = Native<T>;
   for (int64_t r = 0; r < rows; ++r) {
     S* const gate = p.hidden ? static_cast<S*>(p.hidden) + (first + r) * 2 * p.I + t.i0 : nullptr;
-    S* const activated = p.activated ? static_cast<S*>(p.activated) + (first + r) * p.I + t.i0 : nullptr;
+    S* const activated =
+        p.activated ? static_cast<S*>(p.activated) + (first + r) * p.I + t.i0 : nullptr;
     for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
       const V g = load<V>(w.gate + r * kHiddenBlock + c), u = load<V>(w.up + r * kHiddenBlock + c);
       if (gate) {
@@ -65,7 +69,8 @@ void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
   const HiddenTile t(p, task);
   // Element (k, n) of the product's B is W_in[n][k].
   pack_deep(matrix_of<S>(p.w_in, t.segment.expert, t.i0, 0).transposed(), p.H, t.n, w.gate_weights);
-  pack_deep(matrix_of<S>(p.w_in, t.segment.expert, p.I + t.i0, 0).transposed(), p.H, t.n, w.up_weights);
+  pack_deep(matrix_of<S>(p.w_in, t.segment.expert, p.I + t.i0, 0).transposed(), p.H, t.n,
+            w.up_weights);
   for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
     for (int64_t k0 = 0; k0 < p.H; k0 += kDepthBlock) {
       const int64_t depth = at_most(kDepthBlock, p.H - k0);
@@ -93,12 +98,14 @@ struct GradHiddenScratch {
 
 /// Gradients of one row's gate and up, w·h, and this block's part of h·dh.
 template <class S>
-void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position, const Accumulate<S>* grad_activated) {
+void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
+              const Accumulate<S>* grad_activated) {
   using T = Accumulate<S>;
   using V = Native<T>;
   const S* const hidden = static_cast<const S*>(p.hidden) + position * 2 * p.I + t.i0;
   S* const activated = p.activated ? static_cast<S*>(p.activated) + position * p.I + t.i0 : nullptr;
-  S* const grad_hidden = p.need_grad ? static_cast<S*>(p.grad_hidden) + position * 2 * p.I + t.i0 : nullptr;
+  S* const grad_hidden =
+      p.need_grad ? static_cast<S*>(p.grad_hidden) + position * 2 * p.I + t.i0 : nullptr;
   const T weight = static_cast<const T*>(p.weights)[p.permutation[position]];
   V dot{};
   for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
@@ -112,7 +119,8 @@ void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position, cons
     store_lanes(grad_hidden + c, weighted * u * (sigmoid + a * (T(1) - sigmoid)), lanes);
     store_lanes(grad_hidden + p.I + c, weighted * a, lanes);
   });
-  if (grad_hidden) static_cast<T*>(p.dots)[position * blocks_of(p.I, kHiddenBlock) + t.block] = sum(dot);
+  if (grad_hidden)
+    static_cast<T*>(p.dots)[position * blocks_of(p.I, kHiddenBlock) + t.block] = sum(dot);
 }
 
 template <class S>
@@ -126,9 +134,11 @@ void grad_hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
     for (int64_t k0 = 0; p.need_grad && k0 < p.H; k0 += kDepthBlock) {
       const int64_t depth = at_most(kDepthBlock, p.H - k0);
       gather<T, S>(p.grad, p.permutation, p.K, first, rows, k0, depth, w.rows);
-      multiply_block<T>({w.rows, kDepthStride, 1}, rows, w.weights, k0, depth, t.n, w.grad_activated, kHiddenBlock);
+      multiply_block<T>({w.rows, kDepthStride, 1}, rows, w.weights, k0, depth, t.n,
+                        w.grad_activated, kHiddenBlock);
     }
-    for (int64_t r = 0; r < rows; ++r) grad_row<S>(p, t, first + r, w.grad_activated + r * kHiddenBlock);
+    for (int64_t r = 0; r < rows; ++r)
+      grad_row<S>(p, t, first + r, w.grad_activated + r * kHiddenBlock);
   });
 }
 

@@ -3,7 +3,8 @@
 //   reduce         out_t = Σ_e w_te · row_te · B_e      forward: h and W_outᵀ; backward: (dg, du) and W_in, all w = 1
 //   grad_weight    dW_e  = Σ_r a_rᵀ b_r                 W_in: (dg, du) and x;  W_out: dout and w·h
 //
-// A token's experts are added in the order of their number, in the accumulation type, and rounded once.
+// A token's experts are added in the order of their number, in the accumulation type, and rounded
+// once.
 
 #include "moe/cpu/experts_tile.h"
 
@@ -38,7 +39,8 @@ FULGURITE_INLINE int64_t position_of_token(const ReduceParams& p, int64_t e, int
 
 /// Rows [first, first + rows) times the packed weights, added to their tokens' sums.
 template <class S>
-void reduce_tile(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, int64_t t0, const ReduceScratch<Accumulate<S>>& w) {
+void reduce_tile(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, int64_t t0,
+                 const ReduceScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   using V = Native<T>;
   const S* const from = static_cast<const S*>(p.rows) + first * p.depth;
@@ -55,7 +57,8 @@ void reduce_tile(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, 
     const int64_t assignment = p.permutation[first + r];
     const V weight = splat<V>(p.weights ? static_cast<const T*>(p.weights)[assignment] : T(1));
     T* const to = w.sums + (assignment / p.K - t0) * kHiddenBlock;
-    for (int64_t c = 0; c < n; c += kLanes<T>) store(to + c, madd(weight, load<V>(w.product + r * kHiddenBlock + c), load<V>(to + c)));
+    for (int64_t c = 0; c < n; c += kLanes<T>)
+      store(to + c, madd(weight, load<V>(w.product + r * kHiddenBlock + c), load<V>(to + c)));
   }
 }
 
@@ -72,10 +75,13 @@ void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
     const int64_t begin = position_of_token(p, e, t0), end = position_of_token(p, e, t1);
     if (begin == end) continue;
     pack_deep(matrix_of<S>(p.b, e, 0, h0), p.depth, n, w.weights);
-    for_token_blocks(begin, end - begin, [&](int64_t first, int64_t rows) { reduce_tile<S>(p, first, rows, n, t0, w); });
+    for_token_blocks(begin, end - begin, [&](int64_t first, int64_t rows) {
+      reduce_tile<S>(p, first, rows, n, t0, w);
+    });
   }
   S* const out = static_cast<S*>(p.out);
-  for (int64_t t = t0; t < t1; ++t) store_row(out + t * p.H + h0, w.sums + (t - t0) * kHiddenBlock, n);
+  for (int64_t t = t0; t < t1; ++t)
+    store_row(out + t * p.H + h0, w.sums + (t - t0) * kHiddenBlock, n);
 }
 
 // ---- gradients of the weights
@@ -94,24 +100,30 @@ struct GradWeightScratch {
 };
 
 template <class S>
-FULGURITE_INLINE const S* row_at(const SortedRows& rows, const int32_t* permutation, int64_t K, int64_t position, int64_t column) {
+FULGURITE_INLINE const S* row_at(const SortedRows& rows, const int32_t* permutation, int64_t K,
+                                 int64_t position, int64_t column) {
   const int64_t row = rows.gathered ? permutation[position] / K : position;
-  return static_cast<const S*>(rows.matrix.data) + row * rows.matrix.row_stride + column * rows.matrix.column_stride;
+  return static_cast<const S*>(rows.matrix.data) + row * rows.matrix.row_stride +
+         column * rows.matrix.column_stride;
 }
 
 /// Rows of A as they are: the micro-kernel reads them down the columns.
 template <class T, class S>
-void pack_grad_a(const GradWeightParams& p, int64_t first, int64_t rows, int64_t m0, int64_t m, T* to) {
+void pack_grad_a(const GradWeightParams& p, int64_t first, int64_t rows, int64_t m0, int64_t m,
+                 T* to) {
   for (int64_t r = 0; r < rows; ++r, to += kGradStride)
-    for_row<T>(row_at<S>(p.a, p.permutation, p.K, first + r, m0), p.a.matrix.column_stride, m, [to](int64_t c, Native<T> v) { store(to + c, v); });
+    for_row<T>(row_at<S>(p.a, p.permutation, p.K, first + r, m0), p.a.matrix.column_stride, m,
+               [to](int64_t c, Native<T> v) { store(to + c, v); });
 }
 
 /// Rows of B as panels [n/NR][rows][NR].
 template <class T, class S>
-void pack_grad_b(const GradWeightParams& p, int64_t first, int64_t rows, int64_t n0, int64_t n, T* to) {
+void pack_grad_b(const GradWeightParams& p, int64_t first, int64_t rows, int64_t n0, int64_t n,
+                 T* to) {
   constexpr int64_t NR = kTileColumns<T>;
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = n / kLanes<T> * kLanes<T>; c < pad_columns<T>(n); c += kLanes<T>) store(to + (c / NR * rows + r) * NR + c % NR, Native<T>{});
+    for (int64_t c = n / kLanes<T> * kLanes<T>; c < pad_columns<T>(n); c += kLanes<T>)
+      store(to + (c / NR * rows + r) * NR + c % NR, Native<T>{});
     for_row<T>(row_at<S>(p.b, p.permutation, p.K, first + r, n0), p.b.matrix.column_stride, n,
                [=](int64_t c, Native<T> v) { store(to + (c / NR * rows + r) * NR + c % NR, v); });
   }
@@ -122,16 +134,19 @@ void grad_weight_task(const GradWeightParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
   GradWeightScratch<T> w(arena);
-  const int64_t row_blocks = blocks_of(p.M, kGradRows), column_blocks = blocks_of(p.N, kGradColumns);
+  const int64_t row_blocks = blocks_of(p.M, kGradRows),
+                column_blocks = blocks_of(p.N, kGradColumns);
   const int64_t e = task / column_blocks / row_blocks;
-  const int64_t m0 = task / column_blocks % row_blocks * kGradRows, m = at_most(kGradRows, p.M - m0);
+  const int64_t m0 = task / column_blocks % row_blocks * kGradRows,
+                m = at_most(kGradRows, p.M - m0);
   const int64_t n0 = task % column_blocks * kGradColumns, n = at_most(kGradColumns, p.N - n0);
   const int64_t begin = p.offsets[e], end = p.offsets[e + 1];
   for (int64_t first = begin; first < end; first += kDepthBlock) {
     const int64_t rows = at_most(kDepthBlock, end - first);
     pack_grad_a<T, S>(p, first, rows, m0, m, w.a);
     pack_grad_b<T, S>(p, first, rows, n0, n, w.b);
-    gemm<T>(m, n, rows, {w.a, 1, kGradStride}, {w.b, rows * kTileColumns<T>}, w.sums, kGradColumns, first > begin);
+    gemm<T>(m, n, rows, {w.a, 1, kGradStride}, {w.b, rows * kTileColumns<T>}, w.sums, kGradColumns,
+            first > begin);
   }
   for (int64_t r = 0; r < m; ++r) {
     S* const to = static_cast<S*>(p.grad) + (e * p.M + m0 + r) * p.N + n0;

@@ -18,7 +18,8 @@ using at::Tensor;
 namespace {
 
 /// One expert after the other, in plain ATen.
-Tensor plain_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in, const Tensor& w_out) {
+Tensor plain_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in,
+                     const Tensor& w_out) {
   Tensor y = at::zeros_like(x);
   for (int64_t e = 0; e < w_in.size(0); ++e) {
     const auto gate_up = x.matmul(w_in[e].t()).chunk(2, 1);
@@ -32,8 +33,10 @@ Tensor plain_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, 
 
 TEST_CASE("a routed layer trains in C++") {
   const auto options = at::TensorOptions(at::kDouble);
-  const Tensor x = at::randn({20, 6}, options).requires_grad_(), router = at::randn({4, 6}, options).requires_grad_();
-  const Tensor w_in = at::randn({4, 10, 6}, options).requires_grad_(), w_out = at::randn({4, 6, 5}, options).requires_grad_();
+  const Tensor x = at::randn({20, 6}, options).requires_grad_(),
+               router = at::randn({4, 6}, options).requires_grad_();
+  const Tensor w_in = at::randn({4, 10, 6}, options).requires_grad_(),
+               w_out = at::randn({4, 6, 5}, options).requires_grad_();
   fulgurite::MoeRouteOptions route;
   route.score = "sigmoid";
   route.bias = at::zeros({4});
@@ -50,7 +53,8 @@ TEST_CASE("a routed layer trains in C++") {
 }
 
 TEST_CASE("plan, permute and combine") {
-  const Tensor x = at::randn({7, 3}).requires_grad_(), ids = at::arange(14).reshape({7, 2}).remainder(5);
+  const Tensor x = at::randn({7, 3}).requires_grad_(),
+               ids = at::arange(14).reshape({7, 2}).remainder(5);
   const auto [permutation, inverse, offsets] = fulgurite::moe_plan(ids, 5);
   const Tensor y = fulgurite::moe_combine(fulgurite::moe_permute(x, permutation, inverse), inverse);
   REQUIRE(y.equal(x * 2));
@@ -59,7 +63,8 @@ TEST_CASE("plan, permute and combine") {
 }
 
 TEST_CASE("losses and the selection bias") {
-  const Tensor logits = at::zeros({4, 2}).requires_grad_(), ids = at::arange(4).reshape({4, 1}).remainder(2);
+  const Tensor logits = at::zeros({4, 2}).requires_grad_(),
+               ids = at::arange(4).reshape({4, 1}).remainder(2);
   REQUIRE(fulgurite::moe_balance_loss(logits, ids).item<double>() == 1.0);
   const Tensor z = fulgurite::moe_z_loss(logits);
   REQUIRE(std::fabs(z.item<double>() - std::log(2.0) * std::log(2.0)) < 1e-6);

@@ -1,4 +1,5 @@
-// The kernels of the experts alone, on two experts whose sizes are no multiple of anything, against plain loops.
+// The kernels of the experts alone, on two experts whose sizes are no multiple of anything, against
+// plain loops.
 #include <cmath>
 #include <vector>
 
@@ -29,10 +30,12 @@ Numbers numbers(int64_t n, int seed) {
   return x;
 }
 
-// 100 tokens with one expert each, odd ones expert 1: more rows than a block of tokens, columns than a block of I and of H.
+// 100 tokens with one expert each, odd ones expert 1: more rows than a block of tokens, columns
+// than a block of I and of H.
 struct Case {
   static constexpr int64_t T = 100, E = 2, H = 70, I = 67, rows = T / E;
-  Numbers x = numbers(T * H, 1), w_in = numbers(E * 2 * I * H, 2), w_out = numbers(E * H * I, 3), weights = numbers(T, 4);
+  Numbers x = numbers(T * H, 1), w_in = numbers(E * 2 * I * H, 2), w_out = numbers(E * H * I, 3),
+          weights = numbers(T, 4);
   std::vector<int32_t> permutation;
   std::vector<int64_t> offsets{0, rows, T};
   std::vector<Segment> segments{{0, 0, rows}, {1, rows, rows}};
@@ -63,14 +66,19 @@ struct Case {
     for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
     return sum;
   }
-  double gate(int64_t e, int64_t t, int64_t i) const { return dot(&w_in[(e * 2 * I + i) * H], &x[t * H], H); }
-  double up(int64_t e, int64_t t, int64_t i) const { return dot(&w_in[(e * 2 * I + I + i) * H], &x[t * H], H); }
+  double gate(int64_t e, int64_t t, int64_t i) const {
+    return dot(&w_in[(e * 2 * I + i) * H], &x[t * H], H);
+  }
+  double up(int64_t e, int64_t t, int64_t i) const {
+    return dot(&w_in[(e * 2 * I + I + i) * H], &x[t * H], H);
+  }
 };
 
 template <class Task, class Params>
 void run(Task& task, const Params& p, int64_t tasks, int64_t scratch_bytes) {
   std::vector<char> memory(static_cast<size_t>(scratch_bytes) + 64);
-  void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  void* aligned =
+      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
   for (int64_t i = 0; i < tasks; ++i) task(p, i, aligned);
 }
 
@@ -108,13 +116,16 @@ TEST_CASE("hidden layer") {
       double dot = 0;
       for (int64_t i = 0; i < Case::I; ++i) {
         double dh = 0;
-        for (int64_t o = 0; o < Case::H; ++o) dh += grad[t * Case::H + o] * c.w_out[(e * Case::H + o) * Case::I + i];
+        for (int64_t o = 0; o < Case::H; ++o)
+          dh += grad[t * Case::H + o] * c.w_out[(e * Case::H + o) * Case::I + i];
         const auto h = [&](double g, double u) { return g / (1 + std::exp(-g)) * u; };
         const double g = c.gate(e, t, i), u = c.up(e, t, i), step = 1e-5, w = c.weights[t];
         dot += dh * h(g, u);
         REQUIRE(near(c.activated[row * Case::I + i], w * h(g, u)));
-        REQUIRE(std::fabs(grad_hidden[row * 2 * Case::I + i] - w * dh * (h(g + step, u) - h(g - step, u)) / (2 * step)) < 1e-9);
-        REQUIRE(std::fabs(grad_hidden[row * 2 * Case::I + Case::I + i] - w * dh * (h(g, u + step) - h(g, u - step)) / (2 * step)) < 1e-9);
+        REQUIRE(std::fabs(grad_hidden[row * 2 * Case::I + i] -
+                          w * dh * (h(g + step, u) - h(g - step, u)) / (2 * step)) < 1e-9);
+        REQUIRE(std::fabs(grad_hidden[row * 2 * Case::I + Case::I + i] -
+                          w * dh * (h(g, u + step) - h(g, u - step)) / (2 * step)) < 1e-9);
       }
       REQUIRE(near(dots[row * 2] + dots[row * 2 + 1], dot));
     }
@@ -145,7 +156,9 @@ TEST_CASE("rows reduce to tokens in ranges of tokens") {
   for (int64_t row = 0; row < Case::T; ++row)
     for (int64_t o = 0; o < Case::H; ++o) {
       const int64_t e = row / Case::rows, t = c.permutation[row];
-      REQUIRE(near(out[t * Case::H + o], c.weights[t] * Case::dot(&rows[row * Case::I], &c.w_out[(e * Case::H + o) * Case::I], Case::I)));
+      REQUIRE(near(out[t * Case::H + o],
+                   c.weights[t] * Case::dot(&rows[row * Case::I],
+                                            &c.w_out[(e * Case::H + o) * Case::I], Case::I)));
     }
 }
 
@@ -166,11 +179,13 @@ TEST_CASE("gradients of the weights") {
   p.grad = grad.data();
   int64_t scratch;
   moe_experts_grad_weight_layout(p, &scratch);
-  run(moe_experts_grad_weight, p, Case::E * blocks_of(p.M, kGradRows) * blocks_of(p.N, kGradColumns), scratch);
+  run(moe_experts_grad_weight, p,
+      Case::E * blocks_of(p.M, kGradRows) * blocks_of(p.N, kGradColumns), scratch);
   for (int64_t m = 0; m < p.M; ++m)
     for (int64_t n = 0; n < p.N; ++n) {
       double sum = 0;
-      for (int64_t row = 0; row < Case::T; ++row) sum += a[row * p.M + m] * c.x[c.permutation[row] * Case::H + n];
+      for (int64_t row = 0; row < Case::T; ++row)
+        sum += a[row * p.M + m] * c.x[c.permutation[row] * Case::H + n];
       REQUIRE(near(grad[m * p.N + n], sum));
       REQUIRE(grad[(p.M + m) * p.N + n] == 0);
     }

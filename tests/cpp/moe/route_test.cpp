@@ -17,14 +17,17 @@ using namespace fulgurite::FULGURITE_VARIANT;
 
 namespace {
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN(), kInf = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN(),
+                 kInf = std::numeric_limits<double>::infinity();
 
 struct Routed {
   std::vector<double> weights;
   std::vector<int32_t> ids;
 };
 
-std::vector<double> scratch(int64_t E) { return std::vector<double>(static_cast<size_t>(kRowBuffers * padded_row(E))); }
+std::vector<double> scratch(int64_t E) {
+  return std::vector<double>(static_cast<size_t>(kRowBuffers * padded_row(E)));
+}
 
 RouteParams params(const std::vector<double>& row, int64_t K, Score score) {
   RouteParams p{};
@@ -41,7 +44,8 @@ RouteParams params(const std::vector<double>& row, int64_t K, Score score) {
 }
 
 Routed route(RouteParams p) {
-  Routed r{std::vector<double>(static_cast<size_t>(p.K)), std::vector<int32_t>(static_cast<size_t>(p.K))};
+  Routed r{std::vector<double>(static_cast<size_t>(p.K)),
+           std::vector<int32_t>(static_cast<size_t>(p.K))};
   p.weights = r.weights.data();
   p.ids = r.ids.data();
   std::vector<double> memory = scratch(p.E);
@@ -90,18 +94,24 @@ TEST_CASE("experts of other groups are never chosen") {
 }
 
 TEST_CASE("scores") {
-  const std::vector<double> x{-kInf, -745.0, -50.0, -40.0, -39.99, -1.0, 0.0, 1e-9, 2.0, 40.0, 700.0};
+  const std::vector<double> x{-kInf, -745.0, -50.0, -40.0, -39.99, -1.0,
+                              0.0,   1e-9,   2.0,   40.0,  700.0};
   for (const double value : x) {
-    const double sigmoid_of = sigmoid(splat<Native<double>>(value))[0], root = sqrt_softplus(splat<Native<double>>(value))[0];
-    const double exact = value < -30 ? std::exp(value / 2) : std::sqrt(std::log1p(std::exp(-std::fabs(value))) + std::fmax(value, 0));
+    const double sigmoid_of = sigmoid(splat<Native<double>>(value))[0],
+                 root = sqrt_softplus(splat<Native<double>>(value))[0];
+    const double exact =
+        value < -30 ? std::exp(value / 2)
+                    : std::sqrt(std::log1p(std::exp(-std::fabs(value))) + std::fmax(value, 0));
     INFO(value);
     REQUIRE(std::fabs(sigmoid_of - 1 / (1 + std::exp(-value))) <= 4e-16 * sigmoid_of);
     REQUIRE(std::fabs(root - exact) <= 1e-15 * exact);
-    REQUIRE(std::isfinite(unary_score_slope(Score::kSqrtSoftplus, splat<Native<double>>(value), splat<Native<double>>(root))[0]));
+    REQUIRE(std::isfinite(unary_score_slope(Score::kSqrtSoftplus, splat<Native<double>>(value),
+                                            splat<Native<double>>(root))[0]));
   }
   // float32, where the series has fewer terms
   for (float value = -19.9f; value < 30.f; value += 0.37f) {
-    const double exact = std::sqrt(std::log1p(std::exp(-std::fabs(static_cast<double>(value)))) + std::fmax(value, 0.f));
+    const double exact = std::sqrt(std::log1p(std::exp(-std::fabs(static_cast<double>(value)))) +
+                                   std::fmax(value, 0.f));
     const float root = sqrt_softplus(splat<Native<float>>(value))[0];
     INFO(value);
     REQUIRE(std::fabs(root - exact) <= 3e-7 * exact);
@@ -111,7 +121,8 @@ TEST_CASE("scores") {
 TEST_CASE("gradients equal differences") {
   const std::vector<double> row{0.3, -0.7, 1.1, 0.2, -1.5, 0.9, 0.05};
   const std::vector<double> g{0.7, -1.3, 0.4};
-  for (const Score score : {Score::kSoftmax, Score::kSoftmaxTopk, Score::kSigmoid, Score::kSqrtSoftplus})
+  for (const Score score :
+       {Score::kSoftmax, Score::kSoftmaxTopk, Score::kSigmoid, Score::kSqrtSoftplus})
     for (const bool renormalize : {true, false}) {
       RouteParams p = params(row, 3, score);
       p.renormalize = renormalize;

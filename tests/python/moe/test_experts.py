@@ -1,4 +1,4 @@
-"""The experts beyond the generated checks: loads, batch composition, memory, hidden numbers, other libraries' formulas.
+"""The experts beyond the generated checks: loads, batches, memory, NaN, other formulas.
 
 T tokens, E experts, K experts per token, H width of a token, I hidden width of an expert.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as tF
-from common_checks import Results, assert_same_bits, forward_backward, threads
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import fulgurite.nn.functional as F
+from common_checks import Results, assert_same_bits, forward_backward, threads
 from fulgurite.testing import assert_accurate
 from fulgurite.testing.references import moe as reference
 
@@ -21,7 +21,14 @@ NAMES = ("x", "weights", "w_in", "w_out")
 
 
 def experts_inputs(
-    seed: int, *, T: int, E: int, H: int, I: int, K: int, dtype: torch.dtype  # noqa: E741
+    seed: int,
+    *,
+    T: int,
+    E: int,
+    H: int,
+    I: int,
+    K: int,
+    dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
@@ -37,7 +44,9 @@ def experts_inputs(
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
-def run(inputs: dict[str, Tensor], ids: Tensor, grad: Tensor, *, save_hidden: bool = True) -> Results:
+def run(
+    inputs: dict[str, Tensor], ids: Tensor, grad: Tensor, *, save_hidden: bool = True
+) -> Results:
     def call(x: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor) -> tuple[Tensor]:
         return (F.moe_experts(x, ids, weights, w_in, w_out, save_hidden=save_hidden),)
 
@@ -61,14 +70,24 @@ def run_reference(inputs: dict[str, Tensor], ids: Tensor, grad: Tensor) -> Resul
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
 def test_any_size_equals_the_reference(
-    isa: str, seed: int, T: int, E: int, H: int, I: int, K: int, dtype: torch.dtype  # noqa: E741
+    isa: str,
+    seed: int,
+    T: int,
+    E: int,
+    H: int,
+    I: int,
+    K: int,
+    dtype: torch.dtype,
 ) -> None:
     inputs = experts_inputs(seed, T=T, E=E, H=H, I=I, K=K, dtype=dtype)
     ids = torch.randint(-1, E + 1, (T, K), generator=torch.Generator().manual_seed(seed))
     grad = torch.randn(T, H, generator=torch.Generator().manual_seed(seed)).to(dtype)
     wide = {name: tensor.double() for name, tensor in inputs.items()}
     assert_accurate(
-        run(inputs, ids, grad), run_reference(wide, ids, grad), run_reference(inputs, ids, grad), dtype
+        run(inputs, ids, grad),
+        run_reference(wide, ids, grad),
+        run_reference(inputs, ids, grad),
+        dtype,
     )
 
 
@@ -81,23 +100,24 @@ def skewed_ids(T: int, E: int, K: int) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_skewed_load_crosses_segments(isa: str, dtype: torch.dtype) -> None:
     # 1,100 rows of one expert: three segments, and several ranges of tokens in the reductions.
-    T, E, K, H, I = 1100, 5, 2, 72, 40  # noqa: E741
+    T, E, K, H, I = 1100, 5, 2, 72, 40
     inputs = experts_inputs(0, T=T, E=E, H=H, I=I, K=K, dtype=dtype)
     ids, grad = skewed_ids(T, E, K), torch.randn(T, H).to(dtype)
     wide = {name: tensor.double() for name, tensor in inputs.items()}
     actual = run(inputs, ids, grad)
-    assert_accurate(
-        actual, run_reference(wide, ids, grad), run_reference(inputs, ids, grad), dtype
-    )
-    assert actual["grad of w_in"][-1].eq(0).all() and actual["grad of w_out"][-1].eq(0).all()
+    assert_accurate(actual, run_reference(wide, ids, grad), run_reference(inputs, ids, grad), dtype)
+    assert actual["grad of w_in"][-1].eq(0).all()
+    assert actual["grad of w_out"][-1].eq(0).all()
     with threads(1):
         one = run(inputs, ids, grad)
     assert_same_bits(one, actual, "with one thread")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 def test_a_token_does_not_depend_on_its_batch(isa: str, dtype: torch.dtype) -> None:
-    T, E, K, H, I = 700, 3, 2, 300, 150  # noqa: E741
+    T, E, K, H, I = 700, 3, 2, 300, 150
     inputs = experts_inputs(1, T=T, E=E, H=H, I=I, K=K, dtype=dtype)
     ids, grad = torch.randint(0, E, (T, K)), torch.randn(T, H).to(dtype)
     together = run(inputs, ids, grad)
@@ -105,7 +125,9 @@ def test_a_token_does_not_depend_on_its_batch(isa: str, dtype: torch.dtype) -> N
         part = {**inputs, "x": inputs["x"][chosen], "weights": inputs["weights"][chosen]}
         alone = run(part, ids[chosen], grad[chosen])
         for label in ("output 0", "grad of x", "grad of weights"):
-            assert_same_bits({label: alone[label]}, {label: together[label][chosen]}, f"{len(chosen)}")
+            assert_same_bits(
+                {label: alone[label]}, {label: together[label][chosen]}, f"{len(chosen)}"
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -144,7 +166,8 @@ def test_sentinels_contribute_nothing_even_beside_nan(isa: str) -> None:
     grad = torch.randn(6, 8, dtype=torch.float64)
     results = run(inputs, ids, grad)
     assert all(tensor.isfinite().all() for tensor in results.values())
-    assert results["output 0"][[1, 4]].eq(0).all() and results["grad of x"][[1, 4]].eq(0).all()
+    assert results["output 0"][[1, 4]].eq(0).all()
+    assert results["grad of x"][[1, 4]].eq(0).all()
     assert results["grad of weights"][sentinel].eq(0).all()
 
 
@@ -155,10 +178,13 @@ def test_nan_in_one_token_stays_there(isa: str) -> None:
     results = run(inputs, ids, torch.randn(40, 20))
     others = torch.arange(40) != 7
     for label in ("output 0", "grad of x", "grad of weights"):
-        assert results[label][7].isnan().all() and results[label][others].isfinite().all()
+        assert results[label][7].isnan().all()
+        assert results[label][others].isfinite().all()
 
 
-@pytest.mark.parametrize("wanted", [(name,) for name in NAMES] + [("x", "w_out"), ("w_in",)], ids=str)
+@pytest.mark.parametrize(
+    "wanted", [(name,) for name in NAMES] + [("x", "w_out"), ("w_in",)], ids=str
+)
 def test_gradients_that_nobody_wants_cost_nothing(wanted: tuple[str, ...]) -> None:
     inputs = experts_inputs(6, T=20, E=3, H=12, I=10, K=2, dtype=torch.float32)
     ids, grad = torch.randint(0, 3, (20, 2)), torch.randn(20, 12)
@@ -168,7 +194,14 @@ def test_gradients_that_nobody_wants_cost_nothing(wanted: tuple[str, ...]) -> No
         inputs["x"], ids, inputs["weights"], inputs["w_in"], inputs["w_out"]
     )
     grads = torch.ops.fulgurite._moe_experts_backward(
-        grad, inputs["x"], ids, inputs["weights"], inputs["w_in"], inputs["w_out"], hidden, output_mask=mask
+        grad,
+        inputs["x"],
+        ids,
+        inputs["weights"],
+        inputs["w_in"],
+        inputs["w_out"],
+        hidden,
+        output_mask=mask,
     )
     for name, tensor in zip(NAMES, grads, strict=True):
         if name in wanted:
@@ -179,7 +212,7 @@ def test_gradients_that_nobody_wants_cost_nothing(wanted: tuple[str, ...]) -> No
 
 def test_permuted_products_give_the_same(isa: str) -> None:
     """The whole is its parts: route, plan, permute, a product for each expert, combine."""
-    T, E, K, H, I = 60, 4, 2, 24, 16  # noqa: E741
+    T, E, K, H, I = 60, 4, 2, 24, 16
     inputs = experts_inputs(7, T=T, E=E, H=H, I=I, K=K, dtype=torch.float64)
     weights, ids, counts = F.moe_route(torch.randn(T, E, dtype=torch.float64), K)
     permutation, inverse, offsets = F.moe_plan(ids, E)
@@ -196,7 +229,7 @@ def test_permuted_products_give_the_same(isa: str) -> None:
 
 def test_grouped_mm_experts_agree(isa: str) -> None:
     """What transformers' grouped experts compute."""
-    T, E, K, H, I = 90, 5, 3, 32, 48  # noqa: E741
+    T, E, K, H, I = 90, 5, 3, 32, 48
     inputs = experts_inputs(8, T=T, E=E, H=H, I=I, K=K, dtype=torch.float32)
     x, weights, w_in, w_out = (inputs[name] for name in NAMES)
     ids = torch.randn(T, E).topk(K).indices
@@ -212,7 +245,11 @@ def test_grouped_mm_experts_agree(isa: str) -> None:
 def test_weights_of_any_strides(isa: str) -> None:
     inputs = experts_inputs(9, T=30, E=3, H=20, I=18, K=2, dtype=torch.float32)
     ids, grad = torch.randint(0, 3, (30, 2)), torch.randn(30, 20)
-    turned = {**inputs, "w_in": inputs["w_in"].mT.contiguous().mT, "w_out": inputs["w_out"].mT.contiguous().mT}
+    turned = {
+        **inputs,
+        "w_in": inputs["w_in"].mT.contiguous().mT,
+        "w_out": inputs["w_out"].mT.contiguous().mT,
+    }
     assert_same_bits(run(turned, ids, grad), run(inputs, ids, grad))
 
 

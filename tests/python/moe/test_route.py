@@ -1,4 +1,4 @@
-"""Routing beyond the generated checks: ties, NaN and infinities, groups, sentinels, batch composition, other libraries' formulas.
+"""Routing beyond the generated checks: ties, NaN, groups, sentinels, batches, other formulas.
 
 T tokens, E experts, K experts per token.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common_checks import assert_same_bits, threads
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import fulgurite.nn.functional as F
+from common_checks import assert_same_bits, threads
 from fulgurite.testing.references import moe as reference
 
 NAN, INF = float("nan"), float("inf")
@@ -53,7 +53,7 @@ def test_any_row_is_chosen_as_defined(
     assert torch.equal(ids, expected_ids)
     assert torch.equal(counts, expected_counts)
     torch.testing.assert_close(weights, expected_weights, equal_nan=True)
-    assert all(len(set(row)) == k and 0 <= min(row) and max(row) < E for row in ids.tolist())
+    assert all(len(set(row)) == k and min(row) >= 0 and max(row) < E for row in ids.tolist())
 
 
 def test_ties_go_to_the_lowest_index(isa: str) -> None:
@@ -78,7 +78,7 @@ def test_groups_that_are_left_out_rank_below_nan(isa: str) -> None:
     assert F.moe_route(logits, 4, n_group=4, topk_group=2)[1].tolist() == [[0, 1, 6, 7]]
     # The third group kept is the one of −inf: it beats NaN.
     assert F.moe_route(logits, 6, n_group=4, topk_group=3)[1].tolist() == [[0, 1, 6, 7, 4, 5]]
-    # By its maximum the group with a NaN counts as 1, and its NaN is still an expert of a kept group.
+    # By its maximum the group with a NaN counts as 1, and its NaN belongs to a kept group.
     options = {"n_group": 4, "topk_group": 3, "group_score": "max"}
     assert F.moe_route(logits, 6, **options)[1].tolist() == [[0, 1, 6, 7, 2, 3]]
 
@@ -90,7 +90,8 @@ def test_the_bias_chooses_and_does_not_weigh() -> None:
     assert ids.tolist() == [[3, 1]]
     assert weights.tolist() == [[0.5, 0.5]]  # gathered: nothing of the large bias is left
     weights.sum().backward()
-    assert bias.grad is None and logits.grad is not None
+    assert bias.grad is None
+    assert logits.grad is not None
 
 
 def test_masked_tokens_are_not_looked_at(isa: str) -> None:
@@ -99,11 +100,13 @@ def test_masked_tokens_are_not_looked_at(isa: str) -> None:
     logits.requires_grad_()
     mask = torch.tensor([True, False, True, False])
     weights, ids, counts = F.moe_route(logits, 2, token_mask=mask)
-    assert ids[~mask].eq(6).all() and weights[~mask].eq(0).all()
+    assert ids[~mask].eq(6).all()
+    assert weights[~mask].eq(0).all()
     assert int(counts.sum()) == 4
     (weights * torch.randn(4, 2)).sum().backward()
     assert logits.grad is not None
-    assert logits.grad[~mask].eq(0).all() and logits.grad[mask].isfinite().all()
+    assert logits.grad[~mask].eq(0).all()
+    assert logits.grad[mask].isfinite().all()
 
 
 def test_forced_ids_with_duplicates_and_sentinels() -> None:
@@ -116,7 +119,8 @@ def test_forced_ids_with_duplicates_and_sentinels() -> None:
     torch.testing.assert_close(weights[0], logits[0, [2, 2, 0]].softmax(0))
     torch.testing.assert_close(weights[2, [0, 2]], logits[2, [4, 1]].softmax(0))
     (weights[1].sum()).backward()
-    assert logits.grad is not None and logits.grad.eq(0).all()
+    assert logits.grad is not None
+    assert logits.grad.eq(0).all()
 
 
 def test_sqrtsoftplus_has_a_finite_gradient_down_to_minus_infinity(isa: str) -> None:
@@ -124,7 +128,8 @@ def test_sqrtsoftplus_has_a_finite_gradient_down_to_minus_infinity(isa: str) -> 
         logits = torch.tensor([[0.0, -30.0, -60.0, -200.0, -INF]], dtype=dtype, requires_grad=True)
         weights, _, _ = F.moe_route(logits, 5, score="sqrtsoftplus", renormalize=False)
         weights.sum().backward()
-        assert logits.grad is not None and logits.grad.isfinite().all()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
         half = (logits.detach()[0, 1:4] / 2).exp()  # √softplus tends to e^(x/2)
         torch.testing.assert_close(weights[0, 1:4], half, rtol=1e-5, atol=0)
         torch.testing.assert_close(logits.grad[0, 1:4], half / 2, rtol=1e-5, atol=0)
@@ -142,7 +147,7 @@ def test_a_row_does_not_depend_on_its_batch(isa: str, score: str) -> None:
     assert_same_bits(dict(enumerate(one)), dict(enumerate(together)))
 
 
-# ---------------------------------------------------------------- the formulas of known models, in plain PyTorch
+# ---------------------------------------------------------------- formulas of known models
 
 
 def test_mixtral(isa: str) -> None:
@@ -175,9 +180,7 @@ def test_deepseek_v3(isa: str) -> None:
     ids = choice.masked_fill(~kept, -INF).topk(6, -1).indices
     weights = scores.gather(1, ids)
     weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * 2.5
-    actual = F.moe_route(
-        logits, 6, bias=bias, score="sigmoid", n_group=8, topk_group=4, scale=2.5
-    )
+    actual = F.moe_route(logits, 6, bias=bias, score="sigmoid", n_group=8, topk_group=4, scale=2.5)
     assert torch.equal(actual[1].long(), ids)
     torch.testing.assert_close(actual[0], weights)
 
@@ -196,7 +199,7 @@ def test_functions_script_with_keywords() -> None:
     @torch.jit.script
     def routed(logits: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
         weights, ids, counts = F.moe_route(logits, 2, score="sigmoid", scale=2.0)
-        permutation, inverse, offsets = F.moe_plan(ids, logits.size(1))
+        permutation, inverse, _offsets = F.moe_plan(ids, logits.size(1))
         same = F.moe_combine(F.moe_permute(x, permutation, inverse), inverse, weights)
         loss = F.moe_balance_loss(logits, ids) + F.moe_z_loss(logits)
         F.moe_update_bias_(torch.zeros(logits.size(1)), counts, 0.1)

@@ -39,27 +39,33 @@ def moe_route(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Choose K of E experts for every token, and weigh them; see docs/ops/moe.md.
 
-    The choice is by the logits, or by ``score(logits) + bias``; ties go to the lowest index and NaN ranks below −inf.
+    The choice is by the logits, or by ``score(logits) + bias``; ties go to the lowest index and NaN
+    ranks below −inf.
 
     Args:
         logits: (T,E), float64, float32, bfloat16 or float16.
         k: experts per token, 1 ≤ k ≤ E.
-        bias: (E), any of these dtypes: added for the choice only, without gradient. Not with a softmax score.
-        score: "softmax" (over all experts), "softmax_topk" (over the chosen ones), "sigmoid" or "sqrtsoftplus".
-        n_group, topk_group: experts are n_group equal groups in a row; only the best topk_group of them are chosen from.
+        bias: (E), any of these dtypes: added for the choice only, without gradient. Not with a
+            softmax score.
+        score: "softmax" (over all experts), "softmax_topk" (over the chosen ones), "sigmoid" or
+            "sqrtsoftplus".
+        n_group, topk_group: experts are n_group equal groups in a row; only the best topk_group of
+            them are chosen from.
         group_score: a group's score is the sum of its best two ("top2") or its best ("max").
         renormalize: the weights of a token sum to scale.
         eps: added to the sum that "sigmoid" and "sqrtsoftplus" are renormalised by.
         scale: factor of the weights.
         token_mask: (T) bool; False: no expert, ids E, weights 0, not counted.
-        forced_ids: (T,K) int32 or int64: take these instead of choosing. An id outside [0, E) has weight 0 and is not counted.
+        forced_ids: (T,K) int32 or int64: take these instead of choosing. An id outside [0, E) has
+            weight 0 and is not counted.
 
     Returns:
-        weights (T,K), float32 (float64 for float64), with gradient to logits; ids (T,K) int32, by falling choice score;
-        counts (E) int64, tokens per expert.
+        weights (T,K), float32 (float64 for float64), with gradient to logits; ids (T,K) int32, by
+        falling choice score; counts (E) int64, tokens per expert.
 
     Raises:
-        TypeError, RuntimeError (shapes, devices), ValueError (k, names, groups that do not hold k experts, bias with softmax).
+        TypeError, RuntimeError (shapes, devices), ValueError (k, names, groups that do not hold k
+        experts, bias with softmax).
 
     Example:
         >>> import torch
@@ -101,11 +107,13 @@ def moe_plan(
     Args:
         ids: (T,K) int32 or int64. An id outside [0, num_experts) is a sentinel: no expert.
         num_experts: E.
-        capacity, drop, weights: part of the signature; a capacity other than −1 raises NotImplementedError.
+        capacity, drop, weights: part of the signature; a capacity other than −1 raises
+            NotImplementedError.
 
     Returns:
-        permutation (T·K) int32: sorted position → t·K + j, sentinels last; inverse (T,K) int32: the way back, −1 for
-        sentinels; offsets (E+1) int64: expert e has the sorted positions offsets[e] to offsets[e+1].
+        permutation (T·K) int32: sorted position → t·K + j, sentinels last; inverse (T,K) int32: the
+        way back, −1 for sentinels; offsets (E+1) int64: expert e has the sorted positions
+        offsets[e] to offsets[e+1].
 
     Raises:
         TypeError, RuntimeError (shapes, 2³¹ or more assignments), ValueError, NotImplementedError.
@@ -149,7 +157,9 @@ def moe_permute(x: Tensor, permutation: Tensor, inverse: Tensor) -> Tensor:
 
 
 def moe_combine(y: Tensor, inverse: Tensor, weights: Optional[Tensor] = None) -> Tensor:
-    r"""Add up each token's rows: ``out_t = Σ_j weights[t,j] · y[inverse[t,j]]``; see docs/ops/moe.md.
+    r"""Add up each token's rows; see docs/ops/moe.md.
+
+    ``out_t = Σ_j weights[t,j] · y[inverse[t,j]]``
 
     Args:
         y: (T·K,H), float64, float32, bfloat16 or float16, sorted by expert.
@@ -157,8 +167,8 @@ def moe_combine(y: Tensor, inverse: Tensor, weights: Optional[Tensor] = None) ->
         weights: (T,K), float32, float64 or y's dtype; None is 1.
 
     Returns:
-        (T,H) in y's dtype: added in float32 (float64 for float64) in the order of j and rounded once. Has gradients to y
-        and weights.
+        (T,H) in y's dtype: added in float32 (float64 for float64) in the order of j and rounded
+        once. Has gradients to y and weights.
 
     Raises:
         TypeError, RuntimeError (shapes, devices, entries that are not a plan's).
@@ -194,7 +204,8 @@ def moe_experts(
 ) -> Tensor:
     r"""The feed-forward of all experts; see docs/ops/moe.md.
 
-    ``y_t = Σ_j weights[t,j] · W_out (silu(W_gate x_t) · (W_up x_t))`` with the matrices of expert ``ids[t,j]``.
+    ``y_t = Σ_j weights[t,j] · W_out (silu(W_gate x_t) · (W_up x_t))`` with the matrices of expert
+    ``ids[t,j]``.
 
     Args:
         x: (T,H), float64, float32, bfloat16 or float16.
@@ -202,16 +213,19 @@ def moe_experts(
         weights: (T,K), float32, float64 or x's dtype.
         w_in: (E,2I,H) in x's dtype, gate rows then up rows.
         w_out: (E,H,I) in x's dtype.
-        save_hidden: keep gate and up, 2·T·K·I elements of x's dtype, for the backward; without it they are computed again.
-        b_in, b_out, activation, gated, interleaved, transposed, alpha, limit: part of the signature, not supported yet: any
-            value but the default raises NotImplementedError (or ValueError where it means nothing).
+        save_hidden: keep gate and up, 2·T·K·I elements of x's dtype, for the backward; without it
+            they are computed again.
+        b_in, b_out, activation, gated, interleaved, transposed, alpha, limit: part of the
+            signature, not supported yet: any value but the default raises NotImplementedError (or
+            ValueError where it means nothing).
 
     Returns:
-        (T,H) in x's dtype. Sums are in float32 (float64 for float64) and rounded once. Gradients to x, weights, w_in, w_out;
-        an expert without tokens has zero gradients.
+        (T,H) in x's dtype. Sums are in float32 (float64 for float64) and rounded once. Gradients to
+        x, weights, w_in, w_out; an expert without tokens has zero gradients.
 
     Raises:
-        TypeError, RuntimeError (shapes, devices, 2³¹ or more assignments), ValueError, NotImplementedError.
+        TypeError, RuntimeError (shapes, devices, 2³¹ or more assignments), ValueError,
+        NotImplementedError.
 
     Example:
         >>> import torch
@@ -253,15 +267,17 @@ def moe_balance_loss(
 ) -> Tensor:
     r"""Auxiliary loss that evens out the load of the experts; see docs/ops/moe.md.
 
-    With f_e the share of the assignments that expert e got and P_e its mean score, "switch" is ``E · Σ_e f_e P_e``: 1 at
-    balance.
+    With f_e the share of the assignments that expert e got and P_e its mean score, "switch" is ``E
+    · Σ_e f_e P_e``: 1 at balance.
 
     Args:
         logits: (T,E), float64, float32, bfloat16 or float16.
         ids: (T,K) int32 or int64, the chosen experts; sentinels are not counted.
-        score: as in :func:`moe_route`. P is the softmax over all experts for the softmax kinds, else s / (Σ s + eps).
-        kind: "switch"; "hf" (f summed over K: K at balance); "gshard" (f of the first choices); "sequence" ("switch" within
-            each sequence, averaged); "cv2" (squared coefficient of variation of Σ_t P).
+        score: as in :func:`moe_route`. P is the softmax over all experts for the softmax kinds,
+            else s / (Σ s + eps).
+        kind: "switch"; "hf" (f summed over K: K at balance); "gshard" (f of the first choices);
+            "sequence" ("switch" within each sequence, averaged); "cv2" (squared coefficient of
+            variation of Σ_t P).
         sequence_ids: (T) int32 or int64 in [0, T), for "sequence" only.
         token_mask: (T) bool; False leaves a token out.
 
@@ -269,7 +285,8 @@ def moe_balance_loss(
         0-dim, float32 (float64 for float64). The gradient reaches logits through the scores only.
 
     Raises:
-        TypeError, RuntimeError (shapes, devices, sequence_ids), ValueError (names, sequence_ids without "sequence").
+        TypeError, RuntimeError (shapes, devices, sequence_ids), ValueError (names, sequence_ids
+        without "sequence").
 
     Example:
         >>> import torch
@@ -278,13 +295,21 @@ def moe_balance_loss(
         1.0
     """
     loss: Tensor = torch.ops.fulgurite.moe_balance_loss(
-        logits, ids, score=score, kind=kind, sequence_ids=sequence_ids, token_mask=token_mask, eps=eps
+        logits,
+        ids,
+        score=score,
+        kind=kind,
+        sequence_ids=sequence_ids,
+        token_mask=token_mask,
+        eps=eps,
     )
     return loss
 
 
 def moe_z_loss(logits: Tensor, *, token_mask: Optional[Tensor] = None) -> Tensor:
-    r"""Router z-loss, ``mean_t (log Σ_e exp logits[t,e])²``, which keeps logits small; see docs/ops/moe.md.
+    r"""Router z-loss, which keeps logits small; see docs/ops/moe.md.
+
+    ``mean_t (log Σ_e exp logits[t,e])²``
 
     Args:
         logits: (T,E), float64, float32, bfloat16 or float16.
@@ -306,10 +331,13 @@ def moe_z_loss(logits: Tensor, *, token_mask: Optional[Tensor] = None) -> Tensor
     return loss
 
 
-def moe_update_bias_(bias: Tensor, counts: Tensor, rate: float, *, rule: str = "sign", center: bool = False) -> Tensor:
+def moe_update_bias_(
+    bias: Tensor, counts: Tensor, rate: float, *, rule: str = "sign", center: bool = False
+) -> Tensor:
     r"""Move the selection bias towards balance, in place; see docs/ops/moe.md.
 
-    ``bias += rate · sign(mean(counts) − counts)``, or ``rate · (mean − counts) / mean`` with rule "proportional".
+    ``bias += rate · sign(mean(counts) − counts)``, or ``rate · (mean − counts) / mean`` with rule
+    "proportional".
 
     Args:
         bias: (E), float64, float32, bfloat16 or float16; written.

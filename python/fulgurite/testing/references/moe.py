@@ -1,4 +1,4 @@
-"""References of the moe family: one token, one expert, one element at a time where that is the definition.
+"""References of the moe family: one token after the other where that is the definition.
 
 T tokens, E experts, K experts per token, H width of a token, I hidden width of an expert.
 """

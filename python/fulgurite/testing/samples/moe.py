@@ -221,7 +221,7 @@ def experts_call(
     K: int,
     E: int,
     H: int,
-    I: int,  # noqa: E741
+    I: int,
     low: int = 0,
     weights_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
