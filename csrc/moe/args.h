@@ -1,5 +1,6 @@
-// The arguments of each operator as one struct, so that the long lists of the schemas stand in C++ once: here.
-// x_from_schema<f> is the function to register: it gathers the arguments and calls f(args).
+// The arguments of each operator as one struct, so that the long lists of the schemas stand in C++
+// once: here. x_from_schema<f> is the function to register: it gathers the arguments and calls
+// f(args).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -32,19 +33,24 @@ struct RouteArgs {
   double eps, scale;
   OptionalTensor token_mask, forced_ids;
 
-  using Signature = RouteResult(const Tensor&, int64_t, const OptionalTensor&, std::string_view, int64_t, int64_t, std::string_view, bool,
-                                double, double, const OptionalTensor&, const OptionalTensor&);
+  using Signature = RouteResult(const Tensor&, int64_t, const OptionalTensor&, std::string_view,
+                                int64_t, int64_t, std::string_view, bool, double, double,
+                                const OptionalTensor&, const OptionalTensor&);
   RouteResult call() const {
     static const auto op = op_handle<Signature>("moe_route");
-    return op.call(logits, k, bias, score, n_group, topk_group, group_score, renormalize, eps, scale, token_mask, forced_ids);
+    return op.call(logits, k, bias, score, n_group, topk_group, group_score, renormalize, eps,
+                   scale, token_mask, forced_ids);
   }
 };
 
 template <RouteResult (*f)(const RouteArgs&)>
-RouteResult route_from_schema(const Tensor& logits, int64_t k, const OptionalTensor& bias, std::string_view score, int64_t n_group,
-                              int64_t topk_group, std::string_view group_score, bool renormalize, double eps, double scale,
-                              const OptionalTensor& token_mask, const OptionalTensor& forced_ids) {
-  return f({logits, k, bias, score, n_group, topk_group, group_score, renormalize, eps, scale, token_mask, forced_ids});
+RouteResult route_from_schema(const Tensor& logits, int64_t k, const OptionalTensor& bias,
+                              std::string_view score, int64_t n_group, int64_t topk_group,
+                              std::string_view group_score, bool renormalize, double eps,
+                              double scale, const OptionalTensor& token_mask,
+                              const OptionalTensor& forced_ids) {
+  return f({logits, k, bias, score, n_group, topk_group, group_score, renormalize, eps, scale,
+            token_mask, forced_ids});
 }
 
 struct RouteBackwardArgs {
@@ -54,7 +60,8 @@ struct RouteBackwardArgs {
   double eps, scale;
   std::array<bool, 1> output_mask;
 
-  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, std::string_view, bool, double, double, std::array<bool, 1>);
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, std::string_view, bool,
+                           double, double, std::array<bool, 1>);
   Tensor call() const {
     static const auto op = op_handle<Signature>("_moe_route_backward");
     return op.call(grad_weights, logits, ids, score, renormalize, eps, scale, output_mask);
@@ -62,7 +69,8 @@ struct RouteBackwardArgs {
 };
 
 template <Tensor (*f)(const RouteBackwardArgs&)>
-Tensor route_backward_from_schema(const Tensor& grad_weights, const Tensor& logits, const Tensor& ids, std::string_view score, bool renormalize,
+Tensor route_backward_from_schema(const Tensor& grad_weights, const Tensor& logits,
+                                  const Tensor& ids, std::string_view score, bool renormalize,
                                   double eps, double scale, std::array<bool, 1> output_mask) {
   return f({grad_weights, logits, ids, score, renormalize, eps, scale, output_mask});
 }
@@ -75,14 +83,16 @@ struct BalanceArgs {
   OptionalTensor sequence_ids, token_mask;
   double eps;
 
-  using Signature = Tensor(const Tensor&, const Tensor&, std::string_view, std::string_view, const OptionalTensor&, const OptionalTensor&, double);
+  using Signature = Tensor(const Tensor&, const Tensor&, std::string_view, std::string_view,
+                           const OptionalTensor&, const OptionalTensor&, double);
   Tensor call() const {
     static const auto op = op_handle<Signature>("moe_balance_loss");
     return op.call(logits, ids, score, kind, sequence_ids, token_mask, eps);
   }
 
-  using BackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, std::string_view, std::string_view, const OptionalTensor&,
-                                   const OptionalTensor&, double, std::array<bool, 1>);
+  using BackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, std::string_view,
+                                   std::string_view, const OptionalTensor&, const OptionalTensor&,
+                                   double, std::array<bool, 1>);
   Tensor call_backward(const Tensor& grad) const {
     static const auto op = op_handle<BackwardSignature>("_moe_balance_loss_backward");
     return op.call(grad, logits, ids, score, kind, sequence_ids, token_mask, eps, {true});
@@ -90,14 +100,17 @@ struct BalanceArgs {
 };
 
 template <Tensor (*f)(const BalanceArgs&)>
-Tensor balance_from_schema(const Tensor& logits, const Tensor& ids, std::string_view score, std::string_view kind,
-                           const OptionalTensor& sequence_ids, const OptionalTensor& token_mask, double eps) {
+Tensor balance_from_schema(const Tensor& logits, const Tensor& ids, std::string_view score,
+                           std::string_view kind, const OptionalTensor& sequence_ids,
+                           const OptionalTensor& token_mask, double eps) {
   return f({logits, ids, score, kind, sequence_ids, token_mask, eps});
 }
 
 template <Tensor (*f)(const Tensor&, const BalanceArgs&, bool)>
-Tensor balance_backward_from_schema(const Tensor& grad, const Tensor& logits, const Tensor& ids, std::string_view score, std::string_view kind,
-                                    const OptionalTensor& sequence_ids, const OptionalTensor& token_mask, double eps,
+Tensor balance_backward_from_schema(const Tensor& grad, const Tensor& logits, const Tensor& ids,
+                                    std::string_view score, std::string_view kind,
+                                    const OptionalTensor& sequence_ids,
+                                    const OptionalTensor& token_mask, double eps,
                                     std::array<bool, 1> output_mask) {
   return f(grad, {logits, ids, score, kind, sequence_ids, token_mask, eps}, output_mask[0]);
 }
@@ -106,13 +119,19 @@ inline Tensor call_z_loss(const Tensor& logits, const OptionalTensor& token_mask
   static const auto op = op_handle<Tensor(const Tensor&, const OptionalTensor&)>("moe_z_loss");
   return op.call(logits, token_mask);
 }
-inline Tensor call_z_loss_backward(const Tensor& grad, const Tensor& logits, const OptionalTensor& token_mask) {
-  static const auto op = op_handle<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, std::array<bool, 1>)>("_moe_z_loss_backward");
+inline Tensor call_z_loss_backward(const Tensor& grad, const Tensor& logits,
+                                   const OptionalTensor& token_mask) {
+  static const auto op =
+      op_handle<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, std::array<bool, 1>)>(
+          "_moe_z_loss_backward");
   return op.call(grad, logits, token_mask, {true});
 }
 
-inline void call_update_bias(const Tensor& bias, const Tensor& counts, double rate, std::string_view rule, bool center) {
-  static const auto op = op_handle<void(const Tensor&, const Tensor&, double, std::string_view, bool)>("moe_update_bias_");
+inline void call_update_bias(const Tensor& bias, const Tensor& counts, double rate,
+                             std::string_view rule, bool center) {
+  static const auto op =
+      op_handle<void(const Tensor&, const Tensor&, double, std::string_view, bool)>(
+          "moe_update_bias_");
   op.call(bias, counts, rate, rule, center);
 }
 
@@ -126,7 +145,8 @@ struct PlanArgs {
   std::string_view drop;
   OptionalTensor weights;
 
-  using Signature = PlanResult(const Tensor&, c10::SymInt, c10::SymInt, std::string_view, const OptionalTensor&);
+  using Signature = PlanResult(const Tensor&, c10::SymInt, c10::SymInt, std::string_view,
+                               const OptionalTensor&);
   PlanResult call() const {
     static const auto op = op_handle<Signature>("moe_plan");
     return op.call(ids, num_experts, capacity, drop, weights);
@@ -134,22 +154,28 @@ struct PlanArgs {
 };
 
 template <PlanResult (*f)(const PlanArgs&)>
-PlanResult plan_from_schema(const Tensor& ids, c10::SymInt num_experts, c10::SymInt capacity, std::string_view drop, const OptionalTensor& weights) {
+PlanResult plan_from_schema(const Tensor& ids, c10::SymInt num_experts, c10::SymInt capacity,
+                            std::string_view drop, const OptionalTensor& weights) {
   return f({ids, std::move(num_experts), std::move(capacity), drop, weights});
 }
 
 inline Tensor call_permute(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
-  static const auto op = op_handle<Tensor(const Tensor&, const Tensor&, const Tensor&)>("moe_permute");
+  static const auto op =
+      op_handle<Tensor(const Tensor&, const Tensor&, const Tensor&)>("moe_permute");
   return op.call(x, permutation, inverse);
 }
 inline Tensor call_combine(const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
-  static const auto op = op_handle<Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>("moe_combine");
+  static const auto op =
+      op_handle<Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>("moe_combine");
   return op.call(y, inverse, weights);
 }
-inline std::tuple<Tensor, Tensor> call_combine_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse, const OptionalTensor& weights,
+inline std::tuple<Tensor, Tensor> call_combine_backward(const Tensor& grad, const Tensor& y,
+                                                        const Tensor& inverse,
+                                                        const OptionalTensor& weights,
                                                         std::array<bool, 2> output_mask) {
-  static const auto op = op_handle<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                                                              std::array<bool, 2>)>("_moe_combine_backward");
+  static const auto op = op_handle<std::tuple<Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, std::array<bool, 2>)>(
+      "_moe_combine_backward");
   return op.call(grad, y, inverse, weights, output_mask);
 }
 
@@ -163,14 +189,17 @@ struct ExpertsArgs {
   double alpha, limit;
   bool save_hidden;
 
-  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                           const OptionalTensor&, std::string_view, bool, bool, bool, double, double, bool);
+  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                           const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                           std::string_view, bool, bool, bool, double, double, bool);
   Tensor call() const {
     static const auto op = op_handle<Signature>("moe_experts");
-    return op.call(x, ids, weights, w_in, w_out, b_in, b_out, activation, gated, interleaved, transposed, alpha, limit, save_hidden);
+    return op.call(x, ids, weights, w_in, w_out, b_in, b_out, activation, gated, interleaved,
+                   transposed, alpha, limit, save_hidden);
   }
 
-  using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+  using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                      const Tensor&, const Tensor&);
   /// The result and what the backward needs of it: gate and up of the sorted assignments.
   std::tuple<Tensor, Tensor> call_saving() const {
     static const auto op = op_handle<ForwardSignature>("_moe_experts_forward");
@@ -179,10 +208,13 @@ struct ExpertsArgs {
 };
 
 template <Tensor (*f)(const ExpertsArgs&)>
-Tensor experts_from_schema(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in, const Tensor& w_out,
-                           const OptionalTensor& b_in, const OptionalTensor& b_out, std::string_view activation, bool gated, bool interleaved,
-                           bool transposed, double alpha, double limit, bool save_hidden) {
-  return f({x, ids, weights, w_in, w_out, b_in, b_out, activation, gated, interleaved, transposed, alpha, limit, save_hidden});
+Tensor experts_from_schema(const Tensor& x, const Tensor& ids, const Tensor& weights,
+                           const Tensor& w_in, const Tensor& w_out, const OptionalTensor& b_in,
+                           const OptionalTensor& b_out, std::string_view activation, bool gated,
+                           bool interleaved, bool transposed, double alpha, double limit,
+                           bool save_hidden) {
+  return f({x, ids, weights, w_in, w_out, b_in, b_out, activation, gated, interleaved, transposed,
+            alpha, limit, save_hidden});
 }
 
 using ExpertsGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // x, weights, w_in, w_out
@@ -192,8 +224,9 @@ struct ExpertsBackwardArgs {
   OptionalTensor hidden;  // none: computed again
   std::array<bool, 4> output_mask;
 
-  using Signature = ExpertsGradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                     const OptionalTensor&, std::array<bool, 4>);
+  using Signature = ExpertsGradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                     const Tensor&, const Tensor&, const OptionalTensor&,
+                                     std::array<bool, 4>);
   ExpertsGradients call() const {
     static const auto op = op_handle<Signature>("_moe_experts_backward");
     return op.call(grad, x, ids, weights, w_in, w_out, hidden, output_mask);
@@ -201,8 +234,11 @@ struct ExpertsBackwardArgs {
 };
 
 template <ExpertsGradients (*f)(const ExpertsBackwardArgs&)>
-ExpertsGradients experts_backward_from_schema(const Tensor& grad, const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in,
-                                              const Tensor& w_out, const OptionalTensor& hidden, std::array<bool, 4> output_mask) {
+ExpertsGradients experts_backward_from_schema(const Tensor& grad, const Tensor& x,
+                                              const Tensor& ids, const Tensor& weights,
+                                              const Tensor& w_in, const Tensor& w_out,
+                                              const OptionalTensor& hidden,
+                                              std::array<bool, 4> output_mask) {
   return f({grad, x, ids, weights, w_in, w_out, hidden, output_mask});
 }
 

@@ -1,4 +1,5 @@
-// x and the experts' weights and biases to the autocast dtype; routing and losses to float32; the rest as it is given.
+// x and the experts' weights and biases to the autocast dtype; routing and losses to float32; the
+// rest as it is given.
 #include "common/autocast.h"
 #include "moe/args.h"
 

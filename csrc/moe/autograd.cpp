@@ -1,5 +1,5 @@
-// Gradients. The backward operators have none of their own: differentiating twice raises. The exception is permute, whose
-// gradient is moe_combine.
+// Gradients. The backward operators have none of their own: differentiating twice raises. The
+// exception is permute, whose gradient is moe_combine.
 #include "moe/args.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -12,7 +12,9 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-OptionalTensor if_defined(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
+OptionalTensor if_defined(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
 
 // ---- routing
 
@@ -56,7 +58,8 @@ RouteResult route_autograd(const RouteArgs& args) {
 struct BalanceFunction : torch::autograd::Function<BalanceFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& logits, const BalanceArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({logits, args.ids, args.sequence_ids.value_or(Tensor()), args.token_mask.value_or(Tensor())});
+    ctx->save_for_backward({logits, args.ids, args.sequence_ids.value_or(Tensor()),
+                            args.token_mask.value_or(Tensor())});
     ctx->saved_data["score"] = std::string(args.score);
     ctx->saved_data["kind"] = std::string(args.kind);
     ctx->saved_data["eps"] = args.eps;
@@ -65,16 +68,26 @@ struct BalanceFunction : torch::autograd::Function<BalanceFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const std::string score = ctx->saved_data["score"].toStringRef(), kind = ctx->saved_data["kind"].toStringRef();
-    const BalanceArgs args{saved[0], saved[1], score, kind, if_defined(saved[2]), if_defined(saved[3]), ctx->saved_data["eps"].toDouble()};
+    const std::string score = ctx->saved_data["score"].toStringRef(),
+                      kind = ctx->saved_data["kind"].toStringRef();
+    const BalanceArgs args{saved[0],
+                           saved[1],
+                           score,
+                           kind,
+                           if_defined(saved[2]),
+                           if_defined(saved[3]),
+                           ctx->saved_data["eps"].toDouble()};
     return {args.call_backward(grads[0]), Tensor()};
   }
 };
 
-Tensor balance_autograd(const BalanceArgs& args) { return BalanceFunction::apply(args.logits, args); }
+Tensor balance_autograd(const BalanceArgs& args) {
+  return BalanceFunction::apply(args.logits, args);
+}
 
 struct ZLossFunction : torch::autograd::Function<ZLossFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& logits, const OptionalTensor& token_mask) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& logits,
+                        const OptionalTensor& token_mask) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({logits, token_mask.value_or(Tensor())});
     return call_z_loss(logits, token_mask);
@@ -86,12 +99,15 @@ struct ZLossFunction : torch::autograd::Function<ZLossFunction> {
   }
 };
 
-Tensor z_loss_autograd(const Tensor& logits, const OptionalTensor& token_mask) { return ZLossFunction::apply(logits, token_mask); }
+Tensor z_loss_autograd(const Tensor& logits, const OptionalTensor& token_mask) {
+  return ZLossFunction::apply(logits, token_mask);
+}
 
 // ---- permute, combine
 
 struct PermuteFunction : torch::autograd::Function<PermuteFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& permutation,
+                        const Tensor& inverse) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({inverse});
     return call_permute(x, permutation, inverse);
@@ -99,7 +115,8 @@ struct PermuteFunction : torch::autograd::Function<PermuteFunction> {
 
   /// Every token adds up what its copies received.
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    return {call_combine(grads[0], ctx->get_saved_variables()[0], std::nullopt), Tensor(), Tensor()};
+    return {call_combine(grads[0], ctx->get_saved_variables()[0], std::nullopt), Tensor(),
+            Tensor()};
   }
 };
 
@@ -108,7 +125,8 @@ Tensor permute_autograd(const Tensor& x, const Tensor& permutation, const Tensor
 }
 
 struct CombineFunction : torch::autograd::Function<CombineFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& inverse,
+                        const OptionalTensor& weights) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({y, inverse, weights.value_or(Tensor())});
     return call_combine(y, inverse, weights);
@@ -117,8 +135,10 @@ struct CombineFunction : torch::autograd::Function<CombineFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     const OptionalTensor weights = if_defined(saved[2]);
-    const std::array<bool, 2> wanted{ctx->needs_input_grad(0), weights.has_value() && ctx->needs_input_grad(2)};
-    const auto [grad_y, grad_weights] = call_combine_backward(grads[0], saved[0], saved[1], weights, wanted);
+    const std::array<bool, 2> wanted{ctx->needs_input_grad(0),
+                                     weights.has_value() && ctx->needs_input_grad(2)};
+    const auto [grad_y, grad_weights] =
+        call_combine_backward(grads[0], saved[0], saved[1], weights, wanted);
     return {wanted[0] ? grad_y : Tensor(), Tensor(), wanted[1] ? grad_weights : Tensor()};
   }
 };
@@ -130,8 +150,8 @@ Tensor combine_autograd(const Tensor& y, const Tensor& inverse, const OptionalTe
 // ---- experts
 
 struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weights, const Tensor& w_in, const Tensor& w_out,
-                        const ExpertsArgs& args) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weights,
+                        const Tensor& w_in, const Tensor& w_out, const ExpertsArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
     Tensor y, hidden;
     if (args.save_hidden)
@@ -144,17 +164,21 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const std::array<bool, 4> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2), ctx->needs_input_grad(3)};
-    const ExpertsBackwardArgs args{grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], if_defined(saved[5]), wanted};
+    const std::array<bool, 4> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                     ctx->needs_input_grad(2), ctx->needs_input_grad(3)};
+    const ExpertsBackwardArgs args{
+        grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], if_defined(saved[5]), wanted};
     const auto [grad_x, grad_weights, grad_w_in, grad_w_out] = args.call();
     const auto given = [&](int i, const Tensor& grad) { return wanted[i] ? grad : Tensor(); };
-    return {given(0, grad_x), given(1, grad_weights), given(2, grad_w_in), given(3, grad_w_out), Tensor()};
+    return {given(0, grad_x), given(1, grad_weights), given(2, grad_w_in), given(3, grad_w_out),
+            Tensor()};
   }
 };
 
 Tensor experts_autograd(const ExpertsArgs& args) {
-  const bool differentiable = at::GradMode::is_enabled() && (args.x.requires_grad() || args.weights.requires_grad() ||
-                                                             args.w_in.requires_grad() || args.w_out.requires_grad());
+  const bool differentiable =
+      at::GradMode::is_enabled() && (args.x.requires_grad() || args.weights.requires_grad() ||
+                                     args.w_in.requires_grad() || args.w_out.requires_grad());
   if (!differentiable) {
     at::AutoDispatchBelowADInplaceOrView below;
     return args.call();
@@ -165,7 +189,8 @@ Tensor experts_autograd(const ExpertsArgs& args) {
 // ---- selection bias
 
 /// torch's fallback raises the version of results only, and this operator has none.
-void update_bias_inplace(const Tensor& bias, const Tensor& counts, double rate, std::string_view rule, bool center) {
+void update_bias_inplace(const Tensor& bias, const Tensor& counts, double rate,
+                         std::string_view rule, bool center) {
   {
     at::AutoDispatchBelowADInplaceOrView below;
     call_update_bias(bias, counts, rate, rule, center);
@@ -184,9 +209,12 @@ TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   m.impl("moe_permute", permute_autograd);
   m.impl("moe_combine", combine_autograd);
   m.impl("moe_experts", experts_from_schema<experts_autograd>);
-  for (const char* name : {"_moe_route_backward", "_moe_balance_loss_backward", "_moe_z_loss_backward", "_moe_combine_backward",
-                           "_moe_experts_forward", "_moe_experts_backward", "moe_plan", "moe_update_bias_"})
+  for (const char* name : {"_moe_route_backward", "_moe_balance_loss_backward",
+                           "_moe_z_loss_backward", "_moe_combine_backward", "_moe_experts_forward",
+                           "_moe_experts_backward", "moe_plan", "moe_update_bias_"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(fulgurite, ADInplaceOrView, m) { m.impl("moe_update_bias_", fulgurite::update_bias_inplace); }
+TORCH_LIBRARY_IMPL(fulgurite, ADInplaceOrView, m) {
+  m.impl("moe_update_bias_", fulgurite::update_bias_inplace);
+}

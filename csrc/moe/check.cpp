@@ -6,39 +6,49 @@ namespace fulgurite {
 namespace {
 
 void check_ids_dtype(const char* op, const char* name, const Tensor& ids) {
-  FULGURITE_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, "expected ", name, " of dtype int32 or int64, got ",
-                       ids.scalar_type());
+  FULGURITE_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, "expected ",
+                       name, " of dtype int32 or int64, got ", ids.scalar_type());
 }
 
 void check_int32(const char* op, const char* name, const Tensor& tensor) {
-  FULGURITE_CHECK_TYPE(tensor.scalar_type() == at::kInt, "expected ", name, " of dtype int32, got ", tensor.scalar_type());
+  FULGURITE_CHECK_TYPE(tensor.scalar_type() == at::kInt, "expected ", name, " of dtype int32, got ",
+                       tensor.scalar_type());
 }
 
 void check_mask_dtype(const char* op, const OptionalTensor& mask) {
-  if (mask) FULGURITE_CHECK_TYPE(mask->scalar_type() == at::kBool, "expected token_mask of dtype bool, got ", mask->scalar_type());
+  if (mask)
+    FULGURITE_CHECK_TYPE(mask->scalar_type() == at::kBool,
+                         "expected token_mask of dtype bool, got ", mask->scalar_type());
 }
 
 /// Routing weights: float32, float64 or the dtype of what they weigh.
-void check_weights_dtype(const char* op, const Tensor& weights, const char* as, const Tensor& other) {
+void check_weights_dtype(const char* op, const Tensor& weights, const char* as,
+                         const Tensor& other) {
   const at::ScalarType dtype = weights.scalar_type();
-  FULGURITE_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == other.scalar_type(), "expected weights of dtype float32, float64 or ",
-                       as, "'s ", other.scalar_type(), ", got ", dtype);
+  FULGURITE_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == other.scalar_type(),
+                       "expected weights of dtype float32, float64 or ", as, "'s ",
+                       other.scalar_type(), ", got ", dtype);
 }
 
 /// A tensor of a known shape, on the device of the first one.
-void check_shape(const char* op, const char* name, const Tensor& tensor, c10::SymIntArrayRef shape, const Tensor& first) {
-  FULGURITE_CHECK(tensor.sym_sizes() == shape, "expected ", name, " of shape ", shape, ", got ", tensor.sym_sizes());
+void check_shape(const char* op, const char* name, const Tensor& tensor, c10::SymIntArrayRef shape,
+                 const Tensor& first) {
+  FULGURITE_CHECK(tensor.sym_sizes() == shape, "expected ", name, " of shape ", shape, ", got ",
+                  tensor.sym_sizes());
   check_place(op, name, tensor, first);
 }
 
 /// Sorted positions are int32.
 void check_assignments(const char* op, const c10::SymInt& T, const c10::SymInt& K) {
-  FULGURITE_CHECK(T * K < c10::SymInt(int64_t{1} << 31), "expected fewer than 2^31 assignments, got ", T, " tokens with ", K, " each");
+  FULGURITE_CHECK(T * K < c10::SymInt(int64_t{1} << 31),
+                  "expected fewer than 2^31 assignments, got ", T, " tokens with ", K, " each");
 }
 
 void check_score(const char* op, std::string_view score) {
-  FULGURITE_CHECK_VALUE(score == "softmax" || score == "softmax_topk" || score == "sigmoid" || score == "sqrtsoftplus",
-                        "expected score 'softmax', 'softmax_topk', 'sigmoid' or 'sqrtsoftplus', got '", score, "'");
+  FULGURITE_CHECK_VALUE(
+      score == "softmax" || score == "softmax_topk" || score == "sigmoid" ||
+          score == "sqrtsoftplus",
+      "expected score 'softmax', 'softmax_topk', 'sigmoid' or 'sqrtsoftplus', got '", score, "'");
 }
 
 bool softmax_kind(std::string_view score) { return score == "softmax" || score == "softmax_topk"; }
@@ -46,11 +56,16 @@ bool softmax_kind(std::string_view score) { return score == "softmax" || score =
 void check_route_values(const char* op, const RouteArgs& a, const RouteShape& s) {
   FULGURITE_CHECK_VALUE(a.k >= 1 && s.E >= a.k, "expected k in [1, ", s.E, "], got ", a.k);
   check_score(op, a.score);
-  FULGURITE_CHECK_VALUE(!a.bias || !softmax_kind(a.score), "expected no bias with score '", a.score, "'");
-  FULGURITE_CHECK_VALUE(a.group_score == "top2" || a.group_score == "max", "expected group_score 'top2' or 'max', got '", a.group_score, "'");
-  FULGURITE_CHECK_VALUE(a.n_group >= 1 && s.E % a.n_group == 0, "expected n_group to divide E = ", s.E, ", got ", a.n_group);
-  FULGURITE_CHECK_VALUE(a.topk_group >= 1 && a.topk_group <= a.n_group, "expected topk_group in [1, ", a.n_group, "], got ", a.topk_group);
-  FULGURITE_CHECK_VALUE(s.E / a.n_group * a.topk_group >= a.k, "expected topk_group groups to hold at least k = ", a.k, " experts, got ",
+  FULGURITE_CHECK_VALUE(!a.bias || !softmax_kind(a.score), "expected no bias with score '", a.score,
+                        "'");
+  FULGURITE_CHECK_VALUE(a.group_score == "top2" || a.group_score == "max",
+                        "expected group_score 'top2' or 'max', got '", a.group_score, "'");
+  FULGURITE_CHECK_VALUE(a.n_group >= 1 && s.E % a.n_group == 0,
+                        "expected n_group to divide E = ", s.E, ", got ", a.n_group);
+  FULGURITE_CHECK_VALUE(a.topk_group >= 1 && a.topk_group <= a.n_group,
+                        "expected topk_group in [1, ", a.n_group, "], got ", a.topk_group);
+  FULGURITE_CHECK_VALUE(s.E / a.n_group * a.topk_group >= a.k,
+                        "expected topk_group groups to hold at least k = ", a.k, " experts, got ",
                         s.E / a.n_group * a.topk_group);
 }
 
@@ -65,8 +80,9 @@ RouteShape check_logits_ids(const char* op, const Tensor& logits, const Tensor& 
 }
 
 void check_scalar_grad(const char* op, const Tensor& grad, const Tensor& logits) {
-  FULGURITE_CHECK_TYPE(grad.scalar_type() == accumulate_type(logits.scalar_type()), "expected grad of dtype ", accumulate_type(logits.scalar_type()),
-                       ", got ", grad.scalar_type());
+  FULGURITE_CHECK_TYPE(grad.scalar_type() == accumulate_type(logits.scalar_type()),
+                       "expected grad of dtype ", accumulate_type(logits.scalar_type()), ", got ",
+                       grad.scalar_type());
   check_shape(op, "grad", grad, c10::SymDimVector{}, logits);
 }
 
@@ -76,12 +92,16 @@ RouteShape check_balance_as(const char* op, const BalanceArgs& a) {
   if (a.sequence_ids) check_ids_dtype(op, "sequence_ids", *a.sequence_ids);
   check_mask_dtype(op, a.token_mask);
   const RouteShape s = check_logits_ids(op, a.logits, a.ids);
-  if (a.sequence_ids) check_shape(op, "sequence_ids", *a.sequence_ids, c10::SymDimVector{s.T}, a.logits);
+  if (a.sequence_ids)
+    check_shape(op, "sequence_ids", *a.sequence_ids, c10::SymDimVector{s.T}, a.logits);
   if (a.token_mask) check_shape(op, "token_mask", *a.token_mask, c10::SymDimVector{s.T}, a.logits);
   check_score(op, a.score);
-  FULGURITE_CHECK_VALUE(a.kind == "switch" || a.kind == "hf" || a.kind == "gshard" || a.kind == "sequence" || a.kind == "cv2",
-                        "expected kind 'switch', 'hf', 'gshard', 'sequence' or 'cv2', got '", a.kind, "'");
-  FULGURITE_CHECK_VALUE((a.kind == "sequence") == a.sequence_ids.has_value(), "expected sequence_ids with kind 'sequence' and only there, got kind '",
+  FULGURITE_CHECK_VALUE(a.kind == "switch" || a.kind == "hf" || a.kind == "gshard" ||
+                            a.kind == "sequence" || a.kind == "cv2",
+                        "expected kind 'switch', 'hf', 'gshard', 'sequence' or 'cv2', got '",
+                        a.kind, "'");
+  FULGURITE_CHECK_VALUE((a.kind == "sequence") == a.sequence_ids.has_value(),
+                        "expected sequence_ids with kind 'sequence' and only there, got kind '",
                         a.kind, "'");
   return s;
 }
@@ -101,7 +121,8 @@ RouteShape check_route(const RouteArgs& a) {
   const RouteShape s{a.logits.sym_size(0), a.logits.sym_size(1), a.k};
   if (a.bias) check_shape(op, "bias", *a.bias, c10::SymDimVector{s.E}, a.logits);
   if (a.token_mask) check_shape(op, "token_mask", *a.token_mask, c10::SymDimVector{s.T}, a.logits);
-  if (a.forced_ids) check_shape(op, "forced_ids", *a.forced_ids, c10::SymDimVector{s.T, s.K}, a.logits);
+  if (a.forced_ids)
+    check_shape(op, "forced_ids", *a.forced_ids, c10::SymDimVector{s.T, s.K}, a.logits);
   check_route_values(op, a, s);
   return s;
 }
@@ -110,8 +131,9 @@ RouteShape check_route_backward(const RouteBackwardArgs& a) {
   constexpr const char* op = "_moe_route_backward";
   check_float(op, "logits", a.logits);
   check_int32(op, "ids", a.ids);
-  FULGURITE_CHECK_TYPE(a.grad_weights.scalar_type() == accumulate_type(a.logits.scalar_type()), "expected grad_weights of dtype ",
-                       accumulate_type(a.logits.scalar_type()), ", got ", a.grad_weights.scalar_type());
+  FULGURITE_CHECK_TYPE(a.grad_weights.scalar_type() == accumulate_type(a.logits.scalar_type()),
+                       "expected grad_weights of dtype ", accumulate_type(a.logits.scalar_type()),
+                       ", got ", a.grad_weights.scalar_type());
   const RouteShape s = check_logits_ids(op, a.logits, a.ids);
   check_shape(op, "grad_weights", a.grad_weights, c10::SymDimVector{s.T, s.K}, a.logits);
   check_score(op, a.score);
@@ -120,7 +142,9 @@ RouteShape check_route_backward(const RouteBackwardArgs& a) {
 
 // ---- losses
 
-RouteShape check_balance(const BalanceArgs& args) { return check_balance_as("moe_balance_loss", args); }
+RouteShape check_balance(const BalanceArgs& args) {
+  return check_balance_as("moe_balance_loss", args);
+}
 
 RouteShape check_balance_backward(const Tensor& grad, const BalanceArgs& args) {
   constexpr const char* op = "_moe_balance_loss_backward";
@@ -134,10 +158,12 @@ void check_z_loss(const char* op, const Tensor& logits, const OptionalTensor& to
   check_mask_dtype(op, token_mask);
   check_dim(op, "logits", logits, 2, "[T, E]");
   check_place(op, "logits", logits, logits);
-  if (token_mask) check_shape(op, "token_mask", *token_mask, c10::SymDimVector{logits.sym_size(0)}, logits);
+  if (token_mask)
+    check_shape(op, "token_mask", *token_mask, c10::SymDimVector{logits.sym_size(0)}, logits);
 }
 
-void check_z_loss_backward(const Tensor& grad, const Tensor& logits, const OptionalTensor& token_mask) {
+void check_z_loss_backward(const Tensor& grad, const Tensor& logits,
+                           const OptionalTensor& token_mask) {
   constexpr const char* op = "_moe_z_loss_backward";
   check_z_loss(op, logits, token_mask);
   check_scalar_grad(op, grad, logits);
@@ -150,7 +176,8 @@ void check_update_bias(const Tensor& bias, const Tensor& counts, std::string_vie
   check_dim(op, "bias", bias, 1, "[E]");
   check_place(op, "bias", bias, bias);
   check_shape(op, "counts", counts, bias.sym_sizes(), bias);
-  FULGURITE_CHECK_VALUE(rule == "sign" || rule == "proportional", "expected rule 'sign' or 'proportional', got '", rule, "'");
+  FULGURITE_CHECK_VALUE(rule == "sign" || rule == "proportional",
+                        "expected rule 'sign' or 'proportional', got '", rule, "'");
 }
 
 // ---- plan, permute, combine
@@ -164,10 +191,13 @@ void check_plan(const PlanArgs& a) {
   if (a.weights) check_shape(op, "weights", *a.weights, a.ids.sym_sizes(), a.ids);
   check_assignments(op, a.ids.sym_size(0), a.ids.sym_size(1));
   FULGURITE_CHECK_VALUE(a.num_experts >= 0, "expected num_experts >= 0, got ", a.num_experts);
-  FULGURITE_CHECK_VALUE(a.capacity >= -1, "expected capacity >= 0, or -1 for none, got ", a.capacity);
-  FULGURITE_CHECK_VALUE(a.drop == "token" || a.drop == "choice" || a.drop == "weight" || a.drop == "priority",
-                        "expected drop 'token', 'choice', 'weight' or 'priority', got '", a.drop, "'");
-  FULGURITE_CHECK_VALUE(a.weights || (a.drop != "weight" && a.drop != "priority"), "expected weights with drop '", a.drop, "', got none");
+  FULGURITE_CHECK_VALUE(a.capacity >= -1, "expected capacity >= 0, or -1 for none, got ",
+                        a.capacity);
+  FULGURITE_CHECK_VALUE(
+      a.drop == "token" || a.drop == "choice" || a.drop == "weight" || a.drop == "priority",
+      "expected drop 'token', 'choice', 'weight' or 'priority', got '", a.drop, "'");
+  FULGURITE_CHECK_VALUE(a.weights || (a.drop != "weight" && a.drop != "priority"),
+                        "expected weights with drop '", a.drop, "', got none");
   FULGURITE_CHECK_SERVED(a.capacity == -1, "capacity is not supported yet");
 }
 
@@ -184,7 +214,8 @@ void check_permute(const Tensor& x, const Tensor& permutation, const Tensor& inv
   check_shape(op, "permutation", permutation, c10::SymDimVector{T * K}, x);
 }
 
-void check_combine(const char* op, const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
+void check_combine(const char* op, const Tensor& y, const Tensor& inverse,
+                   const OptionalTensor& weights) {
   check_float(op, "y", y);
   check_int32(op, "inverse", inverse);
   if (weights) check_weights_dtype(op, *weights, "y", y);
@@ -192,12 +223,14 @@ void check_combine(const char* op, const Tensor& y, const Tensor& inverse, const
   check_dim(op, "inverse", inverse, 2, "[T, K]");
   check_place(op, "y", y, y);
   check_place(op, "inverse", inverse, y);
-  FULGURITE_CHECK(y.sym_size(0) == inverse.sym_size(0) * inverse.sym_size(1), "expected y of shape [", inverse.sym_size(0) * inverse.sym_size(1),
-                  ", H], got ", y.sym_sizes());
+  FULGURITE_CHECK(y.sym_size(0) == inverse.sym_size(0) * inverse.sym_size(1),
+                  "expected y of shape [", inverse.sym_size(0) * inverse.sym_size(1), ", H], got ",
+                  y.sym_sizes());
   if (weights) check_shape(op, "weights", *weights, inverse.sym_sizes(), y);
 }
 
-void check_combine_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
+void check_combine_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse,
+                            const OptionalTensor& weights) {
   constexpr const char* op = "_moe_combine_backward";
   check_float(op, "y", y);
   check_same_dtype(op, "grad", grad, "y", y);
@@ -209,7 +242,8 @@ void check_combine_backward(const Tensor& grad, const Tensor& y, const Tensor& i
 
 namespace {
 
-void check_experts_types(const char* op, const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in, const Tensor& w_out) {
+void check_experts_types(const char* op, const Tensor& x, const Tensor& ids, const Tensor& weights,
+                         const Tensor& w_in, const Tensor& w_out) {
   check_float(op, "x", x);
   check_ids_dtype(op, "ids", ids);
   check_weights_dtype(op, weights, "x", x);
@@ -217,32 +251,45 @@ void check_experts_types(const char* op, const Tensor& x, const Tensor& ids, con
   check_same_dtype(op, "w_out", w_out, "x", x);
 }
 
-/// w_in (E, 2I, H) and w_out (E, H, I); transposed: (E, H, 2I) and (E, I, H); not gated: I in place of 2I.
-ExpertsShape check_experts_shapes(const char* op, const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in,
-                                  const Tensor& w_out, bool gated, bool transposed) {
+/// w_in (E, 2I, H) and w_out (E, H, I); transposed: (E, H, 2I) and (E, I, H); not gated: I in place
+/// of 2I.
+ExpertsShape check_experts_shapes(const char* op, const Tensor& x, const Tensor& ids,
+                                  const Tensor& weights, const Tensor& w_in, const Tensor& w_out,
+                                  bool gated, bool transposed) {
   check_dim(op, "x", x, 2, "[T, H]");
   check_dim(op, "ids", ids, 2, "[T, K]");
-  check_dim(op, "w_in", w_in, 3, gated ? (transposed ? "[E, H, 2*I]" : "[E, 2*I, H]") : (transposed ? "[E, H, I]" : "[E, I, H]"));
+  check_dim(op, "w_in", w_in, 3,
+            gated ? (transposed ? "[E, H, 2*I]" : "[E, 2*I, H]")
+                  : (transposed ? "[E, H, I]" : "[E, I, H]"));
   check_dim(op, "w_out", w_out, 3, transposed ? "[E, I, H]" : "[E, H, I]");
   check_place(op, "x", x, x);
-  const ExpertsShape s{x.sym_size(0), ids.sym_size(1), w_in.sym_size(0), x.sym_size(1), w_out.sym_size(transposed ? 1 : 2)};
+  const ExpertsShape s{x.sym_size(0), ids.sym_size(1), w_in.sym_size(0), x.sym_size(1),
+                       w_out.sym_size(transposed ? 1 : 2)};
   check_shape(op, "ids", ids, c10::SymDimVector{s.T, s.K}, x);
   check_shape(op, "weights", weights, c10::SymDimVector{s.T, s.K}, x);
   const c10::SymInt rows = gated ? s.I * 2 : s.I;
-  check_shape(op, "w_in", w_in, transposed ? c10::SymDimVector{s.E, s.H, rows} : c10::SymDimVector{s.E, rows, s.H}, x);
-  check_shape(op, "w_out", w_out, transposed ? c10::SymDimVector{s.E, s.I, s.H} : c10::SymDimVector{s.E, s.H, s.I}, x);
+  check_shape(op, "w_in", w_in,
+              transposed ? c10::SymDimVector{s.E, s.H, rows} : c10::SymDimVector{s.E, rows, s.H},
+              x);
+  check_shape(op, "w_out", w_out,
+              transposed ? c10::SymDimVector{s.E, s.I, s.H} : c10::SymDimVector{s.E, s.H, s.I}, x);
   check_assignments(op, s.T, s.K);
   return s;
 }
 
 void check_experts_values(const char* op, const ExpertsArgs& a) {
   bool known = false;
-  for (const std::string_view name : {"silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"}) known |= a.activation == name;
-  FULGURITE_CHECK_VALUE(known, "expected activation 'silu', 'gelu', 'gelu_tanh', 'relu', 'relu2' or 'swiglu_oai', got '", a.activation, "'");
+  for (const std::string_view name : {"silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"})
+    known |= a.activation == name;
+  FULGURITE_CHECK_VALUE(
+      known,
+      "expected activation 'silu', 'gelu', 'gelu_tanh', 'relu', 'relu2' or 'swiglu_oai', got '",
+      a.activation, "'");
   FULGURITE_CHECK_VALUE(a.limit >= 0, "expected limit >= 0, got ", a.limit);
   const bool oai = a.activation == "swiglu_oai";
-  FULGURITE_CHECK_VALUE(oai || (a.limit == 0 && a.alpha == 1), "expected alpha 1 and limit 0 with activation '", a.activation, "', got ", a.alpha,
-                        " and ", a.limit);
+  FULGURITE_CHECK_VALUE(oai || (a.limit == 0 && a.alpha == 1),
+                        "expected alpha 1 and limit 0 with activation '", a.activation, "', got ",
+                        a.alpha, " and ", a.limit);
   FULGURITE_CHECK_VALUE(a.gated || !oai, "expected gated with activation 'swiglu_oai'");
   FULGURITE_CHECK_VALUE(a.gated || !a.interleaved, "expected gated with interleaved");
 }
@@ -250,7 +297,8 @@ void check_experts_values(const char* op, const ExpertsArgs& a) {
 void check_experts_served(const char* op, const ExpertsArgs& a) {
   FULGURITE_CHECK_SERVED(!a.b_in, "b_in is not supported yet");
   FULGURITE_CHECK_SERVED(!a.b_out, "b_out is not supported yet");
-  FULGURITE_CHECK_SERVED(a.activation == "silu", "activation '", a.activation, "' is not supported yet");
+  FULGURITE_CHECK_SERVED(a.activation == "silu", "activation '", a.activation,
+                         "' is not supported yet");
   FULGURITE_CHECK_SERVED(a.gated, "gated=False is not supported yet");
   FULGURITE_CHECK_SERVED(!a.interleaved, "interleaved is not supported yet");
   FULGURITE_CHECK_SERVED(!a.transposed, "transposed is not supported yet");
@@ -263,16 +311,18 @@ ExpertsShape check_experts(const ExpertsArgs& a) {
   check_experts_types(op, a.x, a.ids, a.weights, a.w_in, a.w_out);
   if (a.b_in) check_same_dtype(op, "b_in", *a.b_in, "x", a.x);
   if (a.b_out) check_same_dtype(op, "b_out", *a.b_out, "x", a.x);
-  const ExpertsShape s = check_experts_shapes(op, a.x, a.ids, a.weights, a.w_in, a.w_out, a.gated, a.transposed);
-  if (a.b_in) check_shape(op, "b_in", *a.b_in, c10::SymDimVector{s.E, a.gated ? s.I * 2 : s.I}, a.x);
+  const ExpertsShape s =
+      check_experts_shapes(op, a.x, a.ids, a.weights, a.w_in, a.w_out, a.gated, a.transposed);
+  if (a.b_in)
+    check_shape(op, "b_in", *a.b_in, c10::SymDimVector{s.E, a.gated ? s.I * 2 : s.I}, a.x);
   if (a.b_out) check_shape(op, "b_out", *a.b_out, c10::SymDimVector{s.E, s.H}, a.x);
   check_experts_values(op, a);
   check_experts_served(op, a);
   return s;
 }
 
-ExpertsShape check_experts_tensors(const char* op, const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in,
-                                   const Tensor& w_out) {
+ExpertsShape check_experts_tensors(const char* op, const Tensor& x, const Tensor& ids,
+                                   const Tensor& weights, const Tensor& w_in, const Tensor& w_out) {
   check_experts_types(op, x, ids, weights, w_in, w_out);
   return check_experts_shapes(op, x, ids, weights, w_in, w_out, true, false);
 }

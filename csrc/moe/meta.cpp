@@ -9,15 +9,18 @@ namespace fulgurite {
 namespace {
 
 Tensor gradient(const Tensor& like, bool wanted) {
-  return wanted ? at::empty_symint(like.sym_sizes(), like.options()) : at::empty_symint({0}, like.options());
+  return wanted ? at::empty_symint(like.sym_sizes(), like.options())
+                : at::empty_symint({0}, like.options());
 }
 
 RouteResult route_meta(const RouteArgs& args) {
   const RouteShape s = check_route(args);
   const auto options = args.logits.options();
-  return {at::empty_symint({s.T, s.K}, options.dtype(accumulate_type(args.logits.scalar_type()))),  // weights (T,K)
-          at::empty_symint({s.T, s.K}, options.dtype(at::kInt)),                                    // ids (T,K)
-          at::empty_symint({s.E}, options.dtype(at::kLong))};                                       // counts (E)
+  return {
+      at::empty_symint({s.T, s.K},
+                       options.dtype(accumulate_type(args.logits.scalar_type()))),  // weights (T,K)
+      at::empty_symint({s.T, s.K}, options.dtype(at::kInt)),                        // ids (T,K)
+      at::empty_symint({s.E}, options.dtype(at::kLong))};                           // counts (E)
 }
 
 Tensor route_backward_meta(const RouteBackwardArgs& args) {
@@ -25,7 +28,9 @@ Tensor route_backward_meta(const RouteBackwardArgs& args) {
   return gradient(args.logits, args.output_mask[0]);
 }
 
-Tensor scalar_loss(const Tensor& logits) { return at::empty_symint({}, logits.options().dtype(accumulate_type(logits.scalar_type()))); }
+Tensor scalar_loss(const Tensor& logits) {
+  return at::empty_symint({}, logits.options().dtype(accumulate_type(logits.scalar_type())));
+}
 
 Tensor balance_meta(const BalanceArgs& args) {
   check_balance(args);
@@ -42,12 +47,16 @@ Tensor z_loss_meta(const Tensor& logits, const OptionalTensor& token_mask) {
   return scalar_loss(logits);
 }
 
-Tensor z_loss_backward_meta(const Tensor& grad, const Tensor& logits, const OptionalTensor& token_mask, std::array<bool, 1> output_mask) {
+Tensor z_loss_backward_meta(const Tensor& grad, const Tensor& logits,
+                            const OptionalTensor& token_mask, std::array<bool, 1> output_mask) {
   check_z_loss_backward(grad, logits, token_mask);
   return gradient(logits, output_mask[0]);
 }
 
-void update_bias_meta(const Tensor& bias, const Tensor& counts, double, std::string_view rule, bool) { check_update_bias(bias, counts, rule); }
+void update_bias_meta(const Tensor& bias, const Tensor& counts, double, std::string_view rule,
+                      bool) {
+  check_update_bias(bias, counts, rule);
+}
 
 PlanResult plan_meta(const PlanArgs& args) {
   check_plan(args);
@@ -68,7 +77,9 @@ Tensor combine_meta(const Tensor& y, const Tensor& inverse, const OptionalTensor
   return at::empty_symint({inverse.sym_size(0), y.sym_size(1)}, y.options());  // (T,H)
 }
 
-std::tuple<Tensor, Tensor> combine_backward_meta(const Tensor& grad, const Tensor& y, const Tensor& inverse, const OptionalTensor& weights,
+std::tuple<Tensor, Tensor> combine_backward_meta(const Tensor& grad, const Tensor& y,
+                                                 const Tensor& inverse,
+                                                 const OptionalTensor& weights,
                                                  std::array<bool, 2> output_mask) {
   check_combine_backward(grad, y, inverse, weights);
   return {gradient(y, output_mask[0]), gradient(weights.value_or(y), output_mask[1] && weights)};
@@ -79,16 +90,19 @@ Tensor experts_meta(const ExpertsArgs& args) {
   return at::empty_symint(args.x.sym_sizes(), args.x.options());  // (T,H)
 }
 
-std::tuple<Tensor, Tensor> experts_forward_meta(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in, const Tensor& w_out) {
-  const ExpertsShape s = check_experts_tensors("_moe_experts_forward", x, ids, weights, w_in, w_out);
-  return {at::empty_symint(x.sym_sizes(), x.options()),             // y (T,H)
+std::tuple<Tensor, Tensor> experts_forward_meta(const Tensor& x, const Tensor& ids,
+                                                const Tensor& weights, const Tensor& w_in,
+                                                const Tensor& w_out) {
+  const ExpertsShape s =
+      check_experts_tensors("_moe_experts_forward", x, ids, weights, w_in, w_out);
+  return {at::empty_symint(x.sym_sizes(), x.options()),          // y (T,H)
           at::empty_symint({s.T * s.K, s.I * 2}, x.options())};  // hidden (T·K,2I)
 }
 
 ExpertsGradients experts_backward_meta(const ExpertsBackwardArgs& args) {
   check_experts_backward(args);
-  return {gradient(args.x, args.output_mask[0]), gradient(args.weights, args.output_mask[1]), gradient(args.w_in, args.output_mask[2]),
-          gradient(args.w_out, args.output_mask[3])};
+  return {gradient(args.x, args.output_mask[0]), gradient(args.weights, args.output_mask[1]),
+          gradient(args.w_in, args.output_mask[2]), gradient(args.w_out, args.output_mask[3])};
 }
 
 }  // namespace

@@ -7,65 +7,95 @@
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def(
-      "moe_route(Tensor logits, int k, *, Tensor? bias=None, str score=\"softmax\", int n_group=1, int topk_group=1, "
-      "str group_score=\"top2\", bool renormalize=True, float eps=1e-20, float scale=1.0, Tensor? token_mask=None, "
+      "moe_route(Tensor logits, int k, *, Tensor? bias=None, str score=\"softmax\", int n_group=1, "
+      "int topk_group=1, "
+      "str group_score=\"top2\", bool renormalize=True, float eps=1e-20, float scale=1.0, Tensor? "
+      "token_mask=None, "
       "Tensor? forced_ids=None) -> (Tensor weights, Tensor ids, Tensor counts)",
       tags);
   m.def(
-      "_moe_route_backward(Tensor grad_weights, Tensor logits, Tensor ids, *, str score, bool renormalize, float eps, float scale, "
+      "_moe_route_backward(Tensor grad_weights, Tensor logits, Tensor ids, *, str score, bool "
+      "renormalize, float eps, float scale, "
       "bool[1] output_mask) -> Tensor",
       tags);
   m.def(
-      "moe_plan(Tensor ids, SymInt num_experts, *, SymInt capacity=-1, str drop=\"token\", Tensor? weights=None) "
+      "moe_plan(Tensor ids, SymInt num_experts, *, SymInt capacity=-1, str drop=\"token\", Tensor? "
+      "weights=None) "
       "-> (Tensor permutation, Tensor inverse, Tensor offsets)",
       tags);
   m.def("moe_permute(Tensor x, Tensor permutation, Tensor inverse) -> Tensor", tags);
   m.def("moe_combine(Tensor y, Tensor inverse, Tensor? weights=None) -> Tensor", tags);
   m.def(
-      "_moe_combine_backward(Tensor grad, Tensor y, Tensor inverse, Tensor? weights, *, bool[2] output_mask) "
+      "_moe_combine_backward(Tensor grad, Tensor y, Tensor inverse, Tensor? weights, *, bool[2] "
+      "output_mask) "
       "-> (Tensor grad_y, Tensor grad_weights)",
       tags);
   m.def(
-      "moe_experts(Tensor x, Tensor ids, Tensor weights, Tensor w_in, Tensor w_out, *, Tensor? b_in=None, Tensor? b_out=None, "
-      "str activation=\"silu\", bool gated=True, bool interleaved=False, bool transposed=False, float alpha=1.0, float limit=0.0, "
+      "moe_experts(Tensor x, Tensor ids, Tensor weights, Tensor w_in, Tensor w_out, *, Tensor? "
+      "b_in=None, Tensor? b_out=None, "
+      "str activation=\"silu\", bool gated=True, bool interleaved=False, bool transposed=False, "
+      "float alpha=1.0, float limit=0.0, "
       "bool save_hidden=True) -> Tensor",
       tags);
-  m.def("_moe_experts_forward(Tensor x, Tensor ids, Tensor weights, Tensor w_in, Tensor w_out) -> (Tensor y, Tensor hidden)", tags);
   m.def(
-      "_moe_experts_backward(Tensor grad, Tensor x, Tensor ids, Tensor weights, Tensor w_in, Tensor w_out, Tensor? hidden, *, "
-      "bool[4] output_mask) -> (Tensor grad_x, Tensor grad_weights, Tensor grad_w_in, Tensor grad_w_out)",
+      "_moe_experts_forward(Tensor x, Tensor ids, Tensor weights, Tensor w_in, Tensor w_out) -> "
+      "(Tensor y, Tensor hidden)",
       tags);
   m.def(
-      "moe_balance_loss(Tensor logits, Tensor ids, *, str score=\"softmax\", str kind=\"switch\", Tensor? sequence_ids=None, "
+      "_moe_experts_backward(Tensor grad, Tensor x, Tensor ids, Tensor weights, Tensor w_in, "
+      "Tensor w_out, Tensor? hidden, *, "
+      "bool[4] output_mask) -> (Tensor grad_x, Tensor grad_weights, Tensor grad_w_in, Tensor "
+      "grad_w_out)",
+      tags);
+  m.def(
+      "moe_balance_loss(Tensor logits, Tensor ids, *, str score=\"softmax\", str kind=\"switch\", "
+      "Tensor? sequence_ids=None, "
       "Tensor? token_mask=None, float eps=1e-20) -> Tensor",
       tags);
   m.def(
-      "_moe_balance_loss_backward(Tensor grad, Tensor logits, Tensor ids, *, str score, str kind, Tensor? sequence_ids, "
+      "_moe_balance_loss_backward(Tensor grad, Tensor logits, Tensor ids, *, str score, str kind, "
+      "Tensor? sequence_ids, "
       "Tensor? token_mask, float eps, bool[1] output_mask) -> Tensor",
       tags);
   m.def("moe_z_loss(Tensor logits, *, Tensor? token_mask=None) -> Tensor", tags);
-  m.def("_moe_z_loss_backward(Tensor grad, Tensor logits, *, Tensor? token_mask, bool[1] output_mask) -> Tensor", tags);
-  m.def("moe_update_bias_(Tensor(a!) bias, Tensor counts, float rate, *, str rule=\"sign\", bool center=False) -> ()", tags);
+  m.def(
+      "_moe_z_loss_backward(Tensor grad, Tensor logits, *, Tensor? token_mask, bool[1] "
+      "output_mask) -> Tensor",
+      tags);
+  m.def(
+      "moe_update_bias_(Tensor(a!) bias, Tensor counts, float rate, *, str rule=\"sign\", bool "
+      "center=False) -> ()",
+      tags);
 }
 
 namespace fulgurite {
 
-std::tuple<Tensor, Tensor, Tensor> moe_route(const Tensor& logits, int64_t k, const MoeRouteOptions& o) {
-  return RouteArgs{logits, k, o.bias, o.score, o.n_group, o.topk_group, o.group_score, o.renormalize, o.eps, o.scale, o.token_mask, o.forced_ids}
+std::tuple<Tensor, Tensor, Tensor> moe_route(const Tensor& logits, int64_t k,
+                                             const MoeRouteOptions& o) {
+  return RouteArgs{
+      logits,        k,     o.bias,  o.score,      o.n_group,   o.topk_group, o.group_score,
+      o.renormalize, o.eps, o.scale, o.token_mask, o.forced_ids}
       .call();
 }
 
-std::tuple<Tensor, Tensor, Tensor> moe_plan(const Tensor& ids, int64_t num_experts, const MoePlanOptions& o) {
+std::tuple<Tensor, Tensor, Tensor> moe_plan(const Tensor& ids, int64_t num_experts,
+                                            const MoePlanOptions& o) {
   return PlanArgs{ids, num_experts, o.capacity, o.drop, o.weights}.call();
 }
 
-Tensor moe_permute(const Tensor& x, const Tensor& permutation, const Tensor& inverse) { return call_permute(x, permutation, inverse); }
+Tensor moe_permute(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
+  return call_permute(x, permutation, inverse);
+}
 
-Tensor moe_combine(const Tensor& y, const Tensor& inverse, const std::optional<Tensor>& weights) { return call_combine(y, inverse, weights); }
+Tensor moe_combine(const Tensor& y, const Tensor& inverse, const std::optional<Tensor>& weights) {
+  return call_combine(y, inverse, weights);
+}
 
-Tensor moe_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in, const Tensor& w_out, const MoeExpertsOptions& o) {
-  return ExpertsArgs{x,       ids,           weights,      w_in,    w_out,   o.b_in,       o.b_out,
-                     o.activation, o.gated, o.interleaved, o.transposed, o.alpha, o.limit, o.save_hidden}
+Tensor moe_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in,
+                   const Tensor& w_out, const MoeExpertsOptions& o) {
+  return ExpertsArgs{x,       ids,          weights, w_in,          w_out,        o.b_in,
+                     o.b_out, o.activation, o.gated, o.interleaved, o.transposed, o.alpha,
+                     o.limit, o.save_hidden}
       .call();
 }
 
@@ -73,9 +103,12 @@ Tensor moe_balance_loss(const Tensor& logits, const Tensor& ids, const MoeBalanc
   return BalanceArgs{logits, ids, o.score, o.kind, o.sequence_ids, o.token_mask, o.eps}.call();
 }
 
-Tensor moe_z_loss(const Tensor& logits, const std::optional<Tensor>& token_mask) { return call_z_loss(logits, token_mask); }
+Tensor moe_z_loss(const Tensor& logits, const std::optional<Tensor>& token_mask) {
+  return call_z_loss(logits, token_mask);
+}
 
-void moe_update_bias_(const Tensor& bias, const Tensor& counts, double rate, const std::string& rule, bool center) {
+void moe_update_bias_(const Tensor& bias, const Tensor& counts, double rate,
+                      const std::string& rule, bool center) {
   call_update_bias(bias, counts, rate, rule, center);
 }
 

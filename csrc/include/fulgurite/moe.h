@@ -1,6 +1,7 @@
 // Mixture of experts, for C++ programs. Shapes, semantics and errors: docs/ops/moe.md.
 //
-// Legend: T tokens, E experts, K experts per token, H width of a token, I hidden width of an expert.
+// Legend: T tokens, E experts, K experts per token, H width of a token, I hidden width of an
+// expert.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -26,7 +27,8 @@ struct MoeRouteOptions {
 };
 
 /// logits (T,E) -> weights (T,K), ids (T,K) int32, counts (E) int64. Differentiable in logits.
-FULGURITE_API std::tuple<at::Tensor, at::Tensor, at::Tensor> moe_route(const at::Tensor& logits, int64_t k, const MoeRouteOptions& options = {});
+FULGURITE_API std::tuple<at::Tensor, at::Tensor, at::Tensor> moe_route(
+    const at::Tensor& logits, int64_t k, const MoeRouteOptions& options = {});
 
 struct MoePlanOptions {
   int64_t capacity = -1;
@@ -35,15 +37,19 @@ struct MoePlanOptions {
 };
 
 /// ids (T,K) -> permutation (T·K) int32, inverse (T,K) int32, offsets (E+1) int64.
-FULGURITE_API std::tuple<at::Tensor, at::Tensor, at::Tensor> moe_plan(const at::Tensor& ids, int64_t num_experts, const MoePlanOptions& options = {});
+FULGURITE_API std::tuple<at::Tensor, at::Tensor, at::Tensor> moe_plan(
+    const at::Tensor& ids, int64_t num_experts, const MoePlanOptions& options = {});
 
 /// x (T,H) -> (T·K,H), sorted by expert. Differentiable.
-FULGURITE_API at::Tensor moe_permute(const at::Tensor& x, const at::Tensor& permutation, const at::Tensor& inverse);
+FULGURITE_API at::Tensor moe_permute(const at::Tensor& x, const at::Tensor& permutation,
+                                     const at::Tensor& inverse);
 
 /// y (T·K,H), sorted by expert -> (T,H). Differentiable in y and weights.
-FULGURITE_API at::Tensor moe_combine(const at::Tensor& y, const at::Tensor& inverse, const std::optional<at::Tensor>& weights = {});
+FULGURITE_API at::Tensor moe_combine(const at::Tensor& y, const at::Tensor& inverse,
+                                     const std::optional<at::Tensor>& weights = {});
 
-/// Everything beyond x, ids, weights, w_in and w_out. Defaults are those of torch.ops.fulgurite.moe_experts.
+/// Everything beyond x, ids, weights, w_in and w_out. Defaults are those of
+/// torch.ops.fulgurite.moe_experts.
 struct MoeExpertsOptions {
   std::optional<at::Tensor> b_in, b_out;
   std::string activation = "silu";
@@ -52,9 +58,12 @@ struct MoeExpertsOptions {
   bool save_hidden = true;
 };
 
-/// x (T,H), ids and weights (T,K), w_in (E,2I,H), w_out (E,H,I) -> (T,H). Differentiable in x, weights, w_in, w_out.
-FULGURITE_API at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& ids, const at::Tensor& weights, const at::Tensor& w_in,
-                                     const at::Tensor& w_out, const MoeExpertsOptions& options = {});
+/// x (T,H), ids and weights (T,K), w_in (E,2I,H), w_out (E,H,I) -> (T,H). Differentiable in x,
+/// weights, w_in, w_out.
+FULGURITE_API at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& ids,
+                                     const at::Tensor& weights, const at::Tensor& w_in,
+                                     const at::Tensor& w_out,
+                                     const MoeExpertsOptions& options = {});
 
 struct MoeBalanceLossOptions {
   std::string score = "softmax";  // softmax, softmax_topk, sigmoid, sqrtsoftplus
@@ -64,13 +73,15 @@ struct MoeBalanceLossOptions {
 };
 
 /// logits (T,E), ids (T,K) -> 0-dim. Differentiable in logits.
-FULGURITE_API at::Tensor moe_balance_loss(const at::Tensor& logits, const at::Tensor& ids, const MoeBalanceLossOptions& options = {});
+FULGURITE_API at::Tensor moe_balance_loss(const at::Tensor& logits, const at::Tensor& ids,
+                                          const MoeBalanceLossOptions& options = {});
 
 /// logits (T,E) -> 0-dim. Differentiable.
-FULGURITE_API at::Tensor moe_z_loss(const at::Tensor& logits, const std::optional<at::Tensor>& token_mask = {});
+FULGURITE_API at::Tensor moe_z_loss(const at::Tensor& logits,
+                                    const std::optional<at::Tensor>& token_mask = {});
 
 /// Moves bias (E) in place by the load counts (E); rule is "sign" or "proportional".
-FULGURITE_API void moe_update_bias_(const at::Tensor& bias, const at::Tensor& counts, double rate, const std::string& rule = "sign",
-                                    bool center = false);
+FULGURITE_API void moe_update_bias_(const at::Tensor& bias, const at::Tensor& counts, double rate,
+                                    const std::string& rule = "sign", bool center = false);
 
 }  // namespace fulgurite

@@ -25,7 +25,8 @@ void permute_rows(const CombineParams& p, int64_t first, int64_t last) {
     S* const to = static_cast<S*>(p.out) + row * p.H;
     const int64_t a = p.permutation[row];
     if (p.inverse[a] == row)
-      copy_row(to, static_cast<const S*>(p.x.data) + a / p.K * p.x.row_stride, p.x.column_stride, p.H);
+      copy_row(to, static_cast<const S*>(p.x.data) + a / p.K * p.x.row_stride, p.x.column_stride,
+               p.H);
     else
       __builtin_memset(to, 0, sizeof(S) * p.H);
   }
@@ -62,8 +63,8 @@ void grad_y_rows(const CombineParams& p, int64_t first, int64_t last, void* scra
       continue;
     }
     const T weight = p.weights ? static_cast<const T*>(p.weights)[a] : T(1);
-    for_row<T>(static_cast<const S*>(p.grad.data) + a / p.K * p.grad.row_stride, p.grad.column_stride, p.H,
-               [&](int64_t c, V v) { store(row_grad + c, v * weight); });
+    for_row<T>(static_cast<const S*>(p.grad.data) + a / p.K * p.grad.row_stride,
+               p.grad.column_stride, p.H, [&](int64_t c, V v) { store(row_grad + c, v * weight); });
     store_row(to, row_grad, p.H);
   }
 }

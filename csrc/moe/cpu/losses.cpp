@@ -4,7 +4,8 @@
 //     softmax   dl_e = p_e (C_e − Σ C p)          else, D = Σs + eps:   dl_e = s'_e (C_e − Σ C P)/D
 //   z-loss    L = 1/T' Σ_t lse_t²               dl_e = 2/T' · lse · p_e
 //
-// over the T' tokens that the mask keeps. A row that it hides is not looked at. Rows add up in float64, in order.
+// over the T' tokens that the mask keeps. A row that it hides is not looked at. Rows add up in
+// float64, in order.
 
 #include "moe/cpu/rows.h"
 
@@ -23,7 +24,9 @@ struct LossScratch {
   }
 };
 
-FULGURITE_INLINE bool hidden(const LossParams& p, int64_t t) { return p.token_mask && !p.token_mask[t * p.token_mask_stride]; }
+FULGURITE_INLINE bool hidden(const LossParams& p, int64_t t) {
+  return p.token_mask && !p.token_mask[t * p.token_mask_stride];
+}
 
 /// w.scores = e^(l − max); returns their sum and the maximum.
 template <class T>
@@ -49,13 +52,14 @@ T normalised_scores(const LossParams& p, LossScratch<T>& w) {
   } else {
     // The padding's logits are −inf: its scores are 0.
     total = static_cast<T>(p.eps) + row_sum<T>(p.E, [&](int64_t c) {
-      const V s = unary_score(p.score, load<V>(w.logits + c));
-      store(w.unary + c, s);
-      store(w.scores + c, s);
-      return s;
-    });
+              const V s = unary_score(p.score, load<V>(w.logits + c));
+              store(w.unary + c, s);
+              store(w.scores + c, s);
+              return s;
+            });
   }
-  for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>) store(w.scores + c, load<V>(w.scores + c) / total);
+  for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
+    store(w.scores + c, load<V>(w.scores + c) / total);
   for (int64_t c = p.E; c < padded_row(p.E); ++c) w.scores[c] = 0;
   return softmax ? T(1) : total;
 }
@@ -68,7 +72,8 @@ FULGURITE_INLINE const T* coefficients_of(const LossParams& p, int64_t t) {
 template <class T>
 T weighted_sum(const LossParams& p, const T* coefficients, const LossScratch<T>& w) {
   using V = Native<T>;
-  return row_sum<T>(p.E, [&](int64_t c) { return load<V>(coefficients + c) * load<V>(w.scores + c); });
+  return row_sum<T>(p.E,
+                    [&](int64_t c) { return load<V>(coefficients + c) * load<V>(w.scores + c); });
 }
 
 template <class S>
@@ -127,7 +132,9 @@ void balance_backward(const LossParams& p, int64_t first, int64_t last, void* me
     const T total = normalised_scores(p, w);
     const T mean = weighted_sum(p, coefficients, w);
     for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>) {
-      const V slope = softmax ? load<V>(w.scores + c) : unary_score_slope(p.score, load<V>(w.logits + c), load<V>(w.unary + c)) / total;
+      const V slope =
+          softmax ? load<V>(w.scores + c)
+                  : unary_score_slope(p.score, load<V>(w.logits + c), load<V>(w.unary + c)) / total;
       store(w.logits + c, grad * slope * (load<V>(coefficients + c) - mean));
     }
   });
@@ -156,8 +163,10 @@ void z_loss_backward(const LossParams& p, int64_t first, int64_t last, void* mem
   grad_rows<S>(p, first, last, memory, [&](int64_t, LossScratch<T>& w) {
     T highest;
     const T sum = exponentials(p, w, &highest);
-    const T factor = static_cast<T>(2 * p.grad * (highest + __builtin_log(static_cast<double>(sum)))) / sum;
-    for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>) store(w.logits + c, load<V>(w.scores + c) * factor);
+    const T factor =
+        static_cast<T>(2 * p.grad * (highest + __builtin_log(static_cast<double>(sum)))) / sum;
+    for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
+      store(w.logits + c, load<V>(w.scores + c) * factor);
   });
 }
 
@@ -189,20 +198,24 @@ void update_bias(const UpdateBiasParams& p) {
 
 }  // namespace
 
-void moe_balance_loss(const LossParams& p, int64_t part, int64_t first, int64_t last, void* scratch) {
-  with_storage(p.dtype, [&](auto s) { balance_forward<decltype(s)>(p, part, first, last, scratch); });
+void moe_balance_loss(const LossParams& p, int64_t part, int64_t first, int64_t last,
+                      void* scratch) {
+  with_storage(p.dtype,
+               [&](auto s) { balance_forward<decltype(s)>(p, part, first, last, scratch); });
 }
 
 void moe_score_sums(const LossParams& p, int64_t part, int64_t first, int64_t last, void* scratch) {
   with_storage(p.dtype, [&](auto s) { score_sums<decltype(s)>(p, part, first, last, scratch); });
 }
 
-void moe_balance_loss_backward(const LossParams& p, int64_t, int64_t first, int64_t last, void* scratch) {
+void moe_balance_loss_backward(const LossParams& p, int64_t, int64_t first, int64_t last,
+                               void* scratch) {
   with_storage(p.dtype, [&](auto s) { balance_backward<decltype(s)>(p, first, last, scratch); });
 }
 
 void moe_z_loss(const LossParams& p, int64_t part, int64_t first, int64_t last, void* scratch) {
-  with_storage(p.dtype, [&](auto s) { z_loss_forward<decltype(s)>(p, part, first, last, scratch); });
+  with_storage(p.dtype,
+               [&](auto s) { z_loss_forward<decltype(s)>(p, part, first, last, scratch); });
 }
 
 void moe_z_loss_backward(const LossParams& p, int64_t, int64_t first, int64_t last, void* scratch) {

@@ -34,7 +34,9 @@ LossParams common_params(const Tensor& logits, const OptionalTensor& token_mask)
   return p;
 }
 
-bool kept(const LossParams& p, int64_t t) { return !p.token_mask || p.token_mask[t * p.token_mask_stride]; }
+bool kept(const LossParams& p, int64_t t) {
+  return !p.token_mask || p.token_mask[t * p.token_mask_stride];
+}
 
 int64_t kept_tokens(const LossParams& p) {
   int64_t n = 0;
@@ -47,14 +49,16 @@ int64_t parts(const LossParams& p) { return tasks_of(p.T, rows_per_task(p.E)); }
 void run_rows(Kernel<LossTaskFn>& kernel, const LossParams& p) {
   const int64_t rows = rows_per_task(p.E);
   const auto fn = kernel.get();
-  run_tasks(kernel, {parts(p), p.T * p.E * kLogitCost, kRowBuffers * padded_row(p.E) * 8}, [&](int64_t task, void* scratch) {
-    fn(p, task, task * rows, std::min(p.T, (task + 1) * rows), scratch);
-  });
+  run_tasks(kernel, {parts(p), p.T * p.E * kLogitCost, kRowBuffers * padded_row(p.E) * 8},
+            [&](int64_t task, void* scratch) {
+              fn(p, task, task * rows, std::min(p.T, (task + 1) * rows), scratch);
+            });
 }
 
 /// Σ of what the tasks of `kernel` leave, `width` numbers each, in order.
 std::vector<double> run_sums(Kernel<LossTaskFn>& kernel, LossParams& p, int64_t width) {
-  std::vector<double> partial(static_cast<size_t>(parts(p) * width)), sums(static_cast<size_t>(width));
+  std::vector<double> partial(static_cast<size_t>(parts(p) * width)),
+      sums(static_cast<size_t>(width));
   p.partial = partial.data();
   run_rows(kernel, p);
   for (size_t i = 0; i < partial.size(); ++i) sums[i % sums.size()] += partial[i];
@@ -71,11 +75,13 @@ Tensor scalar(double value, const Tensor& logits) {
 }
 
 double scalar_value(const Tensor& grad) {
-  return grad.scalar_type() == at::kDouble ? *grad.const_data_ptr<double>() : *grad.const_data_ptr<float>();
+  return grad.scalar_type() == at::kDouble ? *grad.const_data_ptr<double>()
+                                           : *grad.const_data_ptr<float>();
 }
 
 Tensor empty_gradient(const Tensor& logits, bool wanted) {
-  return at::empty(wanted ? logits.sizes() : at::IntArrayRef{0}, logits.options().memory_format(at::MemoryFormat::Contiguous));
+  return at::empty(wanted ? logits.sizes() : at::IntArrayRef{0},
+                   logits.options().memory_format(at::MemoryFormat::Contiguous));
 }
 
 // ---- balance losses
@@ -89,14 +95,16 @@ struct Coefficients {
 
 /// switch: E f_e/T', f_e the share of T'·K assignments; hf: of T'; gshard: of the T' first choices.
 Coefficients linear_coefficients(const LossParams& p, const BalanceArgs& args) {
-  const int64_t K = args.ids.size(1), tokens = kept_tokens(p), used = args.kind == "gshard" ? std::min<int64_t>(K, 1) : K;
+  const int64_t K = args.ids.size(1), tokens = kept_tokens(p),
+                used = args.kind == "gshard" ? std::min<int64_t>(K, 1) : K;
   const double shares = static_cast<double>(args.kind == "switch" ? tokens * K : tokens);
   Coefficients c;
   c.rows.assign(static_cast<size_t>(p.E), 0.0);
   const Ids ids(args.ids);
   for (int64_t t = 0; t < p.T; ++t)
     for (int64_t j = 0; kept(p, t) && j < used; ++j)
-      if (const int64_t e = ids(t, j); e >= 0 && e < p.E) c.rows[e] += static_cast<double>(p.E) / (shares * static_cast<double>(tokens));
+      if (const int64_t e = ids(t, j); e >= 0 && e < p.E)
+        c.rows[e] += static_cast<double>(p.E) / (shares * static_cast<double>(tokens));
   return c;
 }
 
@@ -121,7 +129,9 @@ Coefficients sequence_coefficients(const LossParams& p, const BalanceArgs& args)
   for (int64_t t = 0; t < p.T; ++t) {
     if (!kept(p, t)) continue;
     const int64_t s = c.sequence[t];
-    const double share = static_cast<double>(p.E) / (static_cast<double>(tokens[s]) * static_cast<double>(tokens[s] * K) * static_cast<double>(present));
+    const double share = static_cast<double>(p.E) /
+                         (static_cast<double>(tokens[s]) * static_cast<double>(tokens[s] * K) *
+                          static_cast<double>(present));
     for (int64_t j = 0; j < K; ++j)
       if (const int64_t e = ids(t, j); e >= 0 && e < p.E) c.rows[s * p.E + e] += share;
   }
@@ -139,7 +149,9 @@ Coefficients cv2_coefficients(LossParams& p) {
   for (const double x : m) mean += x / E;
   for (const double x : m) variance += (x - mean) * (x - mean) / (E - 1);
   c.loss = variance / (mean * mean);
-  for (int64_t e = 0; e < p.E; ++e) c.rows[e] = 2 * (m[e] - mean) / ((E - 1) * mean * mean) - 2 * variance / (E * mean * mean * mean);
+  for (int64_t e = 0; e < p.E; ++e)
+    c.rows[e] =
+        2 * (m[e] - mean) / ((E - 1) * mean * mean) - 2 * variance / (E * mean * mean * mean);
   return c;
 }
 
@@ -147,9 +159,13 @@ Coefficients cv2_coefficients(LossParams& p) {
 Tensor prepare_balance(LossParams& p, const BalanceArgs& args, Coefficients& c) {
   p.score = parse_score(args.score);
   p.eps = args.eps;
-  c = args.kind == "cv2" ? cv2_coefficients(p) : args.kind == "sequence" ? sequence_coefficients(p, args) : linear_coefficients(p, args);
-  const int64_t padded = padded_row(p.E), rows = p.E ? static_cast<int64_t>(c.rows.size()) / p.E : 0;
-  Tensor table = at::zeros({rows, padded}, args.logits.options().dtype(accumulate_type(args.logits.scalar_type())));
+  c = args.kind == "cv2"        ? cv2_coefficients(p)
+      : args.kind == "sequence" ? sequence_coefficients(p, args)
+                                : linear_coefficients(p, args);
+  const int64_t padded = padded_row(p.E),
+                rows = p.E ? static_cast<int64_t>(c.rows.size()) / p.E : 0;
+  Tensor table = at::zeros({rows, padded},
+                           args.logits.options().dtype(accumulate_type(args.logits.scalar_type())));
   for (int64_t s = 0; s < rows; ++s)
     for (int64_t e = 0; e < p.E; ++e) {
       if (table.scalar_type() == at::kDouble)
@@ -167,7 +183,8 @@ Tensor balance_cpu(const BalanceArgs& args) {
   LossParams p = common_params(args.logits, args.token_mask);
   Coefficients c;
   const Tensor table = prepare_balance(p, args, c);
-  return scalar(args.kind == "cv2" ? c.loss : run_sums(moe_balance_loss_kernel, p, 1)[0], args.logits);
+  return scalar(args.kind == "cv2" ? c.loss : run_sums(moe_balance_loss_kernel, p, 1)[0],
+                args.logits);
 }
 
 Tensor balance_backward_cpu(const Tensor& grad, const BalanceArgs& args, bool wanted) {
@@ -189,10 +206,12 @@ Tensor z_loss_cpu(const Tensor& logits, const OptionalTensor& token_mask) {
   check_z_loss("moe_z_loss", logits, token_mask);
   LossParams p = common_params(logits, token_mask);
   const int64_t tokens = kept_tokens(p);
-  return scalar(tokens ? run_sums(moe_z_loss_kernel, p, 1)[0] / static_cast<double>(tokens) : 0.0, logits);
+  return scalar(tokens ? run_sums(moe_z_loss_kernel, p, 1)[0] / static_cast<double>(tokens) : 0.0,
+                logits);
 }
 
-Tensor z_loss_backward_cpu(const Tensor& grad, const Tensor& logits, const OptionalTensor& token_mask, std::array<bool, 1> output_mask) {
+Tensor z_loss_backward_cpu(const Tensor& grad, const Tensor& logits,
+                           const OptionalTensor& token_mask, std::array<bool, 1> output_mask) {
   check_z_loss_backward(grad, logits, token_mask);
   Tensor grad_logits = empty_gradient(logits, output_mask[0]);
   if (!output_mask[0]) return grad_logits;
@@ -206,7 +225,8 @@ Tensor z_loss_backward_cpu(const Tensor& grad, const Tensor& logits, const Optio
 
 // ---- selection bias
 
-void update_bias_cpu(const Tensor& bias, const Tensor& counts, double rate, std::string_view rule, bool center) {
+void update_bias_cpu(const Tensor& bias, const Tensor& counts, double rate, std::string_view rule,
+                     bool center) {
   check_update_bias(bias, counts, rule);
   std::vector<int64_t> load(static_cast<size_t>(counts.size(0)));
   const Ids given(counts);

@@ -1,6 +1,7 @@
 // What the kernels are told: plain pointers, sizes and strides.
 //
-// Legend: T tokens, E experts, K experts per token, H width of a token, I hidden width of an expert.
+// Legend: T tokens, E experts, K experts per token, H width of a token, I hidden width of an
+// expert.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +31,9 @@ struct RouteParams {
   const void* bias;        // (E) or null
   const bool* token_mask;  // (T) or null
   int64_t token_mask_stride;
-  const int32_t* forced;   // (T,K) or null, contiguous
-  void* weights;           // (T,K)
-  int32_t* ids;            // (T,K)
+  const int32_t* forced;  // (T,K) or null, contiguous
+  void* weights;          // (T,K)
+  int32_t* ids;           // (T,K)
   // backward
   Matrix grad_weights, chosen;  // (T,K); chosen is int32
   void* grad_logits;            // (T,E) of dtype
@@ -55,7 +56,8 @@ struct LossParams {
 
 /// Rows [first, last) of a call; `part` numbers the task.
 using RouteTaskFn = void(const RouteParams&, int64_t first, int64_t last, void* scratch);
-using LossTaskFn = void(const LossParams&, int64_t part, int64_t first, int64_t last, void* scratch);
+using LossTaskFn = void(const LossParams&, int64_t part, int64_t first, int64_t last,
+                        void* scratch);
 
 struct UpdateBiasParams {
   Dtype dtype;  // of bias
@@ -71,7 +73,9 @@ using UpdateBiasFn = void(const UpdateBiasParams&);
 /// Rows of E elements that one routing or loss task has as scratch.
 inline constexpr int64_t kRowBuffers = 6;
 inline constexpr int64_t kRowPadding = 16;  // elements: 64 bytes of float32
-inline constexpr int64_t padded_row(int64_t n) { return (n + kRowPadding - 1) / kRowPadding * kRowPadding; }
+inline constexpr int64_t padded_row(int64_t n) {
+  return (n + kRowPadding - 1) / kRowPadding * kRowPadding;
+}
 
 // ---- permute, combine
 
@@ -84,11 +88,12 @@ struct CombineParams {
   Matrix y;                    // combine: (T·K,H)
   const void* weights;         // (T,K) of the accumulation type, contiguous, or null
   Matrix grad;                 // backward: (T,H)
-  const int32_t* owner;        // backward: (T·K), the assignment that each row of y belongs to, or −1
-  void* out;                   // permute (T·K,H), combine (T,H), or the gradient of y (T·K,H)
-  void* grad_weights;          // (T,K) of the accumulation type
+  const int32_t* owner;  // backward: (T·K), the assignment that each row of y belongs to, or −1
+  void* out;             // permute (T·K,H), combine (T,H), or the gradient of y (T·K,H)
+  void* grad_weights;    // (T,K) of the accumulation type
 };
-using CombineTaskFn = void(const CombineParams&, int64_t first_row, int64_t last_row, void* scratch);
+using CombineTaskFn = void(const CombineParams&, int64_t first_row, int64_t last_row,
+                           void* scratch);
 
 // ---- experts
 
@@ -103,11 +108,14 @@ struct Segment {
   int64_t expert, first, rows;
 };
 
-inline constexpr int64_t kSegmentRows = 512;  // packing a weight is then below 3 % of multiplying with it
-inline constexpr int64_t kTokenBlock = 96;    // rows of a tile: whole groups of 6
-inline constexpr int64_t kDepthBlock = 256;   // length of one chain of additions: short enough to be accurate
-inline constexpr int64_t kHiddenBlock = 64;   // columns of I, and of H, in a tile: whole panels on every instruction set
-inline constexpr int64_t kGradRows = 96;      // tile of a weight's gradient
+inline constexpr int64_t kSegmentRows =
+    512;  // packing a weight is then below 3 % of multiplying with it
+inline constexpr int64_t kTokenBlock = 96;  // rows of a tile: whole groups of 6
+inline constexpr int64_t kDepthBlock =
+    256;  // length of one chain of additions: short enough to be accurate
+inline constexpr int64_t kHiddenBlock =
+    64;  // columns of I, and of H, in a tile: whole panels on every instruction set
+inline constexpr int64_t kGradRows = 96;  // tile of a weight's gradient
 inline constexpr int64_t kGradColumns = 256;
 
 /// Both passes over the hidden layer; positions are sorted by expert.
@@ -129,20 +137,27 @@ struct HiddenParams {
 };
 using HiddenTaskFn = void(const HiddenParams&, int64_t task, void* scratch);
 
+/// Bytes of scratch of one task, which depend on the instruction set's panel width.
+struct HiddenLayout {
+  int64_t hidden, grad_hidden;
+};
+using HiddenLayoutFn = void(const HiddenParams&, HiddenLayout*);
+
 /// out_t = Σ over the experts of t, in order: w · row · B_e, rows sorted by expert.
 struct ReduceParams {
   Dtype dtype;
   int64_t T, K, E, H;
-  int64_t depth;       // width of a row
+  int64_t depth;        // width of a row
   int64_t token_range;  // tokens of one task
   const int32_t* permutation;
   const int64_t* offsets;
-  const void* rows;      // (T·K,depth) contiguous
-  ExpertMatrices b;      // (depth,H) for each expert
-  const void* weights;   // (T,K) of the accumulation type; null: all 1
-  void* out;             // (T,H)
+  const void* rows;     // (T·K,depth) contiguous
+  ExpertMatrices b;     // (depth,H) for each expert
+  const void* weights;  // (T,K) of the accumulation type; null: all 1
+  void* out;            // (T,H)
 };
 using ReduceTaskFn = void(const ReduceParams&, int64_t task, void* scratch);
+using ReduceLayoutFn = void(const ReduceParams&, int64_t* scratch_bytes);
 
 /// A row for each sorted position: stored at it, or gathered from its token.
 struct SortedRows {
@@ -160,12 +175,6 @@ struct GradWeightParams {
   void* grad;
 };
 using GradWeightTaskFn = void(const GradWeightParams&, int64_t task, void* scratch);
-
-/// Bytes of scratch of one task, which depend on the instruction set's panel width.
-struct ExpertsLayout {
-  int64_t hidden, grad_hidden, reduce, grad_weight;
-};
-/// Of experts with these sizes and the reduction of `reduce`.
-using ExpertsLayoutFn = void(const HiddenParams&, const ReduceParams&, ExpertsLayout*);
+using GradWeightLayoutFn = void(const GradWeightParams&, int64_t* scratch_bytes);
 
 }  // namespace fulgurite

@@ -1,9 +1,9 @@
 // Plan, permute and combine on the CPU, torch side.
-#include "moe/cpu/plan.h"
 #include "common/check.h"
 #include "common/dtype.h"
 #include "common/tasks.h"
 #include "moe/check.h"
+#include "moe/cpu/plan.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -26,17 +26,18 @@ PlanResult plan_cpu(const PlanArgs& args) {
   Tensor permutation = at::empty({T * K}, options.dtype(at::kInt));  // (T·K)
   Tensor inverse = at::empty({T, K}, options.dtype(at::kInt));       // (T,K)
   Tensor offsets = at::empty({E + 1}, options.dtype(at::kLong));     // (E+1)
-  make_plan(Ids(args.ids), T, K, E, permutation.mutable_data_ptr<int32_t>(), inverse.mutable_data_ptr<int32_t>(),
-            offsets.mutable_data_ptr<int64_t>());
+  make_plan(Ids(args.ids), T, K, E, permutation.mutable_data_ptr<int32_t>(),
+            inverse.mutable_data_ptr<int32_t>(), offsets.mutable_data_ptr<int64_t>());
   return {permutation, inverse, offsets};
 }
 
 void run_rows(Kernel<CombineTaskFn>& kernel, const CombineParams& p, int64_t rows) {
   const int64_t per_task = rows_per_task(p.H);
   const auto fn = kernel.get();
-  run_tasks(kernel, {tasks_of(rows, per_task), p.T * p.K * p.H, padded_row(p.H) * 8}, [&](int64_t task, void* scratch) {
-    fn(p, task * per_task, std::min(rows, (task + 1) * per_task), scratch);
-  });
+  run_tasks(kernel, {tasks_of(rows, per_task), p.T * p.K * p.H, padded_row(p.H) * 8},
+            [&](int64_t task, void* scratch) {
+              fn(p, task * per_task, std::min(rows, (task + 1) * per_task), scratch);
+            });
 }
 
 Tensor empty_like_contiguous(const Tensor& like, at::IntArrayRef sizes) {
@@ -62,17 +63,21 @@ Tensor permute_cpu(const Tensor& x, const Tensor& permutation, const Tensor& inv
   p.x = matrix(x);
   const int64_t n = p.T * p.K;
   for (int64_t row = 0; row < n; ++row)
-    FULGURITE_CHECK(p.permutation[row] >= 0 && p.permutation[row] < n, "expected permutation in [0, ", n, "), got ", p.permutation[row]);
+    FULGURITE_CHECK(p.permutation[row] >= 0 && p.permutation[row] < n,
+                    "expected permutation in [0, ", n, "), got ", p.permutation[row]);
   for (int64_t a = 0; a < n; ++a)
-    FULGURITE_CHECK(p.inverse[a] == -1 || (p.inverse[a] >= 0 && p.inverse[a] < n && p.permutation[p.inverse[a]] == a),
-                    "expected inverse to be permutation's inverse or -1, got ", p.inverse[a], " for assignment ", a);
+    FULGURITE_CHECK(p.inverse[a] == -1 ||
+                        (p.inverse[a] >= 0 && p.inverse[a] < n && p.permutation[p.inverse[a]] == a),
+                    "expected inverse to be permutation's inverse or -1, got ", p.inverse[a],
+                    " for assignment ", a);
   Tensor out = empty_like_contiguous(x, {n, p.H});
   p.out = out.mutable_data_ptr();
   run_rows(moe_permute_kernel, p, n);
   return out;
 }
 
-/// The assignment of each row of y, −1 for none. Two assignments of one row would need their gradients added.
+/// The assignment of each row of y, −1 for none. Two assignments of one row would need their
+/// gradients added.
 std::vector<int32_t> row_owners(const char* op, const int32_t* inverse, int64_t n) {
   std::vector<int32_t> owner(static_cast<size_t>(n), -1);
   for (int64_t a = 0; a < n; ++a) {
@@ -85,12 +90,15 @@ std::vector<int32_t> row_owners(const char* op, const int32_t* inverse, int64_t 
   return owner;
 }
 
-Tensor accumulation_weights(const Tensor& weights, const Tensor& y) { return weights.to(accumulate_type(y.scalar_type())).contiguous(); }
+Tensor accumulation_weights(const Tensor& weights, const Tensor& y) {
+  return weights.to(accumulate_type(y.scalar_type())).contiguous();
+}
 
 Tensor combine_cpu(const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
   constexpr const char* op = "moe_combine";
   check_combine(op, y, inverse, weights);
-  const Tensor back = inverse.contiguous(), w = weights ? accumulation_weights(*weights, y) : Tensor();
+  const Tensor back = inverse.contiguous(),
+               w = weights ? accumulation_weights(*weights, y) : Tensor();
   CombineParams p = common_params(y, inverse.size(0), inverse.size(1));
   p.inverse = back.const_data_ptr<int32_t>();
   row_owners(op, p.inverse, p.T * p.K);
@@ -102,10 +110,13 @@ Tensor combine_cpu(const Tensor& y, const Tensor& inverse, const OptionalTensor&
   return out;
 }
 
-std::tuple<Tensor, Tensor> combine_backward_cpu(const Tensor& grad, const Tensor& y, const Tensor& inverse, const OptionalTensor& weights,
+std::tuple<Tensor, Tensor> combine_backward_cpu(const Tensor& grad, const Tensor& y,
+                                                const Tensor& inverse,
+                                                const OptionalTensor& weights,
                                                 std::array<bool, 2> output_mask) {
   check_combine_backward(grad, y, inverse, weights);
-  const Tensor back = inverse.contiguous(), w = weights ? accumulation_weights(*weights, y) : Tensor();
+  const Tensor back = inverse.contiguous(),
+               w = weights ? accumulation_weights(*weights, y) : Tensor();
   CombineParams p = common_params(y, inverse.size(0), inverse.size(1));
   p.inverse = back.const_data_ptr<int32_t>();
   const std::vector<int32_t> owner = row_owners("_moe_combine_backward", p.inverse, p.T * p.K);

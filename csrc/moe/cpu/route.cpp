@@ -7,7 +7,8 @@
 //                      { s_j / (Σ_chosen s + eps)                   sigmoid, sqrtsoftplus with renormalize
 //                      { s_j                                        without
 //
-// The choice compares integers whose order is that of the numbers, so that every machine decides alike.
+// The choice compares integers whose order is that of the numbers, so that every machine decides
+// alike.
 
 #include "moe/cpu/rows.h"
 
@@ -18,7 +19,8 @@ namespace {
 template <class T>
 using Key = Element<IntOf<Native<T>>>;
 template <class T>
-inline constexpr Key<T> kOut = sizeof(T) == 8 ? static_cast<Key<T>>(INT64_MIN) : static_cast<Key<T>>(INT32_MIN);  // taken or masked
+inline constexpr Key<T> kOut = sizeof(T) == 8 ? static_cast<Key<T>>(INT64_MIN)
+                                              : static_cast<Key<T>>(INT32_MIN);  // taken or masked
 template <class T>
 inline constexpr Key<T> kNan = kOut<T> + 1;
 
@@ -35,7 +37,8 @@ FULGURITE_INLINE IntOf<V> order_key(V x) {
 template <class T>
 struct RouteScratch {
   T *logits, *scores, *chosen, *grad, *grad_weights;  // rows of E
-  Key<T> *keys, *group_keys;
+  Key<T>* keys;
+  Key<T>* group_keys;
   int32_t* ids;
 
   RouteScratch(const RouteParams& p, void* memory) {
@@ -70,7 +73,8 @@ FULGURITE_INLINE int64_t take_largest(K* keys, int64_t padded) {
   where += first;
   int64_t winner = 0;
   for (int lane = 1; lane < kLanes<K>; ++lane)
-    if (best[lane] > best[winner] || (best[lane] == best[winner] && where[lane] < where[winner])) winner = lane;
+    if (best[lane] > best[winner] || (best[lane] == best[winner] && where[lane] < where[winner]))
+      winner = lane;
   const int64_t taken = where[winner];
   keys[taken] = sizeof(K) == 8 ? static_cast<K>(INT64_MIN) : static_cast<K>(INT32_MIN);
   return taken;
@@ -97,7 +101,9 @@ template <class T>
 void keep_groups(const RouteParams& p, const T* choice, RouteScratch<T>& w) {
   const int64_t members = p.E / p.n_group, padded = padded_row(p.n_group);
   for (int64_t g = 0; g < padded; ++g)
-    w.group_keys[g] = g < p.n_group ? group_key<T>(p, choice + g * members, w.keys + g * members, members) : kOut<T>;
+    w.group_keys[g] = g < p.n_group
+                          ? group_key<T>(p, choice + g * members, w.keys + g * members, members)
+                          : kOut<T>;
   for (int64_t kept = 0; kept < p.topk_group; ++kept) take_largest(w.group_keys, padded);
   for (int64_t g = 0; g < p.n_group; ++g)
     if (w.group_keys[g] != kOut<T>)
@@ -109,28 +115,31 @@ template <class T>
 void score_row(const RouteParams& p, RouteScratch<T>& w) {
   using V = Native<T>;
   if (p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk) return;
-  for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>) store(w.scores + c, unary_score(p.score, load<V>(w.logits + c)));
+  for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
+    store(w.scores + c, unary_score(p.score, load<V>(w.logits + c)));
 }
 
 template <class T>
 void choose(const RouteParams& p, RouteScratch<T>& w, int32_t* ids) {
   using V = Native<T>;
   const T* const bias = static_cast<const T*>(p.bias);
-  const T* choice = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk ? w.logits : w.scores;
+  const T* choice =
+      p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk ? w.logits : w.scores;
   if (bias) {
     // w.chosen is free until the weights are made.
-    for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>) store(w.chosen + c, load<V>(choice + c) + load<V>(bias + c));
+    for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
+      store(w.chosen + c, load<V>(choice + c) + load<V>(bias + c));
     choice = w.chosen;
   }
-  for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>) store(w.keys + c, order_key(load<V>(choice + c)));
+  for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
+    store(w.keys + c, order_key(load<V>(choice + c)));
   for (int64_t e = p.E; e < padded_row(p.E); ++e) w.keys[e] = kOut<T>;
   if (p.topk_group < p.n_group) keep_groups(p, choice, w);
-  for (int64_t j = 0; j < p.K; ++j) ids[j] = static_cast<int32_t>(take_largest(w.keys, padded_row(p.E)));
+  for (int64_t j = 0; j < p.K; ++j)
+    ids[j] = static_cast<int32_t>(take_largest(w.keys, padded_row(p.E)));
 }
 
-FULGURITE_INLINE bool is_expert(const RouteParams& p, int32_t id) {
-  return id >= 0 && id < p.E;
-}
+FULGURITE_INLINE bool is_expert(const RouteParams& p, int32_t id) { return id >= 0 && id < p.E; }
 
 /// w.chosen = numerators e^(l − max) of the chosen logits (0 for sentinels); returns the maximum.
 template <class T>
@@ -146,9 +155,11 @@ T chosen_exponentials(const RouteParams& p, RouteScratch<T>& w, const int32_t* i
   for (int64_t first = 0; first < p.K; first += kLanes<T>) {
     V x{};
     for (int64_t lane = 0; lane < kLanes<T> && first + lane < p.K; ++lane)
-      x[lane] = is_expert(p, ids[first + lane]) ? w.logits[ids[first + lane]] - highest : -kInfinity<T>;
+      x[lane] =
+          is_expert(p, ids[first + lane]) ? w.logits[ids[first + lane]] - highest : -kInfinity<T>;
     x = exp(x);
-    for (int64_t lane = 0; lane < kLanes<T> && first + lane < p.K; ++lane) w.chosen[first + lane] = x[lane];
+    for (int64_t lane = 0; lane < kLanes<T> && first + lane < p.K; ++lane)
+      w.chosen[first + lane] = x[lane];
   }
   return highest;
 }
@@ -162,7 +173,8 @@ void unscaled_weights(const RouteParams& p, RouteScratch<T>& w, const int32_t* i
   T total = 0;
   if (softmax) {
     const T highest = chosen_exponentials(p, w, ids, over_all);
-    if (over_all) total = row_sum<T>(p.E, [&](int64_t c) { return exp(load<V>(w.logits + c) - highest); });
+    if (over_all)
+      total = row_sum<T>(p.E, [&](int64_t c) { return exp(load<V>(w.logits + c) - highest); });
   } else {
     for (int64_t j = 0; j < p.K; ++j) w.chosen[j] = is_expert(p, ids[j]) ? w.scores[ids[j]] : T(0);
   }
@@ -199,14 +211,16 @@ void route_rows(const RouteParams& p, int64_t first, int64_t last, void* memory)
   }
 }
 
-// ---- backward, with g the gradient of the weights times scale, w the unscaled weights, s the scores:
+// ---- backward, with g the gradient of the weights times scale, w the unscaled weights, s the
+// scores:
 //   softmax over the chosen:   dl_j = w_j (g_j − Σ g w)
 //   softmax over all:          dl_e = p_e (G_e − Σ g w)               G_e: g scattered to the experts
 //   s/(Σs + eps) = s/D:        dl_j = s'_j (g_j/D − Σ g s/D²)          without renormalize: s'_j g_j
 
 /// Adds the gradient of the chosen logits into `grad`, E zeros.
 template <class T>
-void grad_chosen(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, const T* g, T* grad) {
+void grad_chosen(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, const T* g,
+                 T* grad) {
   using V = Native<T>;
   const bool softmax = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk;
   unscaled_weights(p, w, ids);
@@ -229,7 +243,8 @@ void grad_chosen(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, c
 }
 
 template <class T>
-void grad_softmax_over_all(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, const T* g, T* grad) {
+void grad_softmax_over_all(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, const T* g,
+                           T* grad) {
   using V = Native<T>;
   const T highest = row_max(p.E, w.logits);
   const T total = row_sum<T>(p.E, [&](int64_t c) {
@@ -256,8 +271,11 @@ void grad_rows(const RouteParams& p, int64_t first, int64_t last, void* memory) 
   for (int64_t t = first; t < last; ++t) {
     bool any = false;
     for (int64_t j = 0; j < p.K; ++j) {
-      ids[j] = static_cast<const int32_t*>(p.chosen.data)[t * p.chosen.row_stride + j * p.chosen.column_stride];
-      g[j] = static_cast<const T*>(p.grad_weights.data)[t * p.grad_weights.row_stride + j * p.grad_weights.column_stride] * static_cast<T>(p.scale);
+      ids[j] = static_cast<const int32_t*>(
+          p.chosen.data)[t * p.chosen.row_stride + j * p.chosen.column_stride];
+      g[j] = static_cast<const T*>(p.grad_weights.data)[t * p.grad_weights.row_stride +
+                                                        j * p.grad_weights.column_stride] *
+             static_cast<T>(p.scale);
       any |= is_expert(p, ids[j]);
     }
     for (int64_t c = 0; c < padded_row(p.E); ++c) grad[c] = 0;

@@ -18,7 +18,8 @@ FULGURITE_KERNEL(moe_route, moe_route_backward, RouteTaskFn);
 
 namespace {
 
-RouteParams common_params(const RouteShape& s, const Tensor& logits, std::string_view score, bool renormalize, double eps, double scale) {
+RouteParams common_params(const RouteShape& s, const Tensor& logits, std::string_view score,
+                          bool renormalize, double eps, double scale) {
   RouteParams p{};
   p.dtype = kernel_dtype(logits.scalar_type());
   p.T = s.T.expect_int();
@@ -35,9 +36,11 @@ RouteParams common_params(const RouteShape& s, const Tensor& logits, std::string
 void run_rows(Kernel<RouteTaskFn>& kernel, const RouteParams& p) {
   const int64_t rows = rows_per_task(p.E);
   const auto fn = kernel.get();
-  run_tasks(kernel, {tasks_of(p.T, rows), p.T * p.E * kLogitCost, kRowBuffers * padded_row(p.E) * 8}, [&](int64_t task, void* scratch) {
-    fn(p, task * rows, std::min(p.T, (task + 1) * rows), scratch);
-  });
+  run_tasks(kernel,
+            {tasks_of(p.T, rows), p.T * p.E * kLogitCost, kRowBuffers * padded_row(p.E) * 8},
+            [&](int64_t task, void* scratch) {
+              fn(p, task * rows, std::min(p.T, (task + 1) * rows), scratch);
+            });
 }
 
 /// In the accumulation type, padded with zeros to whole groups.
@@ -49,13 +52,17 @@ Tensor padded_bias(const Tensor& bias, at::ScalarType dtype) {
 
 /// Given ids as int32. A sentinel that int32 cannot hold becomes E.
 Tensor forced_int32(const Tensor& forced, int64_t E) {
-  Tensor ids = at::empty(forced.sizes(), forced.options().dtype(at::kInt).memory_format(at::MemoryFormat::Contiguous));
+  Tensor ids = at::empty(
+      forced.sizes(), forced.options().dtype(at::kInt).memory_format(at::MemoryFormat::Contiguous));
   int32_t* to = ids.mutable_data_ptr<int32_t>();
   const Ids given(forced);
   for (int64_t t = 0; t < forced.size(0); ++t)
     for (int64_t j = 0; j < forced.size(1); ++j) {
       const int64_t id = given(t, j);
-      *to++ = static_cast<int32_t>(id < std::numeric_limits<int32_t>::min() || id > std::numeric_limits<int32_t>::max() ? E : id);
+      *to++ = static_cast<int32_t>(id < std::numeric_limits<int32_t>::min() ||
+                                           id > std::numeric_limits<int32_t>::max()
+                                       ? E
+                                       : id);
     }
   return ids;
 }
@@ -98,7 +105,8 @@ Tensor route_backward_cpu(const RouteBackwardArgs& args) {
   RouteParams p = common_params(s, args.logits, args.score, args.renormalize, args.eps, args.scale);
   p.grad_weights = matrix(args.grad_weights);
   p.chosen = matrix(args.ids);
-  Tensor grad = at::empty(args.logits.sizes(), args.logits.options().memory_format(at::MemoryFormat::Contiguous));
+  Tensor grad = at::empty(args.logits.sizes(),
+                          args.logits.options().memory_format(at::MemoryFormat::Contiguous));
   p.grad_logits = grad.mutable_data_ptr();
   run_rows(moe_route_backward_kernel, p);
   return grad;

@@ -1,26 +1,17 @@
-// What routing and losses share on one row of logits: loading, sums of a fixed order, and the scores.
+// What routing and losses share on one row of logits: loading, sums of a fixed order, and the
+// scores.
 //
-// Everything here gives the same bits on every instruction set: exp and log1p are fixed sequences of fma, and sums run over
-// groups of 64 bytes whatever the width of a register is.
+// Everything here gives the same bits on every instruction set: exp and log1p are fixed sequences
+// of fma, and sums run over groups of 64 bytes whatever the width of a register is.
 #pragma once
 
 #include "moe/cpu/params.h"
+#include "simd/kernel.h"
 #include "simd/math.h"
 #include "simd/pack.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
-
-/// Runs visitor(S{}) for the storage type S of dtype.
-template <class Visitor>
-FULGURITE_INLINE void with_storage(Dtype dtype, const Visitor& visitor) {
-  switch (dtype) {
-    case Dtype::kFloat64: return visitor(double{});
-    case Dtype::kFloat32: return visitor(float{});
-    case Dtype::kBFloat16: return visitor(BFloat16{});
-    case Dtype::kFloat16: return visitor(Half{});
-  }
-}
 
 template <class T>
 inline constexpr T kInfinity = static_cast<T>(__builtin_inf());
@@ -35,16 +26,8 @@ inline void load_row(const Matrix& matrix, int64_t r, int64_t n, T fill, T* to) 
   for (int64_t c = n; c < padded_row(n); ++c) to[c] = fill;
 }
 
-/// The first n elements, rounded once to the storage type.
-template <class S, class T>
-inline void store_row(S* to, const T* from, int64_t n) {
-  using V = Native<T>;
-  int64_t c = 0;
-  for (; c + kLanes<T> <= n; c += kLanes<T>) store_as(to + c, load<V>(from + c));
-  if (c < n) store_first(to + c, load<V>(from + c), n - c);
-}
-
-/// Σ value(c) over vectors c = 0, lanes, … of a padded row: 64-byte groups are added up, then folded in halves.
+/// Σ value(c) over vectors c = 0, lanes, … of a padded row: 64-byte groups are added up, then
+/// folded in halves.
 template <class T, class Value>
 FULGURITE_INLINE T row_sum(int64_t n, const Value& value) {
   using V = Native<T>;
@@ -72,8 +55,8 @@ FULGURITE_INLINE V sigmoid(V x) {
   return Element<V>(1) / (exp(-x) + Element<V>(1));
 }
 
-/// log(1 + y) for 0 ≤ y ≤ 1 by 2·artanh(z) = 2z·(1 + z²/3 + z⁴/5 + …), z = y/(2 + y) ≤ 1/3; the rest of the series is below
-/// half a unit in the last place.
+/// log(1 + y) for 0 ≤ y ≤ 1 by 2·artanh(z) = 2z·(1 + z²/3 + z⁴/5 + …), z = y/(2 + y) ≤ 1/3; the
+/// rest of the series is below half a unit in the last place.
 template <class V>
 FULGURITE_INLINE V log1p_unit(V y) {
   using T = Element<V>;
@@ -84,7 +67,8 @@ FULGURITE_INLINE V log1p_unit(V y) {
   return fma(series * zz, z, z) * T(2);
 }
 
-/// Below this x, log(1 + e^x) is e^x to the last bit: √softplus = e^(x/2), which does not vanish before the gradient does.
+/// Below this x, log(1 + e^x) is e^x to the last bit: √softplus = e^(x/2), which does not vanish
+/// before the gradient does.
 template <class T>
 inline constexpr T kSoftplusTail = sizeof(T) == 8 ? T(-40) : T(-20);
 

@@ -9,7 +9,9 @@
 
 namespace fulgurite {
 
-inline Matrix matrix(const at::Tensor& tensor) { return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)}; }
+inline Matrix matrix(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
+}
 
 /// int32 or int64 ids of any strides, read as int64.
 class Ids {

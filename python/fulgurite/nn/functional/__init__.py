@@ -1,5 +1,26 @@
 """One typed, scriptable function for each operator."""
 
 from fulgurite.nn.functional.attention import attention, rope
+from fulgurite.nn.functional.moe import (
+    moe_balance_loss,
+    moe_combine,
+    moe_experts,
+    moe_permute,
+    moe_plan,
+    moe_route,
+    moe_update_bias_,
+    moe_z_loss,
+)
 
-__all__ = ["attention", "rope"]
+__all__ = [
+    "attention",
+    "moe_balance_loss",
+    "moe_combine",
+    "moe_experts",
+    "moe_permute",
+    "moe_plan",
+    "moe_route",
+    "moe_update_bias_",
+    "moe_z_loss",
+    "rope",
+]

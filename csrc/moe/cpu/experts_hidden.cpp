@@ -1,0 +1,167 @@
+// The experts' hidden layer, forward and backward, for rows sorted by expert; x and dout are
+// gathered while packing.
+//
+//   forward    g = W_gate x    u = W_up x    h = silu(g)·u                    silu(g) = g·σ(g)
+//   backward   dh = W_outᵀ dout     dw = h·dh     dg = w·dh·u·(σ + a(1 − σ)),  du = w·dh·a,  a = g·σ
+//
+// One task is one segment of rows of one expert by one block of columns of I. A row's bits depend
+// on nothing but itself: each product is one chain over blocks of depth, whatever rows stand beside
+// it.
+
+#include "moe/cpu/experts_tile.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+namespace {
+
+/// Which rows and columns a task has.
+struct HiddenTile {
+  Segment segment;
+  int64_t block, i0, n;  // block of columns, its first one, how many
+
+  HiddenTile(const HiddenParams& p, int64_t task) {
+    const int64_t blocks = blocks_of(p.I, kHiddenBlock);
+    segment = p.segments[task / blocks];
+    block = task % blocks;
+    i0 = block * kHiddenBlock;
+    n = at_most(kHiddenBlock, p.I - i0);
+  }
+};
+
+template <class T>
+struct HiddenScratch {
+  T *gate_weights, *up_weights, *rows, *gate, *up;
+
+  HiddenScratch(const HiddenParams& p, Arena& arena) {
+    gate_weights = arena.take<T>(p.H * pad_columns<T>(kHiddenBlock));
+    up_weights = arena.take<T>(p.H * pad_columns<T>(kHiddenBlock));
+    rows = arena.take<T>(kTokenBlock * kDepthStride);
+    gate = arena.take<T>(kTokenBlock * kHiddenBlock);
+    up = arena.take<T>(kTokenBlock * kHiddenBlock);
+  }
+};
+
+template <class S>
+void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows,
+                  const HiddenScratch<Accumulate<S>>& w) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  for (int64_t r = 0; r < rows; ++r) {
+    S* const gate = p.hidden ? static_cast<S*>(p.hidden) + (first + r) * 2 * p.I + t.i0 : nullptr;
+    S* const activated =
+        p.activated ? static_cast<S*>(p.activated) + (first + r) * p.I + t.i0 : nullptr;
+    for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
+      const V g = load<V>(w.gate + r * kHiddenBlock + c), u = load<V>(w.up + r * kHiddenBlock + c);
+      if (gate) {
+        store_lanes(gate + c, g, lanes);
+        store_lanes(gate + p.I + c, u, lanes);
+      }
+      if (activated) store_lanes(activated + c, g / (T(1) + exp(-g)) * u, lanes);
+    });
+  }
+}
+
+template <class S>
+void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
+  using T = Accumulate<S>;
+  Arena arena(scratch);
+  HiddenScratch<T> w(p, arena);
+  const HiddenTile t(p, task);
+  // Element (k, n) of the product's B is W_in[n][k].
+  pack_deep(matrix_of<S>(p.w_in, t.segment.expert, t.i0, 0).transposed(), p.H, t.n, w.gate_weights);
+  pack_deep(matrix_of<S>(p.w_in, t.segment.expert, p.I + t.i0, 0).transposed(), p.H, t.n,
+            w.up_weights);
+  for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
+    for (int64_t k0 = 0; k0 < p.H; k0 += kDepthBlock) {
+      const int64_t depth = at_most(kDepthBlock, p.H - k0);
+      gather<T, S>(p.x, p.permutation, p.K, first, rows, k0, depth, w.rows);
+      const MatrixA<T> a{w.rows, kDepthStride, 1};
+      multiply_block(a, rows, w.gate_weights, k0, depth, t.n, w.gate, kHiddenBlock);
+      multiply_block(a, rows, w.up_weights, k0, depth, t.n, w.up, kHiddenBlock);
+    }
+    store_hidden<S>(p, t, first, rows, w);
+  });
+}
+
+// ---- backward
+
+template <class T>
+struct GradHiddenScratch {
+  T *weights, *rows, *grad_activated;
+
+  GradHiddenScratch(const HiddenParams& p, Arena& arena) {
+    weights = arena.take<T>(p.H * pad_columns<T>(kHiddenBlock));
+    rows = arena.take<T>(kTokenBlock * kDepthStride);
+    grad_activated = arena.take<T>(kTokenBlock * kHiddenBlock);
+  }
+};
+
+/// Gradients of one row's gate and up, w·h, and this block's part of h·dh.
+template <class S>
+void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
+              const Accumulate<S>* grad_activated) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  const S* const hidden = static_cast<const S*>(p.hidden) + position * 2 * p.I + t.i0;
+  S* const activated = p.activated ? static_cast<S*>(p.activated) + position * p.I + t.i0 : nullptr;
+  S* const grad_hidden =
+      p.need_grad ? static_cast<S*>(p.grad_hidden) + position * 2 * p.I + t.i0 : nullptr;
+  const T weight = static_cast<const T*>(p.weights)[p.permutation[position]];
+  V dot{};
+  for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
+    const V g = load_lanes<V>(hidden + c, lanes), u = load_lanes<V>(hidden + p.I + c, lanes);
+    const V sigmoid = T(1) / (T(1) + exp(-g)), a = g * sigmoid, h = a * u;
+    if (activated) store_lanes(activated + c, h * weight, lanes);
+    if (!grad_hidden) return;
+    const V dh = load_lanes<V>(grad_activated + c, lanes);
+    dot = madd(h, dh, dot);
+    const V weighted = dh * weight;
+    store_lanes(grad_hidden + c, weighted * u * (sigmoid + a * (T(1) - sigmoid)), lanes);
+    store_lanes(grad_hidden + p.I + c, weighted * a, lanes);
+  });
+  if (grad_hidden)
+    static_cast<T*>(p.dots)[position * blocks_of(p.I, kHiddenBlock) + t.block] = sum(dot);
+}
+
+template <class S>
+void grad_hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
+  using T = Accumulate<S>;
+  Arena arena(scratch);
+  GradHiddenScratch<T> w(p, arena);
+  const HiddenTile t(p, task);
+  if (p.need_grad) pack_deep(matrix_of<S>(p.w_out, t.segment.expert, 0, t.i0), p.H, t.n, w.weights);
+  for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
+    for (int64_t k0 = 0; p.need_grad && k0 < p.H; k0 += kDepthBlock) {
+      const int64_t depth = at_most(kDepthBlock, p.H - k0);
+      gather<T, S>(p.grad, p.permutation, p.K, first, rows, k0, depth, w.rows);
+      multiply_block<T>({w.rows, kDepthStride, 1}, rows, w.weights, k0, depth, t.n,
+                        w.grad_activated, kHiddenBlock);
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      grad_row<S>(p, t, first + r, w.grad_activated + r * kHiddenBlock);
+  });
+}
+
+}  // namespace
+
+void moe_experts_hidden(const HiddenParams& p, int64_t task, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { hidden_task<decltype(s)>(p, task, scratch); });
+}
+
+void moe_experts_grad_hidden(const HiddenParams& p, int64_t task, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { grad_hidden_task<decltype(s)>(p, task, scratch); });
+}
+
+void moe_experts_hidden_layout(const HiddenParams& p, HiddenLayout* layout) {
+  with_storage(p.dtype, [&](auto s) {
+    using T = Accumulate<decltype(s)>;
+    Arena forward(nullptr), backward(nullptr);
+    HiddenScratch<T> measure_forward(p, forward);
+    GradHiddenScratch<T> measure_backward(p, backward);
+    layout->hidden = forward.used();
+    layout->grad_hidden = backward.used();
+  });
+}
+
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite

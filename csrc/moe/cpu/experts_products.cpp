@@ -1,0 +1,187 @@
+// The experts' other products, on rows sorted by expert.
+//
+//   reduce         out_t = Σ_e w_te · row_te · B_e      forward: h and W_outᵀ; backward: (dg, du) and W_in, all w = 1
+//   grad_weight    dW_e  = Σ_r a_rᵀ b_r                 W_in: (dg, du) and x;  W_out: dout and w·h
+//
+// A token's experts are added in the order of their number, in the accumulation type, and rounded
+// once.
+
+#include "moe/cpu/experts_tile.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+namespace {
+
+template <class T>
+struct ReduceScratch {
+  T *weights, *rows, *product, *sums;
+
+  ReduceScratch(const ReduceParams& p, Arena& arena) {
+    weights = arena.take<T>(p.depth * pad_columns<T>(kHiddenBlock));
+    rows = arena.take<T>(kTokenBlock * kDepthStride);
+    product = arena.take<T>(kTokenBlock * kHiddenBlock);
+    sums = arena.take<T>(p.token_range * kHiddenBlock);
+  }
+};
+
+/// The first sorted position of expert e whose token is t or later.
+FULGURITE_INLINE int64_t position_of_token(const ReduceParams& p, int64_t e, int64_t t) {
+  int64_t low = p.offsets[e], high = p.offsets[e + 1];
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (p.permutation[middle] < t * p.K)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+/// Rows [first, first + rows) times the packed weights, added to their tokens' sums.
+template <class S>
+void reduce_tile(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, int64_t t0,
+                 const ReduceScratch<Accumulate<S>>& w) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  const S* const from = static_cast<const S*>(p.rows) + first * p.depth;
+  for (int64_t k0 = 0; k0 < p.depth; k0 += kDepthBlock) {
+    const int64_t depth = at_most(kDepthBlock, p.depth - k0);
+    MatrixA<T> a{w.rows, kDepthStride, 1};
+    if constexpr (std::is_same_v<S, T>)
+      a = {from + k0, p.depth, 1};
+    else
+      pack_plain<T>(Strided<S>{from + k0, p.depth, 1}, rows, depth, w.rows, kDepthStride);
+    multiply_block(a, rows, w.weights, k0, depth, n, w.product, kHiddenBlock);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t assignment = p.permutation[first + r];
+    const V weight = splat<V>(p.weights ? static_cast<const T*>(p.weights)[assignment] : T(1));
+    T* const to = w.sums + (assignment / p.K - t0) * kHiddenBlock;
+    for (int64_t c = 0; c < n; c += kLanes<T>)
+      store(to + c, madd(weight, load<V>(w.product + r * kHiddenBlock + c), load<V>(to + c)));
+  }
+}
+
+template <class S>
+void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
+  using T = Accumulate<S>;
+  Arena arena(scratch);
+  ReduceScratch<T> w(p, arena);
+  const int64_t blocks = blocks_of(p.H, kHiddenBlock);
+  const int64_t t0 = task / blocks * p.token_range, t1 = at_most(p.T, t0 + p.token_range);
+  const int64_t h0 = task % blocks * kHiddenBlock, n = at_most(kHiddenBlock, p.H - h0);
+  __builtin_memset(w.sums, 0, sizeof(T) * (t1 - t0) * kHiddenBlock);
+  for (int64_t e = 0; e < p.E; ++e) {
+    const int64_t begin = position_of_token(p, e, t0), end = position_of_token(p, e, t1);
+    if (begin == end) continue;
+    pack_deep(matrix_of<S>(p.b, e, 0, h0), p.depth, n, w.weights);
+    for_token_blocks(begin, end - begin, [&](int64_t first, int64_t rows) {
+      reduce_tile<S>(p, first, rows, n, t0, w);
+    });
+  }
+  S* const out = static_cast<S*>(p.out);
+  for (int64_t t = t0; t < t1; ++t)
+    store_row(out + t * p.H + h0, w.sums + (t - t0) * kHiddenBlock, n);
+}
+
+// ---- gradients of the weights
+
+inline constexpr int64_t kGradStride = kGradRows + 16;
+
+template <class T>
+struct GradWeightScratch {
+  T *a, *b, *sums;
+
+  explicit GradWeightScratch(Arena& arena) {
+    a = arena.take<T>(kDepthBlock * kGradStride);
+    b = arena.take<T>(kDepthBlock * kGradColumns);
+    sums = arena.take<T>(kGradRows * kGradColumns);
+  }
+};
+
+template <class S>
+FULGURITE_INLINE const S* row_at(const SortedRows& rows, const int32_t* permutation, int64_t K,
+                                 int64_t position, int64_t column) {
+  const int64_t row = rows.gathered ? permutation[position] / K : position;
+  return static_cast<const S*>(rows.matrix.data) + row * rows.matrix.row_stride +
+         column * rows.matrix.column_stride;
+}
+
+/// Rows of A as they are: the micro-kernel reads them down the columns.
+template <class T, class S>
+void pack_grad_a(const GradWeightParams& p, int64_t first, int64_t rows, int64_t m0, int64_t m,
+                 T* to) {
+  for (int64_t r = 0; r < rows; ++r, to += kGradStride)
+    for_row<T>(row_at<S>(p.a, p.permutation, p.K, first + r, m0), p.a.matrix.column_stride, m,
+               [to](int64_t c, Native<T> v) { store(to + c, v); });
+}
+
+/// Rows of B as panels [n/NR][rows][NR].
+template <class T, class S>
+void pack_grad_b(const GradWeightParams& p, int64_t first, int64_t rows, int64_t n0, int64_t n,
+                 T* to) {
+  constexpr int64_t NR = kTileColumns<T>;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = n / kLanes<T> * kLanes<T>; c < pad_columns<T>(n); c += kLanes<T>)
+      store(to + (c / NR * rows + r) * NR + c % NR, Native<T>{});
+    for_row<T>(row_at<S>(p.b, p.permutation, p.K, first + r, n0), p.b.matrix.column_stride, n,
+               [=](int64_t c, Native<T> v) { store(to + (c / NR * rows + r) * NR + c % NR, v); });
+  }
+}
+
+template <class S>
+void grad_weight_task(const GradWeightParams& p, int64_t task, void* scratch) {
+  using T = Accumulate<S>;
+  Arena arena(scratch);
+  GradWeightScratch<T> w(arena);
+  const int64_t row_blocks = blocks_of(p.M, kGradRows),
+                column_blocks = blocks_of(p.N, kGradColumns);
+  const int64_t e = task / column_blocks / row_blocks;
+  const int64_t m0 = task / column_blocks % row_blocks * kGradRows,
+                m = at_most(kGradRows, p.M - m0);
+  const int64_t n0 = task % column_blocks * kGradColumns, n = at_most(kGradColumns, p.N - n0);
+  const int64_t begin = p.offsets[e], end = p.offsets[e + 1];
+  for (int64_t first = begin; first < end; first += kDepthBlock) {
+    const int64_t rows = at_most(kDepthBlock, end - first);
+    pack_grad_a<T, S>(p, first, rows, m0, m, w.a);
+    pack_grad_b<T, S>(p, first, rows, n0, n, w.b);
+    gemm<T>(m, n, rows, {w.a, 1, kGradStride}, {w.b, rows * kTileColumns<T>}, w.sums, kGradColumns,
+            first > begin);
+  }
+  for (int64_t r = 0; r < m; ++r) {
+    S* const to = static_cast<S*>(p.grad) + (e * p.M + m0 + r) * p.N + n0;
+    if (begin == end)
+      __builtin_memset(to, 0, sizeof(S) * n);
+    else
+      store_row(to, w.sums + r * kGradColumns, n);
+  }
+}
+
+}  // namespace
+
+void moe_experts_reduce(const ReduceParams& p, int64_t task, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { reduce_task<decltype(s)>(p, task, scratch); });
+}
+
+void moe_experts_reduce_layout(const ReduceParams& p, int64_t* scratch_bytes) {
+  with_storage(p.dtype, [&](auto s) {
+    Arena arena(nullptr);
+    ReduceScratch<Accumulate<decltype(s)>> measure(p, arena);
+    *scratch_bytes = arena.used();
+  });
+}
+
+void moe_experts_grad_weight(const GradWeightParams& p, int64_t task, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { grad_weight_task<decltype(s)>(p, task, scratch); });
+}
+
+void moe_experts_grad_weight_layout(const GradWeightParams& p, int64_t* scratch_bytes) {
+  with_storage(p.dtype, [&](auto s) {
+    Arena arena(nullptr);
+    GradWeightScratch<Accumulate<decltype(s)>> measure(arena);
+    *scratch_bytes = arena.used();
+  });
+}
+
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite

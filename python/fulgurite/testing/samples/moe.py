@@ -1,0 +1,478 @@
+"""Sample calls of the moe family.
+
+T tokens, E experts, K experts per token, H width of a token, I hidden width of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fulgurite.testing.references import moe as reference
+from fulgurite.testing.registry import ErrorSample, Operator, Sample
+
+
+def normal(
+    generator: torch.Generator, dtype: torch.dtype, device: torch.device, *shape: int
+) -> Tensor:
+    return torch.randn(shape, generator=generator).to(device, dtype)
+
+
+def random_ids(
+    generator: torch.Generator, device: torch.device, T: int, K: int, E: int, *, low: int = 0
+) -> Tensor:
+    """Distinct experts for each token; with ``low`` = −1 some are sentinels."""
+    ids = torch.rand(T, E - low, generator=generator).argsort(1)[:, :K] + low
+    return ids.to(device, torch.int32)
+
+
+# ---------------------------------------------------------------- routing
+
+
+def moe_route_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def logits(T: int, E: int) -> Tensor:
+        return normal(generator, dtype, device, T, E)
+
+    def bias(E: int) -> Tensor:
+        return (torch.randn(E, generator=generator) * 0.1).to(device)
+
+    yield Sample("softmax", (logits(9, 8), 2), {"scale": 1.5})
+    yield Sample(
+        "sigmoid_grouped",
+        (logits(11, 24), 4),
+        {"bias": bias(24), "score": "sigmoid", "n_group": 6, "topk_group": 3, "scale": 2.5},
+    )
+    yield Sample("softmax_over_all", (logits(7, 13), 5), {"renormalize": False})
+    yield Sample(
+        "softmax_topk_masked",
+        (logits(10, 40), 40),
+        {
+            "score": "softmax_topk",
+            "token_mask": (torch.rand(10, generator=generator) < 0.6).to(device),
+        },
+    )
+    forced = torch.randint(-1, 7, (8, 3), generator=generator).to(device)
+    yield Sample(
+        "sqrtsoftplus_forced", (logits(8, 6), 3), {"score": "sqrtsoftplus", "forced_ids": forced}
+    )
+    yield Sample(
+        "sigmoid_raw_best_group",
+        (logits(300, 64), 6),
+        {
+            "bias": bias(64),
+            "score": "sigmoid",
+            "renormalize": False,
+            "n_group": 8,
+            "topk_group": 2,
+            "group_score": "max",
+        },
+    )
+    yield Sample("one_expert", (logits(3, 1), 1), {})
+    yield Sample("no_tokens", (logits(0, 8), 2), {"score": "sigmoid"})
+
+
+def moe_route_errors(device: torch.device) -> Iterator[ErrorSample]:
+    logits, bias = torch.zeros(5, 8, device=device), torch.zeros(8, device=device)
+    ids, mask = torch.zeros(5, 2, dtype=torch.int64), torch.ones(5, dtype=torch.bool)
+    sigmoid = {"score": "sigmoid"}
+    cases: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
+        "integers": ((logits.int(), 2), {}, TypeError, "logits"),
+        "bias_dtype": ((logits, 2), {**sigmoid, "bias": bias.int()}, TypeError, "bias"),
+        "mask_dtype": ((logits, 2), {"token_mask": mask.int()}, TypeError, "token_mask"),
+        "ids_dtype": ((logits, 2), {"forced_ids": ids.float()}, TypeError, "forced_ids"),
+        "one_dim": ((bias, 2), {}, RuntimeError, "logits"),
+        "bias_shape": ((logits, 2), {**sigmoid, "bias": bias[:7]}, RuntimeError, "bias"),
+        "mask_shape": ((logits, 2), {"token_mask": mask[:4]}, RuntimeError, "token_mask"),
+        "ids_shape": ((logits, 3), {"forced_ids": ids}, RuntimeError, "forced_ids"),
+        "k_zero": ((logits, 0), {}, ValueError, "k in"),
+        "k_large": ((logits, 9), {}, ValueError, "k in"),
+        "score": ((logits, 2), {"score": "relu"}, ValueError, "score"),
+        "bias_with_softmax": ((logits, 2), {"bias": bias}, ValueError, "bias"),
+        "group_score": ((logits, 2), {"group_score": "sum"}, ValueError, "group_score"),
+        "n_group": ((logits, 2), {"n_group": 3}, ValueError, "n_group"),
+        "n_group_zero": ((logits, 2), {"n_group": 0}, ValueError, "n_group"),
+        "topk_group": ((logits, 2), {"n_group": 2, "topk_group": 3}, ValueError, "topk_group"),
+        "too_few": ((logits, 3), {"n_group": 4}, ValueError, "topk_group"),
+    }
+    for name, (args, kwargs, error, match) in cases.items():
+        yield ErrorSample(name, args, kwargs, error, match)
+
+
+# ---------------------------------------------------------------- plan, permute, combine
+
+
+def moe_plan_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
+    del dtype
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(T: int, K: int, E: int) -> Tensor:
+        return torch.randint(-1, E + 1, (T, K), generator=generator).to(device)
+
+    yield Sample("two_each", (ids(9, 2, 5), 5), {})
+    yield Sample("many", (ids(40, 4, 16).int(), 16), {})
+    yield Sample("one_expert", (ids(6, 3, 1), 1), {})
+    yield Sample("no_tokens", (ids(0, 3, 4), 4), {})
+    yield Sample("no_experts", (ids(3, 2, 4), 0), {})
+
+
+def moe_plan_errors(device: torch.device) -> Iterator[ErrorSample]:
+    ids = torch.zeros(5, 2, dtype=torch.int64, device=device)
+    weights = torch.ones(5, 2, device=device)
+    yield ErrorSample("floats", (ids.float(), 3), {}, TypeError, "ids")
+    yield ErrorSample("weights_dtype", (ids, 3), {"weights": ids}, TypeError, "weights")
+    yield ErrorSample("one_dim", (ids[0], 3), {}, RuntimeError, "ids")
+    yield ErrorSample("weights_shape", (ids, 3), {"weights": weights[:4]}, RuntimeError, "weights")
+    many = torch.zeros(1, 1, dtype=torch.int64, device=device).expand(1 << 16, 1 << 15)
+    yield ErrorSample("too_many", (many, 3), {}, RuntimeError, "assignments")
+    yield ErrorSample("num_experts", (ids, -1), {}, ValueError, "num_experts")
+    yield ErrorSample("negative_capacity", (ids, 3), {"capacity": -2}, ValueError, "capacity")
+    yield ErrorSample("drop", (ids, 3), {"drop": "last"}, ValueError, "drop")
+    yield ErrorSample("weight_without", (ids, 3), {"drop": "weight"}, ValueError, "weights")
+    yield ErrorSample("capacity", (ids, 3), {"capacity": 1}, NotImplementedError, "capacity")
+
+
+def plan_of(
+    generator: torch.Generator, device: torch.device, T: int, K: int, E: int
+) -> tuple[Tensor, Tensor]:
+    permutation, inverse, _ = reference.moe_plan(random_ids(generator, device, T, K, E, low=-1), E)
+    return permutation, inverse
+
+
+def moe_permute_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    for name, T, K, E, H in (
+        ("two_each", 9, 2, 5, 12),
+        ("odd_width", 7, 3, 4, 5),
+        ("wide", 33, 4, 8, 67),
+        ("no_tokens", 0, 2, 3, 4),
+        ("no_width", 3, 2, 3, 0),
+    ):
+        x = normal(generator, dtype, device, T, H)
+        yield Sample(name, (x, *plan_of(generator, device, T, K, E)), {})
+
+
+def moe_permute_errors(device: torch.device) -> Iterator[ErrorSample]:
+    x = torch.ones(4, 3, device=device)
+    permutation, inverse = plan_of(torch.Generator().manual_seed(0), device, 4, 2, 3)
+    outside, swapped = permutation.clone(), permutation.flip(0)
+    outside[0] = 8
+    cases: dict[str, tuple[tuple[Tensor, ...], type[Exception], str]] = {
+        "integers": ((x.int(), permutation, inverse), TypeError, "x"),
+        "permutation_dtype": ((x, permutation.long(), inverse), TypeError, "permutation"),
+        "inverse_dtype": ((x, permutation, inverse.long()), TypeError, "inverse"),
+        "one_dim": ((x[0], permutation, inverse), RuntimeError, "x"),
+        "tokens": ((x[:3], permutation, inverse), RuntimeError, "inverse"),
+        "length": ((x, permutation[:7], inverse), RuntimeError, "permutation"),
+        "outside": ((x, outside, inverse), RuntimeError, "permutation"),
+        "not_inverse": ((x, swapped, inverse), RuntimeError, "inverse"),
+    }
+    for name, (args, error, match) in cases.items():
+        yield ErrorSample(name, args, {}, error, match)
+
+
+def moe_combine_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def call(T: int, K: int, E: int, H: int) -> tuple[Tensor, Tensor]:
+        y = normal(generator, dtype, device, T * K, H)
+        return y, plan_of(generator, device, T, K, E)[1]
+
+    def weights(T: int, K: int, of: torch.dtype) -> Tensor:
+        return torch.rand(T, K, generator=generator).to(device, of)
+
+    yield Sample("weighted", (*call(9, 2, 5, 12), weights(9, 2, wide)), {})
+    yield Sample("plain", call(7, 3, 4, 5), {})
+    yield Sample("own_dtype", (*call(33, 4, 8, 67), weights(33, 4, dtype)), {})
+    yield Sample("no_tokens", (*call(0, 2, 3, 4), weights(0, 2, wide)), {})
+
+
+def moe_combine_errors(device: torch.device) -> Iterator[ErrorSample]:
+    y, weights = torch.ones(8, 3, device=device), torch.ones(4, 2, device=device)
+    inverse = torch.arange(8, dtype=torch.int32, device=device).view(4, 2)
+    cases: dict[str, tuple[tuple[Tensor, ...], type[Exception], str]] = {
+        "integers": ((y.int(), inverse), TypeError, "y"),
+        "inverse_dtype": ((y, inverse.long()), TypeError, "inverse"),
+        "weights_dtype": ((y, inverse, weights.bfloat16()), TypeError, "weights"),
+        "one_dim": ((y[0], inverse), RuntimeError, "y"),
+        "rows": ((y[:7], inverse), RuntimeError, "y"),
+        "weights_shape": ((y, inverse, weights.T), RuntimeError, "weights"),
+        "outside": ((y, inverse + 1), RuntimeError, "inverse"),
+        "twice": ((y, inverse.clamp(max=6)), RuntimeError, "inverse"),
+    }
+    for name, (args, error, match) in cases.items():
+        yield ErrorSample(name, args, {}, error, match)
+
+
+# ---------------------------------------------------------------- experts
+
+
+def experts_call(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    T: int,
+    K: int,
+    E: int,
+    H: int,
+    I: int,
+    low: int = 0,
+    weights_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, ...]:
+    """Random x, ids, weights, w_in and w_out; the weights keep activations near 1."""
+    x = normal(generator, dtype, device, T, H)
+    ids = random_ids(generator, device, T, K, E, low=low)
+    weights = torch.rand(T, K, generator=generator).to(device, weights_dtype or dtype)
+    w_in = normal(generator, torch.float32, device, E, 2 * I, H) * max(H, 1) ** -0.5
+    w_out = normal(generator, torch.float32, device, E, H, I) * max(I, 1) ** -0.5
+    return x, ids, weights, w_in.to(dtype), w_out.to(dtype)
+
+
+def moe_experts_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def call(**sizes: Any) -> tuple[Tensor, ...]:
+        return experts_call(generator, dtype, device, **sizes)
+
+    yield Sample("gated", call(T=10, K=2, E=4, H=16, I=24, weights_dtype=wide), {})
+    yield Sample(
+        "recomputed_sentinels",
+        call(T=9, K=3, E=5, H=12, I=7, low=-1),
+        {"save_hidden": False},
+    )
+    yield Sample("across_tiles", call(T=150, K=2, E=3, H=70, I=80, weights_dtype=wide), {})
+    x, ids, weights, w_in, w_out = call(T=6, K=2, E=9, H=5, I=3)
+    yield Sample("unused_experts_long_ids", (x, ids.long() % 3, weights, w_in, w_out), {})
+    yield Sample("one_expert", call(T=5, K=1, E=1, H=8, I=8), {})
+    yield Sample("no_tokens", call(T=0, K=2, E=3, H=4, I=4), {})
+    yield Sample("no_hidden", call(T=3, K=2, E=3, H=4, I=0), {})
+
+
+def moe_experts_errors(device: torch.device) -> Iterator[ErrorSample]:
+    generator = torch.Generator().manual_seed(0)
+    tensors = experts_call(generator, torch.float32, device, T=5, K=2, E=3, H=8, I=4)
+    x, ids, weights, w_in, w_out = tensors
+    changed: dict[str, tuple[tuple[Tensor, ...], type[Exception], str]] = {
+        "integers": ((x.int(), ids, weights, w_in, w_out), TypeError, "x"),
+        "ids_dtype": ((x, ids.float(), weights, w_in, w_out), TypeError, "ids"),
+        "weights_dtype": ((x, ids, weights.half(), w_in, w_out), TypeError, "weights"),
+        "w_in_dtype": ((x, ids, weights, w_in.half(), w_out), TypeError, "w_in"),
+        "w_out_dtype": ((x, ids, weights, w_in, w_out.double()), TypeError, "w_out"),
+        "x_shape": ((x[0], ids, weights, w_in, w_out), RuntimeError, "x"),
+        "ids_shape": ((x, ids[:4], weights, w_in, w_out), RuntimeError, "ids"),
+        "weights_shape": ((x, ids, weights[:, :1], w_in, w_out), RuntimeError, "weights"),
+        "w_in_shape": ((x, ids, weights, w_in[:, :7], w_out), RuntimeError, "w_in"),
+        "w_in_experts": ((x, ids, weights, w_in[:2], w_out), RuntimeError, "w_out"),
+        "w_out_shape": ((x, ids, weights, w_in, w_out[:, :7]), RuntimeError, "w_out"),
+    }
+    for name, (args, error, match) in changed.items():
+        yield ErrorSample(name, args, {}, error, match)
+    b_in, b_out = torch.zeros(3, 8, device=device), torch.zeros(3, 8, device=device)
+    options: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+        "b_in_dtype": ({"b_in": b_in.half()}, TypeError, "b_in"),
+        "b_out_shape": ({"b_out": b_out[:2]}, RuntimeError, "b_out"),
+        "activation": ({"activation": "tanh"}, ValueError, "activation"),
+        "alpha": ({"alpha": 1.7}, ValueError, "alpha"),
+        "limit": ({"limit": 7.0}, ValueError, "limit"),
+        "negative_limit": ({"activation": "swiglu_oai", "limit": -1.0}, ValueError, "limit"),
+        "b_in_unsupported": ({"b_in": b_in}, NotImplementedError, "b_in"),
+        "b_out_unsupported": ({"b_out": b_out}, NotImplementedError, "b_out"),
+        "gelu_unsupported": ({"activation": "gelu"}, NotImplementedError, "activation"),
+        "interleaved_unsupported": ({"interleaved": True}, NotImplementedError, "interleaved"),
+    }
+    for name, (kwargs, error, match) in options.items():
+        yield ErrorSample(name, tensors, kwargs, error, match)
+    half = (x, ids, weights, w_in[:, :4], w_out)
+    yield ErrorSample("gated", half, {"gated": False}, NotImplementedError, "gated")
+    oai = {"gated": False, "activation": "swiglu_oai"}
+    yield ErrorSample("oai_not_gated", half, oai, ValueError, "gated")
+    both = {"gated": False, "interleaved": True}
+    yield ErrorSample("interleaved_not_gated", half, both, ValueError, "interleaved")
+    turned = (x, ids, weights, w_in.mT, w_out.mT)
+    yield ErrorSample("transposed", turned, {"transposed": True}, NotImplementedError, "transposed")
+
+
+# ---------------------------------------------------------------- losses
+
+
+def moe_balance_loss_samples(
+    dtype: torch.dtype, device: torch.device, seed: int
+) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def call(T: int, K: int, E: int, low: int = 0) -> tuple[Tensor, Tensor]:
+        logits = normal(generator, dtype, device, T, E)
+        return logits, random_ids(generator, device, T, K, E, low=low)
+
+    def mask(T: int) -> Tensor:
+        return (torch.rand(T, generator=generator) < 0.7).to(device)
+
+    yield Sample("switch", call(12, 2, 8), {})
+    yield Sample(
+        "sigmoid_sequence",
+        call(13, 3, 6),
+        {
+            "score": "sigmoid",
+            "kind": "sequence",
+            "sequence_ids": torch.randint(0, 4, (13,), generator=generator).to(device),
+            "token_mask": mask(13),
+        },
+    )
+    yield Sample("hf_sentinels", call(9, 3, 5, low=-1), {"kind": "hf", "token_mask": mask(9)})
+    yield Sample("gshard", call(20, 2, 17), {"kind": "gshard", "score": "sqrtsoftplus"})
+    yield Sample("cv2_many", call(600, 2, 40), {"kind": "cv2"})
+    yield Sample("cv2_one_expert", call(5, 1, 1), {"kind": "cv2"})
+    nobody = torch.zeros(4, dtype=torch.bool, device=device)
+    yield Sample("all_masked", call(4, 2, 3), {"token_mask": nobody})
+    yield Sample("no_tokens", call(0, 2, 3), {})
+
+
+def moe_balance_loss_errors(device: torch.device) -> Iterator[ErrorSample]:
+    logits, ids = torch.zeros(5, 8, device=device), torch.zeros(5, 2, dtype=torch.int32)
+    sequence = torch.zeros(5, dtype=torch.int64, device=device)
+    mask = torch.ones(5, dtype=torch.bool, device=device)
+    per_sequence: dict[str, Any] = {"kind": "sequence", "sequence_ids": sequence}
+    cases: dict[str, tuple[tuple[Tensor, Tensor], dict[str, Any], type[Exception], str]] = {
+        "integers": ((logits.int(), ids), {}, TypeError, "logits"),
+        "ids_dtype": ((logits, ids.float()), {}, TypeError, "ids"),
+        "mask_dtype": ((logits, ids), {"token_mask": mask.int()}, TypeError, "token_mask"),
+        "ids_shape": ((logits, ids[:4]), {}, RuntimeError, "ids"),
+        "mask_shape": ((logits, ids), {"token_mask": mask[:4]}, RuntimeError, "token_mask"),
+        "sequence_outside": (
+            (logits, ids),
+            {**per_sequence, "sequence_ids": sequence + 5},
+            RuntimeError,
+            "sequence_ids",
+        ),
+        "score": ((logits, ids), {"score": "relu"}, ValueError, "score"),
+        "kind": ((logits, ids), {"kind": "l2"}, ValueError, "kind"),
+        "no_sequence": ((logits, ids), {"kind": "sequence"}, ValueError, "sequence_ids"),
+        "sequence_with_switch": (
+            (logits, ids),
+            {"sequence_ids": sequence},
+            ValueError,
+            "sequence_ids",
+        ),
+    }
+    for name, (args, kwargs, error, match) in cases.items():
+        yield ErrorSample(name, args, kwargs, error, match)
+
+
+def moe_z_loss_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    yield Sample("plain", (normal(generator, dtype, device, 12, 8),), {})
+    mask = (torch.rand(15, generator=generator) < 0.7).to(device)
+    yield Sample("masked", (normal(generator, dtype, device, 15, 13) * 3,), {"token_mask": mask})
+    yield Sample("many", (normal(generator, dtype, device, 700, 40),), {})
+    yield Sample("no_tokens", (normal(generator, dtype, device, 0, 4),), {})
+
+
+def moe_z_loss_errors(device: torch.device) -> Iterator[ErrorSample]:
+    logits, mask = torch.zeros(5, 8, device=device), torch.ones(5, dtype=torch.bool, device=device)
+    yield ErrorSample("integers", (logits.int(),), {}, TypeError, "logits")
+    yield ErrorSample("mask_dtype", (logits,), {"token_mask": mask.int()}, TypeError, "token_mask")
+    yield ErrorSample("one_dim", (logits[0],), {}, RuntimeError, "logits")
+    yield ErrorSample("shape", (logits,), {"token_mask": mask[:4]}, RuntimeError, "token_mask")
+
+
+def moe_update_bias_samples(
+    dtype: torch.dtype, device: torch.device, seed: int
+) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def call(E: int) -> tuple[Tensor, Tensor, float]:
+        counts = torch.randint(0, 9, (E,), generator=generator).to(device)
+        return normal(generator, dtype, device, E), counts, 1e-2
+
+    yield Sample("sign", call(8), {})
+    yield Sample("proportional_centred", call(13), {"rule": "proportional", "center": True})
+    bias, counts, rate = call(5)
+    yield Sample("int32_centred", (bias, counts.int(), rate), {"center": True})
+    yield Sample("no_counts", (bias, torch.zeros_like(counts), rate), {"rule": "proportional"})
+    yield Sample("no_experts", call(0), {})
+
+
+def moe_update_bias_errors(device: torch.device) -> Iterator[ErrorSample]:
+    bias, counts = torch.zeros(4, device=device), torch.arange(4, device=device)
+    yield ErrorSample("integers", (bias.int(), counts, 0.1), {}, TypeError, "bias")
+    yield ErrorSample("counts_dtype", (bias, counts.float(), 0.1), {}, TypeError, "counts")
+    yield ErrorSample("two_dims", (bias[None], counts, 0.1), {}, RuntimeError, "bias")
+    yield ErrorSample("shape", (bias, counts[:3], 0.1), {}, RuntimeError, "counts")
+    yield ErrorSample("rule", (bias, counts, 0.1), {"rule": "step"}, ValueError, "rule")
+
+
+OPERATORS = (
+    Operator(
+        name="moe_route",
+        samples=moe_route_samples,
+        errors=moe_route_errors,
+        reference=reference.moe_route,
+        differentiable=(0,),
+        exact=True,
+        autocast="float32",
+    ),
+    Operator(
+        name="moe_plan",
+        samples=moe_plan_samples,
+        errors=moe_plan_errors,
+        reference=reference.moe_plan,
+        dtypes=(torch.float32,),
+        exact=True,
+    ),
+    Operator(
+        name="moe_permute",
+        samples=moe_permute_samples,
+        errors=moe_permute_errors,
+        reference=reference.moe_permute,
+        differentiable=(0,),
+        exact=True,
+    ),
+    Operator(
+        name="moe_combine",
+        samples=moe_combine_samples,
+        errors=moe_combine_errors,
+        reference=reference.moe_combine,
+        differentiable=(0, 2),
+    ),
+    Operator(
+        name="moe_experts",
+        samples=moe_experts_samples,
+        errors=moe_experts_errors,
+        reference=reference.moe_experts,
+        differentiable=(0, 2, 3, 4),
+        autocast="lower",
+        autocast_args=(0, 3, 4),
+    ),
+    Operator(
+        name="moe_balance_loss",
+        samples=moe_balance_loss_samples,
+        errors=moe_balance_loss_errors,
+        reference=reference.moe_balance_loss,
+        differentiable=(0,),
+        exact=True,
+        autocast="float32",
+    ),
+    Operator(
+        name="moe_z_loss",
+        samples=moe_z_loss_samples,
+        errors=moe_z_loss_errors,
+        reference=reference.moe_z_loss,
+        differentiable=(0,),
+        autocast="float32",
+    ),
+    Operator(
+        name="moe_update_bias_",
+        samples=moe_update_bias_samples,
+        errors=moe_update_bias_errors,
+        reference=reference.moe_update_bias_,
+        mutates=(0,),
+        exact=True,
+    ),
+)

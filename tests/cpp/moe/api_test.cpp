@@ -1,0 +1,79 @@
+// The C++ functions, with torch's C++ autograd.
+#include <ATen/ops/arange.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/rand.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "fulgurite/moe.h"
+
+#include <cmath>
+
+#include "catch.h"
+
+using at::Tensor;
+
+namespace {
+
+/// One expert after the other, in plain ATen.
+Tensor plain_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in,
+                     const Tensor& w_out) {
+  Tensor y = at::zeros_like(x);
+  for (int64_t e = 0; e < w_in.size(0); ++e) {
+    const auto gate_up = x.matmul(w_in[e].t()).chunk(2, 1);
+    const Tensor row = (at::silu(gate_up[0]) * gate_up[1]).matmul(w_out[e].t());
+    y = y + row * (weights * ids.eq(e)).sum(1, true);
+  }
+  return y;
+}
+
+}  // namespace
+
+TEST_CASE("a routed layer trains in C++") {
+  const auto options = at::TensorOptions(at::kDouble);
+  const Tensor x = at::randn({20, 6}, options).requires_grad_(),
+               router = at::randn({4, 6}, options).requires_grad_();
+  const Tensor w_in = at::randn({4, 10, 6}, options).requires_grad_(),
+               w_out = at::randn({4, 6, 5}, options).requires_grad_();
+  fulgurite::MoeRouteOptions route;
+  route.score = "sigmoid";
+  route.bias = at::zeros({4});
+  const Tensor logits = x.matmul(router.t());
+  const auto [weights, ids, counts] = fulgurite::moe_route(logits, 2, route);
+  REQUIRE(counts.sum().item<int64_t>() == 40);
+  const Tensor y = fulgurite::moe_experts(x, ids, weights, w_in, w_out);
+  const Tensor expected = plain_experts(x, ids, weights, w_in, w_out);
+  REQUIRE(y.allclose(expected, 1e-10, 1e-12));
+  const std::vector<Tensor> inputs{x, router, w_in, w_out};
+  const auto grads = torch::autograd::grad({y.square().sum()}, inputs, {}, true);
+  const auto plain = torch::autograd::grad({expected.square().sum()}, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i) REQUIRE(grads[i].allclose(plain[i], 1e-9, 1e-10));
+}
+
+TEST_CASE("plan, permute and combine") {
+  const Tensor x = at::randn({7, 3}).requires_grad_(),
+               ids = at::arange(14).reshape({7, 2}).remainder(5);
+  const auto [permutation, inverse, offsets] = fulgurite::moe_plan(ids, 5);
+  const Tensor y = fulgurite::moe_combine(fulgurite::moe_permute(x, permutation, inverse), inverse);
+  REQUIRE(y.equal(x * 2));
+  REQUIRE(torch::autograd::grad({y.sum()}, {x})[0].equal(at::ones_like(x) * 2));
+  REQUIRE(offsets[5].item<int64_t>() == 14);
+}
+
+TEST_CASE("losses and the selection bias") {
+  const Tensor logits = at::zeros({4, 2}).requires_grad_(),
+               ids = at::arange(4).reshape({4, 1}).remainder(2);
+  REQUIRE(fulgurite::moe_balance_loss(logits, ids).item<double>() == 1.0);
+  const Tensor z = fulgurite::moe_z_loss(logits);
+  REQUIRE(std::fabs(z.item<double>() - std::log(2.0) * std::log(2.0)) < 1e-6);
+  REQUIRE(torch::autograd::grad({z}, {logits})[0].defined());
+  Tensor bias = at::zeros({2});
+  fulgurite::moe_update_bias_(bias, at::arange(2), 0.5);
+  REQUIRE(bias[0].item<double>() == 0.5);
+  REQUIRE(bias._version() == 1);
+  fulgurite::MoeRouteOptions wrong;
+  wrong.score = "relu";
+  REQUIRE_THROWS_AS(fulgurite::moe_route(logits, 1, wrong), c10::ValueError);
+}

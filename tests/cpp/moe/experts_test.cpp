@@ -1,0 +1,192 @@
+// The kernels of the experts alone, on two experts whose sizes are no multiple of anything, against
+// plain loops.
+#include <cmath>
+#include <vector>
+
+#include "catch.h"
+#include "moe/cpu/experts_tile.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+HiddenTaskFn moe_experts_hidden, moe_experts_grad_hidden;
+HiddenLayoutFn moe_experts_hidden_layout;
+ReduceTaskFn moe_experts_reduce;
+ReduceLayoutFn moe_experts_reduce_layout;
+GradWeightTaskFn moe_experts_grad_weight;
+GradWeightLayoutFn moe_experts_grad_weight_layout;
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite
+
+using namespace fulgurite;
+using namespace fulgurite::FULGURITE_VARIANT;
+
+namespace {
+
+using Numbers = std::vector<double>;
+
+Numbers numbers(int64_t n, int seed) {
+  Numbers x(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) x[i] = std::sin(0.37 * static_cast<double>(i + 1) * seed) / 2;
+  return x;
+}
+
+// 100 tokens with one expert each, odd ones expert 1: more rows than a block of tokens, columns
+// than a block of I and of H.
+struct Case {
+  static constexpr int64_t T = 100, E = 2, H = 70, I = 67, rows = T / E;
+  Numbers x = numbers(T * H, 1), w_in = numbers(E * 2 * I * H, 2), w_out = numbers(E * H * I, 3),
+          weights = numbers(T, 4);
+  std::vector<int32_t> permutation;
+  std::vector<int64_t> offsets{0, rows, T};
+  std::vector<Segment> segments{{0, 0, rows}, {1, rows, rows}};
+  Numbers hidden = Numbers(T * 2 * I), activated = Numbers(T * I);
+
+  Case() {
+    for (int64_t e = 0; e < E; ++e)
+      for (int64_t t = e; t < T; t += E) permutation.push_back(static_cast<int32_t>(t));
+  }
+
+  HiddenParams params() {
+    HiddenParams p{};
+    p.dtype = Dtype::kFloat64;
+    p.K = 1;
+    p.H = H;
+    p.I = I;
+    p.segments = segments.data();
+    p.permutation = permutation.data();
+    p.x = {x.data(), H, 1};
+    p.w_in = {w_in.data(), 2 * I * H, H, 1};
+    p.w_out = {w_out.data(), H * I, I, 1};
+    p.hidden = hidden.data();
+    p.activated = activated.data();
+    return p;
+  }
+  static double dot(const double* a, const double* b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+    return sum;
+  }
+  double gate(int64_t e, int64_t t, int64_t i) const {
+    return dot(&w_in[(e * 2 * I + i) * H], &x[t * H], H);
+  }
+  double up(int64_t e, int64_t t, int64_t i) const {
+    return dot(&w_in[(e * 2 * I + I + i) * H], &x[t * H], H);
+  }
+};
+
+template <class Task, class Params>
+void run(Task& task, const Params& p, int64_t tasks, int64_t scratch_bytes) {
+  std::vector<char> memory(static_cast<size_t>(scratch_bytes) + 64);
+  void* aligned =
+      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  for (int64_t i = 0; i < tasks; ++i) task(p, i, aligned);
+}
+
+bool near(double a, double b) { return std::fabs(a - b) <= 1e-12 * (1 + std::fabs(b)); }
+
+}  // namespace
+
+TEST_CASE("hidden layer") {
+  Case c;
+  const HiddenParams p = c.params();
+  HiddenLayout layout;
+  moe_experts_hidden_layout(p, &layout);
+  run(moe_experts_hidden, p, 2 * blocks_of(Case::I, kHiddenBlock), layout.hidden);
+  for (int64_t row = 0; row < Case::T; ++row)
+    for (int64_t i = 0; i < Case::I; ++i) {
+      const int64_t e = row / Case::rows, t = c.permutation[row];
+      const double g = c.gate(e, t, i), u = c.up(e, t, i);
+      REQUIRE(near(c.hidden[row * 2 * Case::I + i], g));
+      REQUIRE(near(c.hidden[row * 2 * Case::I + Case::I + i], u));
+      REQUIRE(near(c.activated[row * Case::I + i], g / (1 + std::exp(-g)) * u));
+    }
+
+  SECTION("its gradients equal differences") {
+    const Numbers grad = numbers(Case::T * Case::H, 5);
+    Numbers grad_hidden(Case::T * 2 * Case::I), dots(Case::T * 2);
+    HiddenParams q = c.params();
+    q.grad = {grad.data(), Case::H, 1};
+    q.weights = c.weights.data();
+    q.need_grad = true;
+    q.grad_hidden = grad_hidden.data();
+    q.dots = dots.data();
+    run(moe_experts_grad_hidden, q, 2 * blocks_of(Case::I, kHiddenBlock), layout.grad_hidden);
+    for (int64_t row = 0; row < Case::T; row += 13) {
+      const int64_t e = row / Case::rows, t = c.permutation[row];
+      double dot = 0;
+      for (int64_t i = 0; i < Case::I; ++i) {
+        double dh = 0;
+        for (int64_t o = 0; o < Case::H; ++o)
+          dh += grad[t * Case::H + o] * c.w_out[(e * Case::H + o) * Case::I + i];
+        const auto h = [&](double g, double u) { return g / (1 + std::exp(-g)) * u; };
+        const double g = c.gate(e, t, i), u = c.up(e, t, i), step = 1e-5, w = c.weights[t];
+        dot += dh * h(g, u);
+        REQUIRE(near(c.activated[row * Case::I + i], w * h(g, u)));
+        REQUIRE(std::fabs(grad_hidden[row * 2 * Case::I + i] -
+                          w * dh * (h(g + step, u) - h(g - step, u)) / (2 * step)) < 1e-9);
+        REQUIRE(std::fabs(grad_hidden[row * 2 * Case::I + Case::I + i] -
+                          w * dh * (h(g, u + step) - h(g, u - step)) / (2 * step)) < 1e-9);
+      }
+      REQUIRE(near(dots[row * 2] + dots[row * 2 + 1], dot));
+    }
+  }
+}
+
+TEST_CASE("rows reduce to tokens in ranges of tokens") {
+  Case c;
+  const Numbers rows = numbers(Case::T * Case::I, 6);
+  Numbers out(Case::T * Case::H);
+  ReduceParams p{};
+  p.dtype = Dtype::kFloat64;
+  p.T = Case::T;
+  p.K = 1;
+  p.E = Case::E;
+  p.H = Case::H;
+  p.depth = Case::I;
+  p.token_range = 33;
+  p.permutation = c.permutation.data();
+  p.offsets = c.offsets.data();
+  p.rows = rows.data();
+  p.b = {c.w_out.data(), Case::H * Case::I, 1, Case::I};
+  p.weights = c.weights.data();
+  p.out = out.data();
+  int64_t scratch;
+  moe_experts_reduce_layout(p, &scratch);
+  run(moe_experts_reduce, p, 4 * blocks_of(Case::H, kHiddenBlock), scratch);
+  for (int64_t row = 0; row < Case::T; ++row)
+    for (int64_t o = 0; o < Case::H; ++o) {
+      const int64_t e = row / Case::rows, t = c.permutation[row];
+      REQUIRE(near(out[t * Case::H + o],
+                   c.weights[t] * Case::dot(&rows[row * Case::I],
+                                            &c.w_out[(e * Case::H + o) * Case::I], Case::I)));
+    }
+}
+
+TEST_CASE("gradients of the weights") {
+  Case c;
+  c.offsets = {0, Case::T, Case::T};  // the second expert has no rows
+  const Numbers a = numbers(Case::T * 2 * Case::I, 7);
+  Numbers grad(Case::E * 2 * Case::I * Case::H, 1.0);
+  GradWeightParams p{};
+  p.dtype = Dtype::kFloat64;
+  p.K = 1;
+  p.M = 2 * Case::I;
+  p.N = Case::H;
+  p.permutation = c.permutation.data();
+  p.offsets = c.offsets.data();
+  p.a = {{a.data(), 2 * Case::I, 1}, false};
+  p.b = {{c.x.data(), Case::H, 1}, true};
+  p.grad = grad.data();
+  int64_t scratch;
+  moe_experts_grad_weight_layout(p, &scratch);
+  run(moe_experts_grad_weight, p,
+      Case::E * blocks_of(p.M, kGradRows) * blocks_of(p.N, kGradColumns), scratch);
+  for (int64_t m = 0; m < p.M; ++m)
+    for (int64_t n = 0; n < p.N; ++n) {
+      double sum = 0;
+      for (int64_t row = 0; row < Case::T; ++row)
+        sum += a[row * p.M + m] * c.x[c.permutation[row] * Case::H + n];
+      REQUIRE(near(grad[m * p.N + n], sum));
+      REQUIRE(grad[(p.M + m) * p.N + n] == 0);
+    }
+}
