@@ -63,6 +63,9 @@ FULGURITE_INLINE Vec<float, W> widen_float16(Vec<uint16_t, W> bits) {
   if constexpr (W == 8) return (Vec<float, 8>)_mm256_cvtph_ps((__m128i)bits);
   if constexpr (W == 4) return (Vec<float, 4>)_mm_cvtph_ps(_mm_cvtsi64_si128(bit_cast<int64_t>(bits)));
 #endif
+#if defined(__aarch64__)
+  if constexpr (W == 4) return (Vec<float, 4>)vcvt_f32_f16((float16x4_t)bits);
+#endif
   return widen_float16_generic<W>(bits);
 }
 
@@ -74,6 +77,9 @@ FULGURITE_INLINE Vec<uint16_t, W> narrow_float16(Vec<float, W> x) {
 #if defined(__F16C__)
   if constexpr (W == 8) return (Vec<uint16_t, 8>)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
   if constexpr (W == 4) return bit_cast<Vec<uint16_t, 4>>(_mm_cvtsi128_si64(_mm_cvtps_ph((__m128)x, _MM_FROUND_TO_NEAREST_INT)));
+#endif
+#if defined(__aarch64__)
+  if constexpr (W == 4) return (Vec<uint16_t, 4>)vcvt_f16_f32((float32x4_t)x);
 #endif
   return narrow_float16_generic<W>(x);
 }

@@ -136,15 +136,17 @@ TEMPLATE_TEST_CASE("narrowing at every tie and beside it", "[convert]", EVERY_CO
     CHECK(kFormat.rounds_to(float_of(nan), narrow_one<TestType>(float_of(nan))));
 }
 
-TEST_CASE("the hardware's float16 conversions and the generic ones give the same bits", "[convert]") {
+TEMPLATE_TEST_CASE("the hardware's float16 conversions and the generic ones give the same bits", "[convert]", (HalfFunctions<4>), (HalfFunctions<8>),
+                   (HalfFunctions<16>)) {
+  constexpr int W = TestType::kLanes;
   int64_t wrong = 0;
   for (uint64_t bits = 0; bits < uint64_t{1} << 32; bits += 4099) {
     const float x = float_of(static_cast<uint32_t>(bits));
-    wrong += narrow_one<HalfFunctions<8>>(x) != narrow_one<GenericHalfFunctions<8>>(x);
+    wrong += narrow_one<TestType>(x) != narrow_one<GenericHalfFunctions<W>>(x);
   }
   for (int bits = 0; bits < 1 << 16; ++bits) {
-    const auto v = Vec<uint16_t, 8>{} + static_cast<uint16_t>(bits);
-    wrong += bits_of(set::widen_float16<8>(v)[0]) != bits_of(set::widen_float16_generic<8>(v)[0]);
+    const auto v = Vec<uint16_t, W>{} + static_cast<uint16_t>(bits);
+    wrong += bits_of(TestType::widen(v)[0]) != bits_of(GenericHalfFunctions<W>::widen(v)[0]);
   }
   CHECK(wrong == 0);
 }
