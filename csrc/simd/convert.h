@@ -30,7 +30,9 @@ FULGURITE_INLINE Vec<float, W> widen_float16_generic(Vec<uint16_t, W> bits) {
   const U sign = (h & 0x8000u) << 16;
   const F scaled = bit_cast<F>((h & 0x7fffu) << 13) * 0x1p112f;  // 2^(127 − 15)
   const U finite = bit_cast<U>(scaled);
-  const U special = 0x7f800000u | ((h & 0x3ffu) << 13);
+  const U mantissa = (h & 0x3ffu) << 13;
+  const U nan = mantissa | 0x7fc00000u;  // quiet, as the hardware's
+  const U special = mantissa != 0u ? nan : U{} + 0x7f800000u;
   return bit_cast<F>(sign | ((h & 0x7c00u) == 0x7c00u ? special : finite));
 }
 
@@ -59,6 +61,10 @@ FULGURITE_INLINE Vec<float, W> widen_float16(Vec<uint16_t, W> bits) {
 #endif
 #if defined(__F16C__)
   if constexpr (W == 8) return (Vec<float, 8>)_mm256_cvtph_ps((__m128i)bits);
+  if constexpr (W == 4) return (Vec<float, 4>)_mm_cvtph_ps(_mm_cvtsi64_si128(bit_cast<int64_t>(bits)));
+#endif
+#if defined(__aarch64__)
+  if constexpr (W == 4) return (Vec<float, 4>)vcvt_f32_f16((float16x4_t)bits);
 #endif
   return widen_float16_generic<W>(bits);
 }
@@ -70,6 +76,10 @@ FULGURITE_INLINE Vec<uint16_t, W> narrow_float16(Vec<float, W> x) {
 #endif
 #if defined(__F16C__)
   if constexpr (W == 8) return (Vec<uint16_t, 8>)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+  if constexpr (W == 4) return bit_cast<Vec<uint16_t, 4>>(_mm_cvtsi128_si64(_mm_cvtps_ph((__m128)x, _MM_FROUND_TO_NEAREST_INT)));
+#endif
+#if defined(__aarch64__)
+  if constexpr (W == 4) return (Vec<uint16_t, 4>)vcvt_f16_f32((float32x4_t)x);
 #endif
   return narrow_float16_generic<W>(x);
 }
@@ -102,20 +112,30 @@ FULGURITE_INLINE void store_as(S* p, V v) {
   }
 }
 
-/// The first n < W elements; the other lanes are `fill`. Reads and writes nothing beyond n.
+/// Copies n < 2·Size elements by halving blocks of fixed size: a memcpy of unknown length is a call, dearer than the vector's
+/// arithmetic.
+template <int Size, class S>
+FULGURITE_INLINE void copy_few(S* to, const S* from, int64_t n) {
+  if (n & Size) {
+    __builtin_memcpy(to, from, sizeof(S) * Size);
+    to += Size;
+    from += Size;
+  }
+  if constexpr (Size > 1) copy_few<Size / 2>(to, from, n);
+}
+
+/// The first n ≤ W elements; the other lanes are `fill`. Reads and writes nothing beyond n.
 template <class V, class S>
 FULGURITE_INLINE V load_first(const S* p, int64_t n, Element<V> fill = 0) {
   S lanes[kWidth<V>] = {};
-  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-  V v = load_as<V>(lanes);
-  for (int64_t i = n; i < kWidth<V>; ++i) v[i] = fill;
-  return v;
+  copy_few<kWidth<V>>(lanes, p, n);
+  return select<V>(lane_index<V>() < static_cast<Element<IntOf<V>>>(n), load_as<V>(lanes), splat<V>(fill));
 }
 template <class S, class V>
 FULGURITE_INLINE void store_first(S* p, V v, int64_t n) {
   S lanes[kWidth<V>];
   store_as(lanes, v);
-  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+  copy_few<kWidth<V>>(p, lanes, n);
 }
 
 template <class S>
@@ -123,19 +143,19 @@ FULGURITE_INLINE Accumulate<S> to_accumulate(S x) {
   if constexpr (std::is_same_v<S, BFloat16>) {
     return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
   } else if constexpr (std::is_same_v<S, Half>) {
-    return load_first<Vec<float, 4>>(&x, 1)[0];
+    return widen_float16<4>(Vec<uint16_t, 4>{x.bits})[0];
   } else {
     return x;
   }
 }
 template <class S>
 FULGURITE_INLINE S from_accumulate(Accumulate<S> x) {
-  if constexpr (std::is_same_v<S, Accumulate<S>>) {
-    return x;
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    return {narrow_bfloat16<4>(splat<Vec<float, 4>>(x))[0]};
+  } else if constexpr (std::is_same_v<S, Half>) {
+    return {narrow_float16<4>(splat<Vec<float, 4>>(x))[0]};
   } else {
-    S y;
-    store_first(&y, splat<Vec<float, 4>>(x), 1);
-    return y;
+    return x;
   }
 }
 

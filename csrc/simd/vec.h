@@ -79,6 +79,13 @@ FULGURITE_INLINE void store(void* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
+/// 0, 1, 2, … in the integers of V's width.
+template <class V>
+FULGURITE_INLINE IntOf<V> lane_index() {
+  IntOf<V> index{};
+  for (int i = 0; i < kWidth<V>; ++i) index[i] = i;
+  return index;
+}
 template <class V>
 FULGURITE_INLINE V select(IntOf<V> mask, V a, V b) {
   return mask ? a : b;
@@ -107,6 +114,7 @@ FULGURITE_INLINE V fma(V a, V b, V c) {
   if constexpr (std::is_same_v<V, Vec<float, 8>>) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
   if constexpr (std::is_same_v<V, Vec<double, 4>>) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
   if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+  if constexpr (std::is_same_v<V, Vec<double, 2>>) return (V)_mm_fmadd_pd((__m128d)a, (__m128d)b, (__m128d)c);
 #elif defined(__aarch64__)
   if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
   if constexpr (std::is_same_v<V, Vec<double, 2>>) return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
@@ -131,25 +139,49 @@ template <class V, class = Element<V>>
 FULGURITE_INLINE V sqrt(V x) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<V, Vec<float, 16>>) return (V)_mm512_sqrt_ps((__m512)x);
+  if constexpr (std::is_same_v<V, Vec<double, 8>>) return (V)_mm512_sqrt_pd((__m512d)x);
 #endif
 #if defined(__AVX2__)
   if constexpr (std::is_same_v<V, Vec<float, 8>>) return (V)_mm256_sqrt_ps((__m256)x);
+  if constexpr (std::is_same_v<V, Vec<double, 4>>) return (V)_mm256_sqrt_pd((__m256d)x);
 #endif
-#if defined(__SSE2__)
+#if defined(__x86_64__)
   if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)_mm_sqrt_ps((__m128)x);
+  if constexpr (std::is_same_v<V, Vec<double, 2>>) return (V)_mm_sqrt_pd((__m128d)x);
+#elif defined(__aarch64__)
+  if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)vsqrtq_f32((float32x4_t)x);
+  if constexpr (std::is_same_v<V, Vec<double, 2>>) return (V)vsqrtq_f64((float64x2_t)x);
 #endif
   V r;
   for (int i = 0; i < kWidth<V>; ++i) r[i] = sqrt(x[i]);
   return r;
 }
 
-/// max(a, b) = a > b ? a : b, so a NaN in b comes out and a NaN in a does not.
+/// max(a, b) = a > b ? a : b: b where either is NaN, and where both are zeros. This is what x86's instruction does;
+/// it is named because g++ 12 turns the expression into a comparison and a blend when an operand is a constant.
 template <class V>
 FULGURITE_INLINE V max(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float, 16>>) return (V)_mm512_max_ps((__m512)a, (__m512)b);
+  if constexpr (std::is_same_v<V, Vec<double, 8>>) return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float, 8>>) return (V)_mm256_max_ps((__m256)a, (__m256)b);
+  if constexpr (std::is_same_v<V, Vec<double, 4>>) return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
+#endif
   return a > b ? a : b;
 }
+/// min(a, b) = a < b ? a : b: b where either is NaN.
 template <class V>
 FULGURITE_INLINE V min(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float, 16>>) return (V)_mm512_min_ps((__m512)a, (__m512)b);
+  if constexpr (std::is_same_v<V, Vec<double, 8>>) return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float, 8>>) return (V)_mm256_min_ps((__m256)a, (__m256)b);
+  if constexpr (std::is_same_v<V, Vec<double, 4>>) return (V)_mm256_min_pd((__m256d)a, (__m256d)b);
+#endif
   return a < b ? a : b;
 }
 template <class V>
@@ -173,7 +205,8 @@ FULGURITE_INLINE Element<V> sum(V v) {
     for (int i = 0; i < half; ++i) v[i] += v[i + half];
   return v[0];
 }
-/// Largest lane; NaN lanes are passed over unless all are NaN to the left of it.
+/// Largest lane, in the same tree. A NaN in the upper lane of a pair is passed over, one in the lower lane stays: callers
+/// that may meet NaN look for it themselves.
 template <class V>
 FULGURITE_INLINE Element<V> max_lane(V v) {
   for (int half = kWidth<V> / 2; half > 0; half /= 2)

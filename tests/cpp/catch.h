@@ -5,6 +5,7 @@
 #undef CHECK
 #endif
 
+#define CATCH_CONFIG_FAST_COMPILE
 #if __has_include(<catch2/catch_all.hpp>)
 #include <catch2/catch_all.hpp>
 using Catch::Approx;

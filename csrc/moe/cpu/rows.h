@@ -49,14 +49,8 @@ inline T row_max(int64_t n, const T* x) {
   return max_lane(m);
 }
 
-/// 1/(1 + e^−x): 0 at −inf, 1 at inf.
-template <class V>
-FULGURITE_INLINE V sigmoid(V x) {
-  return Element<V>(1) / (exp(-x) + Element<V>(1));
-}
-
-/// log(1 + y) for 0 ≤ y ≤ 1 by 2·artanh(z) = 2z·(1 + z²/3 + z⁴/5 + …), z = y/(2 + y) ≤ 1/3; the
-/// rest of the series is below half a unit in the last place.
+/// log(1 + y) for 0 ≤ y ≤ 1 by 2·artanh(z) = 2z·(1 + z²/3 + z⁴/5 + …), z = y/(2 + y) ≤ 1/3; the rest of the series is below
+/// half a unit in the last place.
 template <class V>
 FULGURITE_INLINE V log1p_unit(V y) {
   using T = Element<V>;
