@@ -33,9 +33,10 @@ GradStats grad_stats_meta(TensorList grads, const OptionalTensor& inv_scale) {
   return {at::empty({}, options.dtype(at::kFloat)), at::empty({}, options.dtype(at::kDouble)), at::empty({}, options.dtype(at::kLong))};
 }
 
-/// The dispatcher comes here when no tensor names a device: the statistics of nothing, on the CPU.
+/// The dispatcher comes here when no tensor names a device (the statistics of nothing, on the CPU) or nothing serves it.
 GradStats grad_stats_empty(TensorList grads, const OptionalTensor& inv_scale) {
   constexpr const char* op = "grad_stats";
+  check_grad_stats(grads, inv_scale);
   FULGURITE_CHECK_SERVED(grads.empty() && !inv_scale, "device ", (grads.empty() ? *inv_scale : grads[0]).device(), " is not supported");
   return {at::full({}, 0, at::kFloat), at::full({}, 0, at::kDouble), at::full({}, -1, at::kLong)};
 }

@@ -1,1 +1,5 @@
 """Loss scaling."""
+
+from fulgurite.amp.loss_scaler import LossScaler
+
+__all__ = ["LossScaler"]

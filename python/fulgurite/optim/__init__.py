@@ -1,1 +1,5 @@
 """Optimizers."""
+
+from fulgurite.optim.adamw import AdamW
+
+__all__ = ["AdamW"]

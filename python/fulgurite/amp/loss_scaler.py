@@ -1,0 +1,263 @@
+"""Dynamic loss scaling that says what happened, shaped like torch.amp.GradScaler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from fulgurite.optim import AdamW
+
+__all__ = ["LossScaler"]
+
+
+class LossScaler(GradScaler):
+    r"""GradScaler with hysteresis, a floor, a ceiling and a record; see docs/ops/amp.md.
+
+    ``scale``, ``unscale_``, ``step``, ``update`` and the rest are GradScaler's; state dicts go both ways. Works with
+    fulgurite's and torch's optimizers.
+
+    Args:
+        device: where the scale lives, "cpu" or "cuda".
+        init_scale: the first scale.
+        growth_factor: of the scale after ``growth_interval`` clean updates in a row.
+        backoff_factor: of the scale after an overflow.
+        growth_interval: clean updates before growth.
+        enabled: False: every method passes through.
+        hysteresis: overflows that must come before the scale backs off; 1 backs off at once.
+        refill: when the tolerance is whole again: at any clean update ("clean", Apex) or only when the scale grows
+            ("growth", Megatron).
+        min_scale: the scale never backs off below it.
+        max_scale: the scale never grows above it; None is no bound but float32's.
+
+    Attributes:
+        total_norm: norm of the last optimizer's gradients, unscaled, before clipping, a float64 tensor; None before the first.
+        first_bad: among the last optimizer's parameters that have a gradient, the index of the first one with a NaN or Inf; −1
+            if there was none.
+
+    Example:
+        >>> import torch
+        >>> from fulgurite.amp import LossScaler
+        >>> from fulgurite.optim import AdamW
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer, scaler = AdamW([weight]), LossScaler("cpu", init_scale=1024.0)
+        >>> scaler.scale((weight * torch.tensor([1.0, float("inf"), 1.0])).sum()).backward()
+        >>> scaler.step(optimizer)
+        >>> scaler.update()
+        >>> scaler.skipped, scaler.first_bad, scaler.get_scale(), weight.tolist()
+        (1, 0, 512.0, [1.0, 1.0, 1.0])
+    """
+
+    _scale: Tensor | None
+    _growth_tracker: Tensor | None
+
+    def __init__(
+        self,
+        device: str = "cuda",
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+        *,
+        hysteresis: int = 1,
+        refill: str = "clean",
+        min_scale: float = 0.0,
+        max_scale: float | None = None,
+    ) -> None:
+        super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
+        if hysteresis < 1:
+            raise ValueError(f"fulgurite.amp.LossScaler: expected hysteresis >= 1, got {hysteresis}")
+        if refill not in ("clean", "growth"):
+            raise ValueError(f"fulgurite.amp.LossScaler: expected refill 'clean' or 'growth', got {refill!r}")
+        if not min_scale >= 0.0:
+            raise ValueError(f"fulgurite.amp.LossScaler: expected min_scale >= 0, got {min_scale}")
+        if max_scale is not None and not max_scale >= min_scale:
+            raise ValueError(f"fulgurite.amp.LossScaler: expected max_scale >= min_scale, got {max_scale}")
+        self._max_hysteresis = hysteresis
+        self._refill = refill
+        self._min_scale = min_scale
+        self._max_scale = max_scale
+        self._init_hysteresis = hysteresis
+        self._init_counters = [0, 0, 0, 0]
+        self._hysteresis: Tensor | None = None
+        self._counters: Tensor | None = None
+        self._norm_sq: Tensor | None = None
+        self._first_bad: Tensor | None = None
+
+    # ---- what happened ----
+
+    @property
+    def skipped(self) -> int:
+        """Number of updates with an overflow so far. Waits for the device."""
+        return self._count(1)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Number of the latest updates that all had an overflow. Waits for the device."""
+        return self._count(2)
+
+    @property
+    def last_skipped(self) -> int:
+        """Number (from 1) of the latest update with an overflow, 0 if there was none. Waits for the device."""
+        return self._count(3)
+
+    @property
+    def total_norm(self) -> Tensor | None:
+        return None if self._norm_sq is None else self._norm_sq.sqrt()
+
+    @property
+    def first_bad(self) -> int:
+        return -1 if self._first_bad is None else int(self._first_bad.item())
+
+    def _count(self, index: int) -> int:
+        counters = self._init_counters if self._counters is None else self._counters.tolist()
+        return int(counters[index])
+
+    # ---- GradScaler's steps ----
+
+    def _lazy_init_scale_growth_tracker(self, dev: torch.device) -> None:
+        super()._lazy_init_scale_growth_tracker(dev)
+        self._hysteresis = torch.full((), self._init_hysteresis, dtype=torch.int32, device=dev)
+        self._counters = torch.tensor(self._init_counters, dtype=torch.int64, device=dev)
+
+    def _gradients(self, optimizer: Optimizer, allow_fp16: bool) -> list[Tensor]:
+        """The gradients of an optimizer in order, of sparse ones the values."""
+        grads = []
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                if not allow_fp16 and param.grad.dtype == torch.float16:
+                    raise ValueError("Attempting to unscale FP16 gradients.")
+                if param.grad.is_sparse:
+                    # Duplicate indices add up, which may overflow: look at the sums.
+                    param.grad = param.grad.coalesce()
+                    grads.append(param.grad._values())
+                else:
+                    grads.append(param.grad)
+        return grads
+
+    def _examine(self, grads: list[Tensor], inv_scale: Tensor) -> dict[torch.device, Tensor]:
+        """Statistics of all gradients; found_inf by device."""
+        assert self._scale is not None
+        home = self._scale.device
+        places: dict[torch.device, list[int]] = {}
+        for i, grad in enumerate(grads):
+            places.setdefault(grad.device, []).append(i)
+        found: dict[torch.device, Tensor] = {}
+        norms, firsts = [], []
+        for device, indices in places.items():
+            found[device], norm_sq, first_bad = torch.ops.fulgurite.grad_stats(
+                [grads[i] for i in indices], inv_scale=inv_scale.to(device)
+            )
+            norms.append(norm_sq.to(home))
+            if len(places) > 1:  # back to the index among all of them
+                table = torch.tensor([*indices, len(grads)], device=device)
+                first_bad = table[first_bad]
+            firsts.append(first_bad.to(home))
+        self._norm_sq = torch.stack(norms).sum() if norms else torch.zeros((), dtype=torch.float64)
+        self._first_bad = torch.stack(firsts).min() if firsts else torch.tensor(-1)
+        if len(places) > 1:
+            self._first_bad = torch.where(self._first_bad == len(grads), -1, self._first_bad)
+        return found
+
+    def _inv_scale(self) -> Tensor:
+        assert self._scale is not None
+        return self._scale.double().reciprocal().float()
+
+    def _unscale_grads_(
+        self, optimizer: Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        with torch.no_grad():
+            grads = self._gradients(optimizer, allow_fp16)
+            found = self._examine(grads, inv_scale)
+            for device, flag in found.items():
+                own = [grad for grad in grads if grad.device == device]
+                torch.ops.fulgurite.unscale_(own, flag, inv_scale.to(device))
+        return found
+
+    def _check_inf_per_device(self, optimizer: Optimizer) -> dict[str, Any]:
+        """For an optimizer that unscales by itself: look, write nothing, and hand it the norm that was found on the way."""
+        self._check_scale_growth_tracker("_check_inf_per_device")
+        with torch.no_grad():
+            found = self._examine(self._gradients(optimizer, True), self._inv_scale())
+        self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = found
+        if isinstance(optimizer, AdamW) and not hasattr(optimizer, "grad_scale"):
+            optimizer._norm_sq = self._norm_sq
+        return found  # type: ignore[return-value]
+
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        """Update the scale from what the steps since the last update found, or set it to ``new_scale``."""
+        if not self._enabled or new_scale is not None:
+            super().update(new_scale)
+            return
+        scale, growth_tracker = self._check_scale_growth_tracker("update")
+        found = [
+            flag.to(scale.device, non_blocking=True)
+            for state in self._per_optimizer_states.values()
+            for flag in state["found_inf_per_device"].values()
+        ]
+        if not found:
+            raise AssertionError("No inf checks were recorded prior to update.")
+        torch.ops.fulgurite.update_scale_(
+            scale,
+            growth_tracker,
+            self._hysteresis,
+            self._counters,
+            torch.stack(found).amax(),
+            growth_factor=self._growth_factor,
+            backoff_factor=self._backoff_factor,
+            growth_interval=self._growth_interval,
+            max_hysteresis=self._max_hysteresis,
+            refill=self._refill,
+            min_scale=self._min_scale,
+            max_scale=self._max_scale,
+        )
+        self._per_optimizer_states.clear()
+
+    # ---- checkpoints ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """GradScaler's five entries and ours; empty if not enabled. Call it after ``update``."""
+        if not self._enabled:
+            return {}
+        return {
+            **super().state_dict(),
+            "hysteresis": self._max_hysteresis,
+            "refill": self._refill,
+            "min_scale": self._min_scale,
+            "max_scale": self._max_scale,
+            "_hysteresis_tracker": self._hysteresis_now(),
+            "_counters": [self._count(i) for i in range(4)],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this class or of GradScaler, which leaves hysteresis, bounds and counters as they are."""
+        super().load_state_dict(state_dict)
+        if not self._enabled:
+            return
+        self._max_hysteresis = state_dict.get("hysteresis", self._max_hysteresis)
+        self._refill = state_dict.get("refill", self._refill)
+        self._min_scale = state_dict.get("min_scale", self._min_scale)
+        self._max_scale = state_dict.get("max_scale", self._max_scale)
+        self._init_hysteresis = state_dict.get("_hysteresis_tracker", self._hysteresis_now())
+        self._init_counters = list(state_dict.get("_counters", [self._count(i) for i in range(4)]))
+        if self._hysteresis is not None and self._counters is not None:
+            self._hysteresis.fill_(self._init_hysteresis)
+            self._counters.copy_(torch.tensor(self._init_counters))
+
+    def _hysteresis_now(self) -> int:
+        return self._init_hysteresis if self._hysteresis is None else int(self._hysteresis.item())
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self._enabled:  # as GradScaler does with its own tensors: made again at the next scale()
+            state["_init_hysteresis"] = self._hysteresis_now()
+            state["_init_counters"] = [self._count(i) for i in range(4)]
+            state["_hysteresis"] = None
+            state["_counters"] = None
+        return state
