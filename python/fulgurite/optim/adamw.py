@@ -13,12 +13,13 @@ __all__ = ["AdamW"]
 
 _MASTERS = (None, "fp32", "split")
 
-# What torch.optim.AdamW keeps in a group beside the numbers; its checkpoints and ours have the same keys.
+# What torch.optim.AdamW keeps in a group beside the numbers; its checkpoints and ours have the same keys. fused is True because
+# that is what the step is, and because torch's own fused optimizer would fall out of fused mode by loading anything else.
 _TORCH_KEYS: dict[str, Any] = {
     "foreach": None,
     "capturable": False,
     "differentiable": False,
-    "fused": None,
+    "fused": True,
 }
 
 # What an optimizer keeps beside defaults, state and groups, which is all that torch pickles.

@@ -71,7 +71,8 @@ def adamw_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterat
 
     rich = lists((17,), (3, 9))
     rich.max_exp_avg_sqs = [torch.full_like(v, 0.05) for v in rich.exp_avg_sqs]
-    rich.copies = [rich.params[0].float() * 0, torch.empty(0, device=device)]
+    if dtype != torch.float64:
+        rich.copies = [rich.params[0].float() * 0, torch.empty(0, device=device)]
     rich.emas = [torch.empty(0, device=device, dtype=rich.exp_avgs[0].dtype), rich.exp_avgs[1] * 0]
     if low:
         rich.masters = [p.float() for p in rich.params]
