@@ -9,24 +9,30 @@ namespace fulgurite {
 namespace {
 
 void check_dtype(const char* op, const char* name, const Tensor& tensor, at::ScalarType dtype) {
-  FULGURITE_CHECK_TYPE(tensor.scalar_type() == dtype, "expected ", name, " of dtype ", dtype, ", got ", tensor.scalar_type());
+  FULGURITE_CHECK_TYPE(tensor.scalar_type() == dtype, "expected ", name, " of dtype ", dtype,
+                       ", got ", tensor.scalar_type());
 }
 
-void check_one_element(const char* op, const char* name, const Tensor& tensor, const Tensor& first) {
+void check_one_element(const char* op, const char* name, const Tensor& tensor,
+                       const Tensor& first) {
   check_place(op, name, tensor, first);
-  FULGURITE_CHECK(tensor.sym_numel() == 1, "expected ", name, " of one element, got shape ", tensor.sym_sizes());
+  FULGURITE_CHECK(tensor.sym_numel() == 1, "expected ", name, " of one element, got shape ",
+                  tensor.sym_sizes());
 }
 
 void check_grad_types(const char* op, TensorList grads) {
   for (size_t i = 0; i < grads.size(); ++i)
-    FULGURITE_CHECK_TYPE(is_served_float(grads[i].scalar_type()), "expected grads[", i, "] of dtype float64, float32, bfloat16 or float16, got ",
+    FULGURITE_CHECK_TYPE(is_served_float(grads[i].scalar_type()), "expected grads[", i,
+                         "] of dtype float64, float32, bfloat16 or float16, got ",
                          grads[i].scalar_type());
 }
 
 void check_grad_places(const char* op, TensorList grads, const Tensor& first) {
   for (size_t i = 0; i < grads.size(); ++i) {
-    FULGURITE_CHECK(grads[i].layout() == at::kStrided, "expected grads[", i, "] of layout strided, got ", grads[i].layout());
-    FULGURITE_CHECK(grads[i].device() == first.device(), "expected grads[", i, "] on device ", first.device(), ", got ", grads[i].device());
+    FULGURITE_CHECK(grads[i].layout() == at::kStrided, "expected grads[", i,
+                    "] of layout strided, got ", grads[i].layout());
+    FULGURITE_CHECK(grads[i].device() == first.device(), "expected grads[", i, "] on device ",
+                    first.device(), ", got ", grads[i].device());
   }
 }
 
@@ -37,10 +43,12 @@ void check_grad_stats(TensorList grads, const OptionalTensor& inv_scale) {
   check_grad_types(op, grads);
   if (inv_scale) check_dtype(op, "inv_scale", *inv_scale, at::kFloat);
   if (!grads.empty()) check_grad_places(op, grads, grads[0]);
-  if (inv_scale) check_one_element(op, "inv_scale", *inv_scale, grads.empty() ? *inv_scale : grads[0]);
+  if (inv_scale)
+    check_one_element(op, "inv_scale", *inv_scale, grads.empty() ? *inv_scale : grads[0]);
 }
 
-void check_clip_multiplier(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale, double eps) {
+void check_clip_multiplier(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale,
+                           double eps) {
   constexpr const char* op = "clip_multiplier";
   check_dtype(op, "norm_sq", norm_sq, at::kDouble);
   if (inv_scale) check_dtype(op, "inv_scale", *inv_scale, at::kFloat);
@@ -63,7 +71,8 @@ void check_unscale(TensorList grads, const Tensor& found_inf, const Tensor& inv_
 void check_unscale_memory(TensorList grads) {
   constexpr const char* op = "unscale_";
   for (size_t i = 0; i < grads.size(); ++i)
-    FULGURITE_CHECK(!overlaps_itself(grads[i]), "expected grads[", i, "] without overlapping memory, got strides ", grads[i].strides(),
+    FULGURITE_CHECK(!overlaps_itself(grads[i]), "expected grads[", i,
+                    "] without overlapping memory, got strides ", grads[i].strides(),
                     " with shape ", grads[i].sizes());
 }
 
@@ -78,15 +87,23 @@ void check_update_scale(const UpdateScaleArgs& a) {
   check_one_element(op, "growth_tracker", a.growth_tracker, a.scale);
   check_one_element(op, "hysteresis", a.hysteresis, a.scale);
   check_place(op, "counters", a.counters, a.scale);
-  FULGURITE_CHECK(a.counters.dim() == 1 && a.counters.sym_size(0) == 4, "expected counters of shape [4], got ", a.counters.sym_sizes());
+  FULGURITE_CHECK(a.counters.dim() == 1 && a.counters.sym_size(0) == 4,
+                  "expected counters of shape [4], got ", a.counters.sym_sizes());
   check_one_element(op, "found_inf", a.found_inf, a.scale);
-  FULGURITE_CHECK_VALUE(a.growth_factor > 0 && std::isfinite(a.growth_factor), "expected a finite growth_factor > 0, got ", a.growth_factor);
-  FULGURITE_CHECK_VALUE(a.backoff_factor > 0 && std::isfinite(a.backoff_factor), "expected a finite backoff_factor > 0, got ", a.backoff_factor);
-  FULGURITE_CHECK_VALUE(a.growth_interval >= 1, "expected growth_interval >= 1, got ", a.growth_interval);
-  FULGURITE_CHECK_VALUE(a.max_hysteresis >= 1 && a.max_hysteresis <= INT32_MAX, "expected max_hysteresis in [1, 2^31), got ", a.max_hysteresis);
-  FULGURITE_CHECK_VALUE(a.refill == "clean" || a.refill == "growth", "expected refill 'clean' or 'growth', got '", a.refill, "'");
-  FULGURITE_CHECK_VALUE(a.min_scale >= 0 && std::isfinite(a.min_scale), "expected a finite min_scale >= 0, got ", a.min_scale);
-  FULGURITE_CHECK_VALUE(!a.max_scale || *a.max_scale >= a.min_scale, "expected max_scale >= min_scale, got ", a.max_scale.value_or(0));
+  FULGURITE_CHECK_VALUE(a.growth_factor > 0 && std::isfinite(a.growth_factor),
+                        "expected a finite growth_factor > 0, got ", a.growth_factor);
+  FULGURITE_CHECK_VALUE(a.backoff_factor > 0 && std::isfinite(a.backoff_factor),
+                        "expected a finite backoff_factor > 0, got ", a.backoff_factor);
+  FULGURITE_CHECK_VALUE(a.growth_interval >= 1, "expected growth_interval >= 1, got ",
+                        a.growth_interval);
+  FULGURITE_CHECK_VALUE(a.max_hysteresis >= 1 && a.max_hysteresis <= INT32_MAX,
+                        "expected max_hysteresis in [1, 2^31), got ", a.max_hysteresis);
+  FULGURITE_CHECK_VALUE(a.refill == "clean" || a.refill == "growth",
+                        "expected refill 'clean' or 'growth', got '", a.refill, "'");
+  FULGURITE_CHECK_VALUE(a.min_scale >= 0 && std::isfinite(a.min_scale),
+                        "expected a finite min_scale >= 0, got ", a.min_scale);
+  FULGURITE_CHECK_VALUE(!a.max_scale || *a.max_scale >= a.min_scale,
+                        "expected max_scale >= min_scale, got ", a.max_scale.value_or(0));
 }
 
 }  // namespace fulgurite

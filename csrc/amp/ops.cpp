@@ -1,4 +1,5 @@
-// Schemas of the amp family, its public C++ functions, and its Meta, Autograd, ADInplaceOrView and empty-list kernels.
+// Schemas of the amp family, its public C++ functions, and its Meta, Autograd, ADInplaceOrView and
+// empty-list kernels.
 #include "amp/check.h"
 #include "common/check.h"
 #include "common/mutation.h"
@@ -12,12 +13,20 @@
 
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def("grad_stats(Tensor[] grads, *, Tensor? inv_scale=None) -> (Tensor found_inf, Tensor norm_sq, Tensor first_bad)", tags);
-  m.def("clip_multiplier(Tensor norm_sq, float max_norm, *, Tensor? inv_scale=None, float eps=1e-6) -> Tensor", tags);
+  m.def(
+      "grad_stats(Tensor[] grads, *, Tensor? inv_scale=None) -> (Tensor found_inf, Tensor norm_sq, "
+      "Tensor first_bad)",
+      tags);
+  m.def(
+      "clip_multiplier(Tensor norm_sq, float max_norm, *, Tensor? inv_scale=None, float eps=1e-6) "
+      "-> Tensor",
+      tags);
   m.def("unscale_(Tensor(a!)[] grads, Tensor(b!) found_inf, Tensor inv_scale) -> ()", tags);
   m.def(
-      "update_scale_(Tensor(a!) scale, Tensor(b!) growth_tracker, Tensor(c!) hysteresis, Tensor(d!) counters, Tensor found_inf, *, "
-      "float growth_factor=2.0, float backoff_factor=0.5, int growth_interval=2000, int max_hysteresis=1, str refill=\"clean\", "
+      "update_scale_(Tensor(a!) scale, Tensor(b!) growth_tracker, Tensor(c!) hysteresis, "
+      "Tensor(d!) counters, Tensor found_inf, *, "
+      "float growth_factor=2.0, float backoff_factor=0.5, int growth_interval=2000, int "
+      "max_hysteresis=1, str refill=\"clean\", "
       "float min_scale=0.0, float? max_scale=None) -> ()",
       tags);
 }
@@ -30,23 +39,29 @@ using GradStats = std::tuple<Tensor, Tensor, Tensor>;
 GradStats grad_stats_meta(TensorList grads, const OptionalTensor& inv_scale) {
   check_grad_stats(grads, inv_scale);
   const auto options = (grads.empty() ? *inv_scale : grads[0]).options();
-  return {at::empty({}, options.dtype(at::kFloat)), at::empty({}, options.dtype(at::kDouble)), at::empty({}, options.dtype(at::kLong))};
+  return {at::empty({}, options.dtype(at::kFloat)), at::empty({}, options.dtype(at::kDouble)),
+          at::empty({}, options.dtype(at::kLong))};
 }
 
-/// The dispatcher comes here when no tensor names a device (the statistics of nothing, on the CPU) or nothing serves it.
+/// The dispatcher comes here when no tensor names a device (the statistics of nothing, on the CPU)
+/// or nothing serves it.
 GradStats grad_stats_empty(TensorList grads, const OptionalTensor& inv_scale) {
   constexpr const char* op = "grad_stats";
   check_grad_stats(grads, inv_scale);
-  FULGURITE_CHECK_SERVED(grads.empty() && !inv_scale, "device ", (grads.empty() ? *inv_scale : grads[0]).device(), " is not supported");
+  FULGURITE_CHECK_SERVED(grads.empty() && !inv_scale, "device ",
+                         (grads.empty() ? *inv_scale : grads[0]).device(), " is not supported");
   return {at::full({}, 0, at::kFloat), at::full({}, 0, at::kDouble), at::full({}, -1, at::kLong)};
 }
 
-Tensor clip_multiplier_meta(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale, double eps) {
+Tensor clip_multiplier_meta(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale,
+                            double eps) {
   check_clip_multiplier(norm_sq, max_norm, inv_scale, eps);
   return at::empty({}, norm_sq.options().dtype(at::kFloat));
 }
 
-void unscale_meta(TensorList grads, const Tensor& found_inf, const Tensor& inv_scale) { check_unscale(grads, found_inf, inv_scale); }
+void unscale_meta(TensorList grads, const Tensor& found_inf, const Tensor& inv_scale) {
+  check_unscale(grads, found_inf, inv_scale);
+}
 
 void update_scale_meta(const UpdateScaleArgs& args) { check_update_scale(args); }
 
@@ -57,8 +72,10 @@ GradStats grad_stats(const std::vector<Tensor>& grads, const OptionalTensor& inv
   return op.call(grads, inv_scale);
 }
 
-Tensor clip_multiplier(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale, double eps) {
-  static const auto op = op_handle<Tensor(const Tensor&, double, const OptionalTensor&, double)>("clip_multiplier");
+Tensor clip_multiplier(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale,
+                       double eps) {
+  static const auto op =
+      op_handle<Tensor(const Tensor&, double, const OptionalTensor&, double)>("clip_multiplier");
   return op.call(norm_sq, max_norm, inv_scale, eps);
 }
 
@@ -67,16 +84,18 @@ void unscale_(const std::vector<Tensor>& grads, const Tensor& found_inf, const T
   op.call(grads, found_inf, inv_scale);
 }
 
-void update_scale_(const Tensor& scale, const Tensor& growth_tracker, const Tensor& hysteresis, const Tensor& counters, const Tensor& found_inf,
-                   const ScaleOptions& o) {
+void update_scale_(const Tensor& scale, const Tensor& growth_tracker, const Tensor& hysteresis,
+                   const Tensor& counters, const Tensor& found_inf, const ScaleOptions& o) {
   static const auto op = op_handle<UpdateScaleArgs::Signature>("update_scale_");
-  op.call(scale, growth_tracker, hysteresis, counters, found_inf, o.growth_factor, o.backoff_factor, o.growth_interval, o.max_hysteresis, o.refill,
-          o.min_scale, o.max_scale);
+  op.call(scale, growth_tracker, hysteresis, counters, found_inf, o.growth_factor, o.backoff_factor,
+          o.growth_interval, o.max_hysteresis, o.refill, o.min_scale, o.max_scale);
 }
 
 }  // namespace fulgurite
 
-TORCH_LIBRARY_IMPL(fulgurite, CompositeExplicitAutograd, m) { m.impl("grad_stats", fulgurite::grad_stats_empty); }
+TORCH_LIBRARY_IMPL(fulgurite, CompositeExplicitAutograd, m) {
+  m.impl("grad_stats", fulgurite::grad_stats_empty);
+}
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
   using namespace fulgurite;
@@ -87,8 +106,10 @@ TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
-  for (const char* name : {"grad_stats", "clip_multiplier"}) m.impl(name, torch::autograd::autogradNotImplementedFallback());
-  for (const char* name : {"unscale_", "update_scale_"}) m.impl(name, fulgurite::refuses_gradients());
+  for (const char* name : {"grad_stats", "clip_multiplier"})
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  for (const char* name : {"unscale_", "update_scale_"})
+    m.impl(name, fulgurite::refuses_gradients());
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, ADInplaceOrView, m) {

@@ -12,8 +12,8 @@
 
 namespace fulgurite {
 
-/// Two indices share an element of memory (an expanded tensor, overlapping windows). Strides that interleave without sharing, which
-/// no view of torch makes, count as overlapping too.
+/// Two indices share an element of memory (an expanded tensor, overlapping windows). Strides that
+/// interleave without sharing, which no view of torch makes, count as overlapping too.
 inline bool overlaps_itself(const at::Tensor& tensor) {
   if (tensor.is_non_overlapping_and_dense() || tensor.numel() <= 1) return false;
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
@@ -61,9 +61,13 @@ class WalkList {
  private:
   bool dense(const Operands& operands) const {
     const at::Tensor& first = *operands[0];
-    if (!(first.is_contiguous() || (order_ == WalkOrder::kMemory && first.is_non_overlapping_and_dense()))) return false;
+    if (!(first.is_contiguous() ||
+          (order_ == WalkOrder::kMemory && first.is_non_overlapping_and_dense())))
+      return false;
     for (const at::Tensor* operand : operands)
-      if (operand && operand->strides() != first.strides() && !(operand->is_contiguous() && first.is_contiguous())) return false;
+      if (operand && operand->strides() != first.strides() &&
+          !(operand->is_contiguous() && first.is_contiguous()))
+        return false;
     return true;
   }
 
@@ -73,7 +77,8 @@ class WalkList {
     for (int64_t d = 0; d < first.dim(); ++d)
       if (first.size(d) != 1) dims.push_back(d);
     if (order_ == WalkOrder::kMemory)
-      std::stable_sort(dims.begin(), dims.end(), [&](int64_t a, int64_t b) { return first.stride(a) > first.stride(b); });
+      std::stable_sort(dims.begin(), dims.end(),
+                       [&](int64_t a, int64_t b) { return first.stride(a) > first.stride(b); });
     std::vector<int64_t> sizes;
     std::vector<std::array<int64_t, kOperands>> strides;
     for (const int64_t d : dims) {

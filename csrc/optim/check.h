@@ -7,7 +7,8 @@ namespace fulgurite {
 
 /// Types, shapes, values and support, in this order over all tensors, before anything is written.
 void check_adamw(const AdamwArgs& args);
-/// What only memory can tell: strides that overlap, a tensor that is listed twice, the contents of hyper and steps.
+/// What only memory can tell: strides that overlap, a tensor that is listed twice, the contents of
+/// hyper and steps.
 void check_adamw_contents(const AdamwArgs& args);
 
 void check_split_master(const Tensor& master);

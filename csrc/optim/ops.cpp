@@ -1,4 +1,5 @@
-// Schemas of the optim family, its public C++ functions, and its Meta, Autograd and ADInplaceOrView kernels.
+// Schemas of the optim family, its public C++ functions, and its Meta, Autograd and ADInplaceOrView
+// kernels.
 #include "common/mutation.h"
 #include "fulgurite/optim.h"
 #include "optim/check.h"
@@ -10,9 +11,12 @@
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def(
-      "adamw_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, "
-      "Tensor(f!)[] masters, Tensor(g!)[] copies, Tensor(h!)[] emas, Tensor(i!)[] steps, Tensor hyper, int[] groups, *, "
-      "Tensor? grad_multiplier=None, Tensor? found_inf=None, Tensor? seed=None, int[]? keys=None, bool decoupled=True, bool amsgrad=False, "
+      "adamw_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] "
+      "exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, "
+      "Tensor(f!)[] masters, Tensor(g!)[] copies, Tensor(h!)[] emas, Tensor(i!)[] steps, Tensor "
+      "hyper, int[] groups, *, "
+      "Tensor? grad_multiplier=None, Tensor? found_inf=None, Tensor? seed=None, int[]? keys=None, "
+      "bool decoupled=True, bool amsgrad=False, "
       "bool maximize=False, bool zero_grads=False) -> ()",
       tags);
   m.def("split_master(Tensor master) -> (Tensor high, Tensor low)", tags);
@@ -37,10 +41,14 @@ Tensor join_master_meta(const Tensor& high, const Tensor& low) {
 
 }  // namespace
 
-void adamw_(const AdamwTensors& t, const Tensor& hyper, const std::vector<int64_t>& groups, const AdamwOptions& o) {
-  const at::OptionalIntArrayRef keys = o.keys ? at::OptionalIntArrayRef(*o.keys) : at::OptionalIntArrayRef();
-  AdamwArgs{t.params, t.grads, t.exp_avgs,          t.exp_avg_sqs, t.max_exp_avg_sqs, t.masters, t.copies,    t.emas,     t.steps,     hyper,
-            groups,   o.grad_multiplier, o.found_inf, o.seed,      keys,              o.decoupled, o.amsgrad, o.maximize, o.zero_grads}
+void adamw_(const AdamwTensors& t, const Tensor& hyper, const std::vector<int64_t>& groups,
+            const AdamwOptions& o) {
+  const at::OptionalIntArrayRef keys =
+      o.keys ? at::OptionalIntArrayRef(*o.keys) : at::OptionalIntArrayRef();
+  AdamwArgs{t.params,    t.grads,           t.exp_avgs,  t.exp_avg_sqs, t.max_exp_avg_sqs,
+            t.masters,   t.copies,          t.emas,      t.steps,       hyper,
+            groups,      o.grad_multiplier, o.found_inf, o.seed,        keys,
+            o.decoupled, o.amsgrad,         o.maximize,  o.zero_grads}
       .call();
 }
 
@@ -65,7 +73,8 @@ TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   m.impl("adamw_", fulgurite::refuses_gradients());
-  for (const char* name : {"split_master", "join_master"}) m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  for (const char* name : {"split_master", "join_master"})
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, ADInplaceOrView, m) { m.impl("adamw_", fulgurite::bumps_versions()); }

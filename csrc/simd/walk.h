@@ -1,6 +1,6 @@
-// Element-wise walks over lists of tensors of any strides. Every tensor of the list, with its operands (parameter, gradient, …),
-// occupies an interval in one space of positions, which is cut into tasks of equal size: many small tensors share a task, a large
-// one is spread over several.
+// Element-wise walks over lists of tensors of any strides. Every tensor of the list, with its
+// operands (parameter, gradient, …), occupies an interval in one space of positions, which is cut
+// into tasks of equal size: many small tensors share a task, a large one is spread over several.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,12 @@ namespace fulgurite {
 struct Walk {
   int64_t position;  // of element 0
   int64_t numel;
-  int32_t dims;      // 0: every operand is dense in one common order
-  int64_t layout;    // else where its table begins: sizes [dims], then strides [dims][operands], fastest dimension last
+  int32_t dims;    // 0: every operand is dense in one common order
+  int64_t layout;  // where the table begins: sizes [dims], then strides [dims][operands], last fastest
 };
 
-/// Tensors begin at multiples of this, so that a tensor of one element weighs as much as what it costs.
+/// Tensors begin at multiples of this, so that a tensor of one element weighs as much as what it
+/// costs.
 inline constexpr int64_t kWalkGrain = 64;
 
 namespace FULGURITE_VARIANT {
@@ -31,19 +32,24 @@ inline int64_t find_walk(const Walk* walks, int64_t count, int64_t position) {
   return low;
 }
 
-/// Calls visit(tensor, begin, end) for the elements of every tensor that lie in positions [first, last).
+/// Calls visit(tensor, begin, end) for the elements of every tensor that lie in positions [first,
+/// last).
 template <class Visit>
-FULGURITE_INLINE void walk_tensors(const Walk* walks, int64_t count, int64_t first, int64_t last, const Visit& visit) {
+FULGURITE_INLINE void walk_tensors(const Walk* walks, int64_t count, int64_t first, int64_t last,
+                                   const Visit& visit) {
   for (int64_t t = find_walk(walks, count, first); t < count && walks[t].position < last; ++t) {
     const int64_t start = first - walks[t].position, stop = last - walks[t].position;
-    const int64_t begin = start > 0 ? start : 0, end = stop < walks[t].numel ? stop : walks[t].numel;
+    const int64_t begin = start > 0 ? start : 0,
+                  end = stop < walks[t].numel ? stop : walks[t].numel;
     if (begin < end) visit(t, begin, end);
   }
 }
 
-/// Calls row(offsets, strides, n) for the rows that make up elements [begin, end): n elements, operand k's at offsets[k] + i·strides[k].
+/// Calls row(offsets, strides, n) for the rows that make up elements [begin, end): n elements,
+/// operand k's at offsets[k] + i·strides[k].
 template <int kOperands, class Row>
-FULGURITE_INLINE void walk_rows(const Walk& walk, const int64_t* layouts, int64_t begin, int64_t end, const Row& row) {
+FULGURITE_INLINE void walk_rows(const Walk& walk, const int64_t* layouts, int64_t begin,
+                                int64_t end, const Row& row) {
   int64_t offsets[kOperands], strides[kOperands];
   if (walk.dims == 0) {
     for (int k = 0; k < kOperands; ++k) offsets[k] = begin, strides[k] = 1;

@@ -41,7 +41,8 @@ std::vector<int64_t> first_slots(TensorList grads) {
   return slots;
 }
 
-std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(TensorList grads, const OptionalTensor& inv_scale) {
+std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(TensorList grads,
+                                                  const OptionalTensor& inv_scale) {
   check_grad_stats(grads, inv_scale);
   WalkList<1> list(WalkOrder::kLogical);
   list.reserve(grads.size());
@@ -55,16 +56,21 @@ std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(TensorList grads, const Option
   const int64_t blocks = slots.back();
   const auto sums = std::make_unique<double[]>(blocks);
   const auto bad = std::make_unique<bool[]>(blocks);
-  const GradStatsParams p{list.walks(), list.layouts(), tensors.data(), inv_scale ? scalar(*inv_scale) : 1.0, sums.get(), bad.get()};
+  const GradStatsParams p{list.walks(),   list.layouts(),
+                          tensors.data(), inv_scale ? scalar(*inv_scale) : 1.0,
+                          sums.get(),     bad.get()};
   const auto stats = amp_grad_stats_kernel.get();
-  run_tasks(amp_grad_stats_kernel, {(blocks + kBlocksPerTask - 1) / kBlocksPerTask, 4 * list.elements()}, [&](int64_t task, void*) {
-    const int64_t first = task * kBlocksPerTask, last = std::min(blocks, first + kBlocksPerTask);
-    int64_t tensor = std::upper_bound(slots.begin(), slots.end(), first) - slots.begin() - 1;
-    for (int64_t slot = first; slot < last; ++slot) {
-      while (slots[tensor + 1] <= slot) ++tensor;
-      stats(p, tensor, slot - slots[tensor], slot);
-    }
-  });
+  run_tasks(
+      amp_grad_stats_kernel, {(blocks + kBlocksPerTask - 1) / kBlocksPerTask, 4 * list.elements()},
+      [&](int64_t task, void*) {
+        const int64_t first = task * kBlocksPerTask,
+                      last = std::min(blocks, first + kBlocksPerTask);
+        int64_t tensor = std::upper_bound(slots.begin(), slots.end(), first) - slots.begin() - 1;
+        for (int64_t slot = first; slot < last; ++slot) {
+          while (slots[tensor + 1] <= slot) ++tensor;
+          stats(p, tensor, slot - slots[tensor], slot);
+        }
+      });
 
   double norm_sq = 0;
   int64_t first_bad = -1;
@@ -77,11 +83,13 @@ std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(TensorList grads, const Option
     norm_sq += sum;
   }
   const Tensor& like = grads.empty() ? *inv_scale : grads[0];
-  return {scalar_result<float>(first_bad >= 0, at::kFloat, like), scalar_result<double>(norm_sq, at::kDouble, like),
+  return {scalar_result<float>(first_bad >= 0, at::kFloat, like),
+          scalar_result<double>(norm_sq, at::kDouble, like),
           scalar_result<int64_t>(first_bad, at::kLong, like)};
 }
 
-Tensor clip_multiplier_cpu(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale, double eps) {
+Tensor clip_multiplier_cpu(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale,
+                           double eps) {
   check_clip_multiplier(norm_sq, max_norm, inv_scale, eps);
   const double inv = inv_scale ? scalar(*inv_scale) : 1.0;
   const double ratio = max_norm / (std::sqrt(*norm_sq.const_data_ptr<double>()) + eps);
@@ -100,19 +108,24 @@ void unscale_cpu(TensorList grads, const Tensor& found_inf, const Tensor& inv_sc
     list.add({&grad});
     tensors.push_back({grad.mutable_data_ptr(), kernel_dtype(grad.scalar_type())});
   }
-  const UnscaleParams p{list.walks(), list.layouts(), tensors.data(), list.count(), scalar(inv_scale)};
+  const UnscaleParams p{list.walks(), list.layouts(), tensors.data(), list.count(),
+                        scalar(inv_scale)};
   std::atomic<bool> bad{false};
   const auto unscale = amp_unscale_kernel.get();
-  run_tasks(amp_unscale_kernel, {(list.positions() + kPositionsPerTask - 1) / kPositionsPerTask, 4 * list.elements()}, [&](int64_t task, void*) {
-    if (unscale(p, task * kPositionsPerTask, (task + 1) * kPositionsPerTask)) bad.store(true, std::memory_order_relaxed);
-  });
+  run_tasks(amp_unscale_kernel,
+            {(list.positions() + kPositionsPerTask - 1) / kPositionsPerTask, 4 * list.elements()},
+            [&](int64_t task, void*) {
+              if (unscale(p, task * kPositionsPerTask, (task + 1) * kPositionsPerTask))
+                bad.store(true, std::memory_order_relaxed);
+            });
   if (bad) *found_inf.mutable_data_ptr<float>() = 1;
 }
 
 /// The scale after an update that grows it: never to infinity.
 float grown(float scale, const UpdateScaleArgs& a) {
   const double product = static_cast<double>(scale) * a.growth_factor;
-  const float next = static_cast<float>(a.max_scale && product > *a.max_scale ? *a.max_scale : product);
+  const float next =
+      static_cast<float>(a.max_scale && product > *a.max_scale ? *a.max_scale : product);
   return std::isfinite(next) ? next : scale;
 }
 
@@ -129,7 +142,8 @@ void update_scale_cpu(const UpdateScaleArgs& a) {
   int32_t& hysteresis = *a.hysteresis.mutable_data_ptr<int32_t>();
   int64_t* const counters = a.counters.mutable_data_ptr<int64_t>();
   const int64_t step = a.counters.stride(0);
-  int64_t &clean = counters[0], &skipped = counters[step], &in_a_row = counters[2 * step], &last_skipped = counters[3 * step];
+  int64_t &clean = counters[0], &skipped = counters[step], &in_a_row = counters[2 * step],
+          &last_skipped = counters[3 * step];
   if (scalar(a.found_inf) != 0) {
     tracker = 0;
     if (hysteresis > std::numeric_limits<int32_t>::min()) --hysteresis;

@@ -1,5 +1,6 @@
 // Passes over lists of gradients: statistics (read only) and unscaling.
-//   grad_stats  Σ (grad·inv_scale)² in float64, by one tree for every machine: 16 lanes within a block of kStatsBlock elements in logical
+//   grad_stats  Σ (grad·inv_scale)² in float64, by one tree for every machine: 16 lanes within a
+// block of kStatsBlock elements in logical
 //               order, halved lane by lane; blocks and tensors are added in order by the caller
 //   unscale     grad = grad·inv_scale, rounded once
 
@@ -26,7 +27,8 @@ FULGURITE_INLINE void with_storage(Dtype dtype, const Visitor& visitor) {
 /// All bits of a lane set where x is NaN or Inf.
 template <class V>
 FULGURITE_INLINE IntOf<V> not_finite(V x) {
-  return ~(abs(x) <= splat<V>(sizeof(Element<V>) == 8 ? static_cast<Element<V>>(__DBL_MAX__) : static_cast<Element<V>>(__FLT_MAX__)));
+  return ~(abs(x) <= splat<V>(sizeof(Element<V>) == 8 ? static_cast<Element<V>>(__DBL_MAX__)
+                                                      : static_cast<Element<V>>(__FLT_MAX__)));
 }
 
 template <class I>
@@ -101,16 +103,19 @@ bool unscale_row(S* grad, int64_t stride, int64_t n, Accumulate<S> inv) {
 
 void amp_grad_stats(const GradStatsParams& p, int64_t tensor, int64_t block, int64_t slot) {
   const Walk& walk = p.walks[tensor];
-  const int64_t begin = block * kStatsBlock, end = begin + kStatsBlock < walk.numel ? begin + kStatsBlock : walk.numel;
+  const int64_t begin = block * kStatsBlock,
+                end = begin + kStatsBlock < walk.numel ? begin + kStatsBlock : walk.numel;
   with_storage(p.grads[tensor].dtype, [&](auto s) {
     using S = decltype(s);
     const S* const data = static_cast<const S*>(p.grads[tensor].data);
-    if (walk.dims == 0) return block_stats(data + begin, end - begin, p.inv_scale, p.sums[slot], p.bad[slot]);
+    if (walk.dims == 0)
+      return block_stats(data + begin, end - begin, p.inv_scale, p.sums[slot], p.bad[slot]);
     S dense[kStatsBlock];
     S* to = dense;
-    walk_rows<1>(walk, p.layouts, begin, end, [&](const int64_t* offset, const int64_t* stride, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) *to++ = data[*offset + i * *stride];
-    });
+    walk_rows<1>(walk, p.layouts, begin, end,
+                 [&](const int64_t* offset, const int64_t* stride, int64_t n) {
+                   for (int64_t i = 0; i < n; ++i) *to++ = data[*offset + i * *stride];
+                 });
     block_stats(dense, end - begin, p.inv_scale, p.sums[slot], p.bad[slot]);
   });
 }
@@ -118,12 +123,14 @@ void amp_grad_stats(const GradStatsParams& p, int64_t tensor, int64_t block, int
 bool amp_unscale(const UnscaleParams& p, int64_t first, int64_t last) {
   bool bad = false;
   walk_tensors(p.walks, p.count, first, last, [&](int64_t t, int64_t begin, int64_t end) {
-    walk_rows<1>(p.walks[t], p.layouts, begin, end, [&](const int64_t* offset, const int64_t* stride, int64_t n) {
-      with_storage(p.grads[t].dtype, [&](auto s) {
-        using S = decltype(s);
-        bad |= unscale_row(static_cast<S*>(p.grads[t].data) + *offset, *stride, n, static_cast<Accumulate<S>>(p.inv_scale));
-      });
-    });
+    walk_rows<1>(p.walks[t], p.layouts, begin, end,
+                 [&](const int64_t* offset, const int64_t* stride, int64_t n) {
+                   with_storage(p.grads[t].dtype, [&](auto s) {
+                     using S = decltype(s);
+                     bad |= unscale_row(static_cast<S*>(p.grads[t].data) + *offset, *stride, n,
+                                        static_cast<Accumulate<S>>(p.inv_scale));
+                   });
+                 });
   });
   return bad;
 }

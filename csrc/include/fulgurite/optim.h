@@ -1,4 +1,5 @@
-// AdamW over whole lists of tensors, for C++ programs. Semantics, order of operations and errors: docs/ops/optim.md.
+// AdamW over whole lists of tensors, for C++ programs. Semantics, order of operations and errors:
+// docs/ops/optim.md.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,8 +13,8 @@
 
 namespace fulgurite {
 
-/// The tensors that a step reads and writes. Lists that are not needed stay empty; in the others, an entry with 0 elements
-/// means "none for this tensor".
+/// The tensors that a step reads and writes. Lists that are not needed stay empty; in the others,
+/// an entry with 0 elements means "none for this tensor".
 struct AdamwTensors {
   std::vector<at::Tensor> params, grads, exp_avgs, exp_avg_sqs;
   std::vector<at::Tensor> max_exp_avg_sqs, masters, copies, emas;
@@ -27,10 +28,11 @@ struct AdamwOptions {
   bool decoupled = true, amsgrad = false, maximize = false, zero_grads = false;
 };
 
-/// One AdamW step of every tensor. hyper (groups, 6) float64: lr, beta1, beta2, eps, weight_decay, ema_decay; groups[i] is the row of
-/// tensor i. Call it with gradients switched off (at::NoGradGuard), as any optimizer.
-FULGURITE_API void adamw_(const AdamwTensors& tensors, const at::Tensor& hyper, const std::vector<int64_t>& groups,
-                          const AdamwOptions& options = {});
+/// One AdamW step of every tensor. hyper (groups, 6) float64: lr, beta1, beta2, eps, weight_decay,
+/// ema_decay; groups[i] is the row of tensor i. Call it with gradients switched off
+/// (at::NoGradGuard), as any optimizer.
+FULGURITE_API void adamw_(const AdamwTensors& tensors, const at::Tensor& hyper,
+                          const std::vector<int64_t>& groups, const AdamwOptions& options = {});
 
 /// float32 master -> high (bfloat16), low (int16), lossless.
 FULGURITE_API std::tuple<at::Tensor, at::Tensor> split_master(const at::Tensor& master);

@@ -4,10 +4,12 @@
 //   m  = fma(1−β1, g − m, m)                      if 1−β1 < ½, else fma(−β1, g − m, g)
 //   v  = fma((1−β2)·g, g, β2·v)                   vmax = max(vmax, v) for amsgrad
 //   p −= (step_size·m) / (√v/correction + eps)
-// Every operation is rounded once and none depends on the vector width, so all instruction sets give the same bits.
+// Every operation is rounded once and none depends on the vector width, so all instruction sets
+// give the same bits.
 //
-// An operand that is dense and already in the arithmetic type is worked on where it lies; any other (16 bits, strides, a split
-// master) passes through a block on the stack. So the arithmetic is written once, and the dtypes do not multiply.
+// An operand that is dense and already in the arithmetic type is worked on where it lies; any other
+// (16 bits, strides, a split master) passes through a block on the stack. So the arithmetic is
+// written once, and the dtypes do not multiply.
 
 #include "optim/cpu/params.h"
 #include "optim/cpu/split.h"
@@ -22,11 +24,19 @@ constexpr int64_t kBlock = 256;
 template <class T>
 struct Scalars {
   explicit Scalars(const AdamwScalars& s)
-      : grad_factor(static_cast<T>(s.grad_factor)), decay(static_cast<T>(s.decay)), weight_decay(static_cast<T>(s.weight_decay)),
-        exp_avg_weight(static_cast<T>(s.exp_avg_weight)), exp_avg_sq_weight(static_cast<T>(s.exp_avg_sq_weight)),
-        beta2(static_cast<T>(s.beta2)), step_size(static_cast<T>(s.step_size)), correction(static_cast<T>(s.correction)),
-        eps(static_cast<T>(s.eps)), ema_weight(static_cast<T>(s.ema_weight)), from_exp_avg(s.from_exp_avg) {}
-  T grad_factor, decay, weight_decay, exp_avg_weight, exp_avg_sq_weight, beta2, step_size, correction, eps, ema_weight;
+      : grad_factor(static_cast<T>(s.grad_factor)),
+        decay(static_cast<T>(s.decay)),
+        weight_decay(static_cast<T>(s.weight_decay)),
+        exp_avg_weight(static_cast<T>(s.exp_avg_weight)),
+        exp_avg_sq_weight(static_cast<T>(s.exp_avg_sq_weight)),
+        beta2(static_cast<T>(s.beta2)),
+        step_size(static_cast<T>(s.step_size)),
+        correction(static_cast<T>(s.correction)),
+        eps(static_cast<T>(s.eps)),
+        ema_weight(static_cast<T>(s.ema_weight)),
+        from_exp_avg(s.from_exp_avg) {}
+  T grad_factor, decay, weight_decay, exp_avg_weight, exp_avg_sq_weight, beta2, step_size,
+      correction, eps, ema_weight;
   bool from_exp_avg;
 };
 
@@ -63,16 +73,18 @@ void update_block(const Scalars<T>& s, const Block<T>& b, int64_t n) {
   constexpr int W = kLanes<T>;
   int64_t i = 0;
   for (; i + W <= n; i += W) {
-    const auto r = update<kDecayGradient, kAmsgrad>(s, load<V>(b.p + i), load<V>(b.g + i), load<V>(b.m + i), load<V>(b.v + i),
-                                                    kAmsgrad ? load<V>(b.vmax + i) : V{});
+    const auto r =
+        update<kDecayGradient, kAmsgrad>(s, load<V>(b.p + i), load<V>(b.g + i), load<V>(b.m + i),
+                                         load<V>(b.v + i), kAmsgrad ? load<V>(b.vmax + i) : V{});
     store(b.p + i, r.p);
     store(b.m + i, r.m);
     store(b.v + i, r.v);
     if constexpr (kAmsgrad) store(b.vmax + i, r.vmax);
   }
   if (const int64_t rest = n - i; rest > 0) {
-    const auto r = update<kDecayGradient, kAmsgrad>(s, load_first<V>(b.p + i, rest), load_first<V>(b.g + i, rest), load_first<V>(b.m + i, rest),
-                                                    load_first<V>(b.v + i, rest), kAmsgrad ? load_first<V>(b.vmax + i, rest) : V{});
+    const auto r = update<kDecayGradient, kAmsgrad>(
+        s, load_first<V>(b.p + i, rest), load_first<V>(b.g + i, rest), load_first<V>(b.m + i, rest),
+        load_first<V>(b.v + i, rest), kAmsgrad ? load_first<V>(b.vmax + i, rest) : V{});
     store_first(b.p + i, r.p, rest);
     store_first(b.m + i, r.m, rest);
     store_first(b.v + i, r.v, rest);
@@ -125,7 +137,8 @@ void write_block(S* to, int64_t stride, const T* block, int64_t n) {
 /// Runs visitor(S{}) for the storage types that go with the arithmetic type T.
 template <class T, class Visitor>
 FULGURITE_INLINE void with_storage(Dtype dtype, const Visitor& visitor) {
-  if constexpr (sizeof(T) == 8) return dtype == Dtype::kFloat64 ? visitor(double{}) : visitor(float{});
+  if constexpr (sizeof(T) == 8)
+    return dtype == Dtype::kFloat64 ? visitor(double{}) : visitor(float{});
   if constexpr (sizeof(T) == 4) {
     switch (dtype) {
       case Dtype::kBFloat16: return visitor(BFloat16{});
@@ -139,21 +152,27 @@ FULGURITE_INLINE void with_storage(Dtype dtype, const Visitor& visitor) {
 template <class T>
 class Row {
  public:
-  Row(const AdamwTensor& tensor, const int64_t* offsets, const int64_t* strides) : tensor_(tensor), strides_(strides) {
-    for (int k = 0; k < kAdamwOperands; ++k) data_[k] = tensor.data[k] ? at(k, tensor.data[k], offsets[k]) : nullptr;
+  Row(const AdamwTensor& tensor, const int64_t* offsets, const int64_t* strides)
+      : tensor_(tensor), strides_(strides) {
+    for (int k = 0; k < kAdamwOperands; ++k)
+      data_[k] = tensor.data[k] ? at(k, tensor.data[k], offsets[k]) : nullptr;
   }
 
   /// Operand k as T: where it lies, or read into `buffer`. Null if there is none.
   T* read(int k, T* buffer, int64_t n) const {
     if (!data_[k] || in_place(k)) return static_cast<T*>(data_[k]);
-    with_storage<T>(tensor_.dtype[k], [&](auto s) { read_block(buffer, static_cast<const decltype(s)*>(data_[k]), strides_[k], n); });
+    with_storage<T>(tensor_.dtype[k], [&](auto s) {
+      read_block(buffer, static_cast<const decltype(s)*>(data_[k]), strides_[k], n);
+    });
     return buffer;
   }
 
   /// Operand k from `values`, unless that is where it lies.
   void write(int k, const T* values, int64_t n) const {
     if (!data_[k] || values == data_[k]) return;
-    with_storage<T>(tensor_.dtype[k], [&](auto s) { write_block(static_cast<decltype(s)*>(data_[k]), strides_[k], values, n); });
+    with_storage<T>(tensor_.dtype[k], [&](auto s) {
+      write_block(static_cast<decltype(s)*>(data_[k]), strides_[k], values, n);
+    });
   }
 
   void read_split(T* buffer, int64_t n) const {
@@ -164,7 +183,8 @@ class Row {
       for (int64_t i = 0; i < n; i += W) {
         Vec<uint16_t, W> h{};
         Vec<int16_t, W> l{};
-        for (int64_t j = 0; j < W && i + j < n; ++j) h[j] = high[(i + j) * strides_[kParam]], l[j] = low[(i + j) * strides_[kMaster]];
+        for (int64_t j = 0; j < W && i + j < n; ++j)
+          h[j] = high[(i + j) * strides_[kParam]], l[j] = low[(i + j) * strides_[kMaster]];
         store(buffer + i, join<W>(h, l));
       }
     }
@@ -177,7 +197,9 @@ class Row {
       int16_t* const low = static_cast<int16_t*>(data_[kMaster]);
       for (int64_t i = 0; i < n; i += W) {
         const SplitHalves<W> halves = split<W>(load<Vec<float, W>>(values + i));
-        for (int64_t j = 0; j < W && i + j < n; ++j) high[(i + j) * strides_[kParam]] = halves.high[j], low[(i + j) * strides_[kMaster]] = halves.low[j];
+        for (int64_t j = 0; j < W && i + j < n; ++j)
+          high[(i + j) * strides_[kParam]] = halves.high[j],
+                         low[(i + j) * strides_[kMaster]] = halves.low[j];
       }
     }
   }
@@ -195,11 +217,15 @@ class Row {
   }
 
  private:
-  bool in_place(int k) const { return strides_[k] == 1 && tensor_.dtype[k] == (sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32); }
+  bool in_place(int k) const {
+    return strides_[k] == 1 &&
+           tensor_.dtype[k] == (sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32);
+  }
 
   void* at(int k, void* data, int64_t offset) const {
     constexpr int64_t kBytes[] = {8, 4, 2, 2};  // by Dtype
-    const int64_t bytes = k == kMaster && tensor_.split ? 2 : kBytes[static_cast<int>(tensor_.dtype[k])];
+    const int64_t bytes =
+        k == kMaster && tensor_.split ? 2 : kBytes[static_cast<int>(tensor_.dtype[k])];
     return static_cast<char*>(data) + offset * bytes;
   }
 
@@ -209,7 +235,8 @@ class Row {
 };
 
 template <class T>
-void update_row(const AdamwParams& p, const AdamwTensor& tensor, const int64_t* offsets, const int64_t* strides, int64_t n) {
+void update_row(const AdamwParams& p, const AdamwTensor& tensor, const int64_t* offsets,
+                const int64_t* strides, int64_t n) {
   alignas(64) T buffers[6][kBlock];
   const Scalars<T> scalars(tensor.scalars);
   const int source = tensor.data[kMaster] ? kMaster : kParam;
@@ -252,12 +279,13 @@ void update_row(const AdamwParams& p, const AdamwTensor& tensor, const int64_t* 
 void adamw_update(const AdamwParams& p, int64_t first, int64_t last) {
   walk_tensors(p.walks, p.count, first, last, [&](int64_t t, int64_t begin, int64_t end) {
     const AdamwTensor& tensor = p.tensors[t];
-    walk_rows<kAdamwOperands>(p.walks[t], p.layouts, begin, end, [&](const int64_t* offsets, const int64_t* strides, int64_t n) {
-      if (tensor.dtype[kParam] == Dtype::kFloat64)
-        update_row<double>(p, tensor, offsets, strides, n);
-      else
-        update_row<float>(p, tensor, offsets, strides, n);
-    });
+    walk_rows<kAdamwOperands>(p.walks[t], p.layouts, begin, end,
+                              [&](const int64_t* offsets, const int64_t* strides, int64_t n) {
+                                if (tensor.dtype[kParam] == Dtype::kFloat64)
+                                  update_row<double>(p, tensor, offsets, strides, n);
+                                else
+                                  update_row<float>(p, tensor, offsets, strides, n);
+                              });
   });
 }
 

@@ -6,7 +6,17 @@
 
 namespace fulgurite {
 
-enum AdamwOperand { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kMaster, kCopy, kEma, kAdamwOperands };
+enum AdamwOperand {
+  kParam,
+  kGrad,
+  kExpAvg,
+  kExpAvgSq,
+  kMaxExpAvgSq,
+  kMaster,
+  kCopy,
+  kEma,
+  kAdamwOperands
+};
 
 /// The numbers of one tensor and step, float64; the kernel rounds each to the tensor's arithmetic.
 struct AdamwScalars {
@@ -16,17 +26,17 @@ struct AdamwScalars {
   double exp_avg_weight;     // 1 − β1 if that is below ½, else −β1
   double exp_avg_sq_weight;  // 1 − β2
   double beta2;
-  double step_size;          // lr / (1 − β1^t)
-  double correction;         // √(1 − β2^t)
+  double step_size;   // lr / (1 − β1^t)
+  double correction;  // √(1 − β2^t)
   double eps;
-  double ema_weight;         // 1 − ema_decay
-  bool from_exp_avg;         // 1 − β1 < ½
+  double ema_weight;  // 1 − ema_decay
+  bool from_exp_avg;  // 1 − β1 < ½
 };
 
 struct AdamwTensor {
   void* data[kAdamwOperands];  // null: none
   Dtype dtype[kAdamwOperands];
-  bool split;                  // the master is the low half of a split one, int16
+  bool split;  // the master is the low half of a split one, int16
   AdamwScalars scalars;
 };
 

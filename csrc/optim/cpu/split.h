@@ -1,7 +1,7 @@
 // Split masters: a float32 as its bfloat16 neighbour and the int16 that is missing,
 //   u = (int32(high) << 16) + low          u: the bits of the float32
-// high is rounded to nearest, ties away from zero, which is what makes low fit into int16 for every float32, the largest ones
-// (high = inf, low < 0) included. NaN gives a quiet NaN and 0.
+// high is rounded to nearest, ties away from zero, which is what makes low fit into int16 for every
+// float32, the largest ones (high = inf, low < 0) included. NaN gives a quiet NaN and 0.
 #pragma once
 
 #include "simd/convert.h"
@@ -21,7 +21,8 @@ FULGURITE_INLINE SplitHalves<W> split(Vec<float, W> master) {
   const U u = bit_cast<U>(master);
   const U high = master == master ? (u + 0x8000u) >> 16 : (u >> 16) | 0x40u;
   const U low = master == master ? u - (high << 16) : U{};
-  return {__builtin_convertvector(high, Vec<uint16_t, W>), bit_cast<Vec<int16_t, W>>(__builtin_convertvector(low, Vec<uint16_t, W>))};
+  return {__builtin_convertvector(high, Vec<uint16_t, W>),
+          bit_cast<Vec<int16_t, W>>(__builtin_convertvector(low, Vec<uint16_t, W>))};
 }
 
 template <int W>

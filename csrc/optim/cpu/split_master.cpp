@@ -9,7 +9,8 @@ namespace {
 
 constexpr int W = kLanes<float>;
 
-/// The same vector code for whole vectors and for the last few elements, which pass through a full one.
+/// The same vector code for whole vectors and for the last few elements, which pass through a full
+/// one.
 template <class In, class Out>
 FULGURITE_INLINE void move(Out* to, const In* from, int64_t n) {
   for (int64_t i = 0; i < n && i < W; ++i) to[i] = from[i];

@@ -17,8 +17,8 @@ __all__ = ["LossScaler"]
 class LossScaler(GradScaler):
     r"""GradScaler with hysteresis, a floor, a ceiling and a record; see docs/ops/amp.md.
 
-    ``scale``, ``unscale_``, ``step``, ``update`` and the rest are GradScaler's; state dicts go both ways. Works with
-    fulgurite's and torch's optimizers.
+    ``scale``, ``unscale_``, ``step``, ``update`` and the rest are GradScaler's; state dicts go both
+    ways. Works with fulgurite's and torch's optimizers.
 
     Args:
         device: where the scale lives, "cpu" or "cuda".
@@ -28,15 +28,16 @@ class LossScaler(GradScaler):
         growth_interval: clean updates before growth.
         enabled: False: every method passes through.
         hysteresis: overflows that must come before the scale backs off; 1 backs off at once.
-        refill: when the tolerance is whole again: at any clean update ("clean", Apex) or only when the scale grows
-            ("growth", Megatron).
+        refill: when the tolerance is whole again: at any clean update ("clean", Apex) or only when
+            the scale grows ("growth", Megatron).
         min_scale: the scale never backs off below it.
         max_scale: the scale never grows above it; None is no bound but float32's.
 
     Attributes:
-        total_norm: norm of the last optimizer's gradients, unscaled, before clipping, a float64 tensor; None before the first.
-        first_bad: among the last optimizer's parameters that have a gradient, the index of the first one with a NaN or Inf; −1
-            if there was none.
+        total_norm: norm of the last optimizer's gradients, unscaled, before clipping, a float64
+            tensor; None before the first.
+        first_bad: among the last optimizer's parameters that have a gradient, the index of the
+            first one with a NaN or Inf; −1 if there was none.
 
     Example:
         >>> import torch
@@ -68,15 +69,23 @@ class LossScaler(GradScaler):
         min_scale: float = 0.0,
         max_scale: float | None = None,
     ) -> None:
-        super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
+        super().__init__(
+            device, init_scale, growth_factor, backoff_factor, growth_interval, enabled
+        )
         if hysteresis < 1:
-            raise ValueError(f"fulgurite.amp.LossScaler: expected hysteresis >= 1, got {hysteresis}")
+            raise ValueError(
+                f"fulgurite.amp.LossScaler: expected hysteresis >= 1, got {hysteresis}"
+            )
         if refill not in ("clean", "growth"):
-            raise ValueError(f"fulgurite.amp.LossScaler: expected refill 'clean' or 'growth', got {refill!r}")
+            raise ValueError(
+                f"fulgurite.amp.LossScaler: expected refill 'clean' or 'growth', got {refill!r}"
+            )
         if not min_scale >= 0.0:
             raise ValueError(f"fulgurite.amp.LossScaler: expected min_scale >= 0, got {min_scale}")
         if max_scale is not None and not max_scale >= min_scale:
-            raise ValueError(f"fulgurite.amp.LossScaler: expected max_scale >= min_scale, got {max_scale}")
+            raise ValueError(
+                f"fulgurite.amp.LossScaler: expected max_scale >= min_scale, got {max_scale}"
+            )
         self._max_hysteresis = hysteresis
         self._refill = refill
         self._min_scale = min_scale
@@ -102,7 +111,9 @@ class LossScaler(GradScaler):
 
     @property
     def last_skipped(self) -> int:
-        """Number (from 1) of the latest update with an overflow, 0 if there was none. Waits for the device."""
+        """Number (from 1) of the latest update with an overflow, 0 if there was none. Waits for the
+        device.
+        """
         return self._count(3)
 
     @property
@@ -181,7 +192,9 @@ class LossScaler(GradScaler):
         return found
 
     def _check_inf_per_device(self, optimizer: Optimizer) -> dict[str, Any]:
-        """For an optimizer that unscales by itself: look, write nothing, and hand it the norm that was found on the way."""
+        """For an optimizer that unscales by itself: look, write nothing, and hand it the norm that
+        was found on the way.
+        """
         self._check_scale_growth_tracker("_check_inf_per_device")
         with torch.no_grad():
             found = self._examine(self._gradients(optimizer, True), self._inv_scale())
@@ -191,7 +204,9 @@ class LossScaler(GradScaler):
         return found  # type: ignore[return-value]
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
-        """Update the scale from what the steps since the last update found, or set it to ``new_scale``."""
+        """Update the scale from what the steps since the last update found, or set it to
+        ``new_scale``.
+        """
         if not self._enabled or new_scale is not None:
             super().update(new_scale)
             return
@@ -236,7 +251,9 @@ class LossScaler(GradScaler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of this class or of GradScaler, which leaves hysteresis, bounds and counters as they are."""
+        """Load a state of this class or of GradScaler, which leaves hysteresis, bounds and counters
+        as they are.
+        """
         super().load_state_dict(state_dict)
         if not self._enabled:
             return

@@ -13,8 +13,9 @@ __all__ = ["AdamW"]
 
 _MASTERS = (None, "fp32", "split")
 
-# What torch.optim.AdamW keeps in a group beside the numbers; its checkpoints and ours have the same keys. fused is True because
-# that is what the step is, and because torch's own fused optimizer would fall out of fused mode by loading anything else.
+# What torch.optim.AdamW keeps in a group beside the numbers; its checkpoints and ours have the same
+# keys. fused is True because that is what the step is, and because torch's own fused optimizer
+# would fall out of fused mode by loading anything else.
 _TORCH_KEYS: dict[str, Any] = {
     "foreach": None,
     "capturable": False,
@@ -52,13 +53,15 @@ class _Call:
 
 
 class AdamW(Optimizer):
-    r"""AdamW with clipping, unscaling and masters of 16-bit parameters in one pass; see docs/ops/optim.md.
+    r"""AdamW that clips, unscales and keeps masters in one pass; see docs/ops/optim.md.
 
-    All groups are updated by one call of ``torch.ops.fulgurite.adamw_`` (one for each combination of ``decoupled``,
-    ``amsgrad`` and ``maximize`` that occurs), in float32 (float64 for float64 parameters).
+    All groups are updated by one call of ``torch.ops.fulgurite.adamw_`` (one for each combination
+    of ``decoupled``, ``amsgrad`` and ``maximize`` that occurs), in float32 (float64 for float64
+    parameters).
 
     Args:
-        params: parameters, named parameters or groups, as torch takes them; float64, float32, bfloat16 or float16.
+        params: parameters, named parameters or groups, as torch takes them; float64, float32,
+            bfloat16 or float16.
         lr: learning rate; a tensor of one element is read at each step.
         betas: decay rates of the moments, in [0, 1).
         eps: added to the denominator.
@@ -66,25 +69,33 @@ class AdamW(Optimizer):
         amsgrad: divide by the running maximum of the second moment.
         maximize: ascend.
         decoupled: True is AdamW; False adds ``weight_decay·p`` to the gradient (Adam).
-        master: the float32 value of a 16-bit parameter. ``None``: there is none, the parameter itself is rounded at every step;
-            ``"fp32"``: state ``master``; ``"split"``: state ``master`` is the int16 that the bfloat16 parameter lacks, half the
-            memory, the same values. Only bfloat16 parameters can have one: float16 ones raise NotImplementedError; those of 32
-            and 64 bit need none.
-        state_dtype: of the moments. ``None``: float32, float64 for float64 parameters; ``torch.bfloat16`` stores them rounded.
-        copies: one tensor per parameter, over all groups in order: receives a low-precision copy of each new value.
-        ema_decay: keep a moving average ``ema += (1 − ema_decay)·(p − ema)`` of the parameters in the state ``ema``, float32.
-        max_grad_norm: clip the norm over all gradients to this, inside the step: gradients stay as they are.
+        master: the float32 value of a 16-bit parameter. ``None``: there is none, the parameter
+            itself is rounded at every step; ``"fp32"``: state ``master``; ``"split"``: state
+            ``master`` is the int16 that the bfloat16 parameter lacks, half the memory, the same
+            values. Only bfloat16 parameters can have one: float16 ones raise NotImplementedError;
+            those of 32 and 64 bit need none.
+        state_dtype: of the moments. ``None``: float32, float64 for float64 parameters;
+            ``torch.bfloat16`` stores them rounded.
+        copies: one tensor per parameter, over all groups in order: receives a low-precision copy of
+            each new value.
+        ema_decay: keep a moving average ``ema += (1 − ema_decay)·(p − ema)`` of the parameters in
+            the state ``ema``, float32.
+        max_grad_norm: clip the norm over all gradients to this, inside the step: gradients stay as
+            they are.
         stochastic_rounding: not supported yet.
-        fused_unscale: True: under a gradient scaler the step itself unscales, and skips where gradients overflowed. False: the
-            scaler does both, for frameworks that clip or watch for skipped steps themselves.
+        fused_unscale: True: under a gradient scaler the step itself unscales, and skips where
+            gradients overflowed. False: the scaler does both, for frameworks that clip or watch for
+            skipped steps themselves.
 
     Attributes:
-        total_norm: norm of all gradients of the last step, unscaled, before clipping, a float64 tensor; None without
-            ``max_grad_norm``.
-        skipped: 1 if the last step was skipped because a scaler found an overflow, else 0, a float32 tensor.
+        total_norm: norm of all gradients of the last step, unscaled, before clipping, a float64
+            tensor; None without ``max_grad_norm``.
+        skipped: 1 if the last step was skipped because a scaler found an overflow, else 0, a
+            float32 tensor.
 
-    State keys are torch's (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), plus ``master`` and ``ema``.
-    ``load_state_dict`` reads torch.optim.AdamW's checkpoints and the other way round; moments and masters keep their dtype.
+    State keys are torch's (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), plus
+    ``master`` and ``ema``. ``load_state_dict`` reads torch.optim.AdamW's checkpoints and the other
+    way round; moments and masters keep their dtype.
 
     Example:
         >>> import torch
@@ -129,21 +140,30 @@ class AdamW(Optimizer):
         if max_grad_norm is not None:
             _check_range("max_grad_norm", max_grad_norm, 0.0, None)
         if master not in _MASTERS:
-            raise ValueError(f"fulgurite.optim.AdamW: expected master None, 'fp32' or 'split', got {master!r}")
+            raise ValueError(
+                f"fulgurite.optim.AdamW: expected master None, 'fp32' or 'split', got {master!r}"
+            )
         if state_dtype not in (None, torch.float32, torch.bfloat16, "8bit"):
             raise ValueError(
-                f"fulgurite.optim.AdamW: expected state_dtype None, torch.float32, torch.bfloat16 or '8bit', got {state_dtype!r}"
+                "fulgurite.optim.AdamW: expected state_dtype None, torch.float32, torch.bfloat16"
+                f" or '8bit', got {state_dtype!r}"
             )
         if state_dtype == "8bit":
-            raise NotImplementedError("fulgurite.optim.AdamW: state_dtype '8bit' is not supported yet")
+            raise NotImplementedError(
+                "fulgurite.optim.AdamW: state_dtype '8bit' is not supported yet"
+            )
         if stochastic_rounding:
-            raise NotImplementedError("fulgurite.optim.AdamW: stochastic_rounding is not supported yet")
+            raise NotImplementedError(
+                "fulgurite.optim.AdamW: stochastic_rounding is not supported yet"
+            )
         self._master = master
         self._state_dtype = cast("torch.dtype | None", state_dtype)
         self._copies = None if copies is None else list(copies)
         self._max_grad_norm = max_grad_norm
         self._step_supports_amp_scaling = fused_unscale
-        self._norm_sq: Tensor | None = None  # from fulgurite's LossScaler, which has seen the gradients already
+        self._norm_sq: Tensor | None = (
+            None  # from fulgurite's LossScaler, which has seen the gradients already
+        )
         self.total_norm = None
         self.skipped = torch.zeros(())
         defaults = {
@@ -161,7 +181,8 @@ class AdamW(Optimizer):
         parameters = sum(len(group["params"]) for group in self.param_groups)
         if self._copies is not None and len(self._copies) != parameters:
             raise ValueError(
-                f"fulgurite.optim.AdamW: expected copies for {parameters} parameters, got {len(self._copies)}"
+                f"fulgurite.optim.AdamW: expected copies for {parameters} parameters,"
+                f" got {len(self._copies)}"
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -171,7 +192,8 @@ class AdamW(Optimizer):
             if self._master is not None and param.dtype == torch.float16:
                 self.param_groups.pop()
                 raise NotImplementedError(
-                    "fulgurite.optim.AdamW: master is not supported with float16 parameters; keep them in float32 under autocast"
+                    "fulgurite.optim.AdamW: master is not supported with float16 parameters;"
+                    " keep them in float32 under autocast"
                 )
 
     # ---- the step ----
@@ -249,7 +271,8 @@ class AdamW(Optimizer):
                     continue
                 if param.grad.layout != torch.strided:
                     raise RuntimeError(
-                        f"fulgurite.optim.AdamW: expected gradients of layout torch.strided, got {param.grad.layout}"
+                        "fulgurite.optim.AdamW: expected gradients of layout torch.strided,"
+                        f" got {param.grad.layout}"
                     )
                 state = self.state[param]
                 if not state:
@@ -274,7 +297,9 @@ class AdamW(Optimizer):
         self._complete(param, group, state)
 
     def _complete(self, param: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
-        """Add what a state lacks: all of it before the first step, some of it after loading torch's checkpoint."""
+        """Add what a state lacks: all of it before the first step, some of it after loading torch's
+        checkpoint.
+        """
         if self._master is not None and param.dtype == torch.bfloat16 and "master" not in state:
             state["master"] = (
                 torch.zeros_like(param, dtype=torch.int16)
@@ -303,9 +328,10 @@ class AdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this class or of torch.optim.AdamW.
 
-        Moments keep the precision they were saved with (torch's own loading rounds them to the parameter's dtype). A float32
-        master that is loaded where ``master="split"`` sets the parameter to its nearest bfloat16, ties away from zero; a split
-        one that is loaded where ``master="fp32"`` is joined with the parameter, so load the model first.
+        Moments keep the precision they were saved with (torch's own loading rounds them to the
+        parameter's dtype). A float32 master that is loaded where ``master="split"`` sets the
+        parameter to its nearest bfloat16, ties away from zero; a split one that is loaded where
+        ``master="fp32"`` is joined with the parameter, so load the model first.
         """
         saved: dict[str, Any] = {}
 
@@ -385,7 +411,10 @@ def _numbers(group: dict[str, Any]) -> list[float]:
     """A row of the operator's hyper: lr, beta1, beta2, eps, weight_decay, ema_decay."""
     beta1, beta2 = group["betas"]
     ema_decay = 0.0 if group["ema_decay"] is None else group["ema_decay"]
-    return [float(x) for x in (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], ema_decay)]
+    return [
+        float(x)
+        for x in (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], ema_decay)
+    ]
 
 
 def _wide(param: Tensor) -> torch.dtype:

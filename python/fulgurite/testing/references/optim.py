@@ -37,7 +37,8 @@ def adamw_(
         m = β1·m + (1−β1)·g;  v = β2·v + (1−β2)·g²
         p = p − lr·(m/(1−β1^t)) / (√(v/(1−β2^t)) + eps)
 
-    Split masters have no reference here: their bits are those of the float32 masters (``join_master``).
+    Split masters have no reference here: their bits are those of the float32 masters
+    (``join_master``).
     """
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, copies, emas, steps)
     new = [[tensor.clone() for tensor in tensors] for tensors in lists]
@@ -69,7 +70,9 @@ def adamw_(
 
 
 def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact: the bits of each float32, rounded half away from zero at the 16th, and what that leaves."""
+    """Exact: the bits of each float32, rounded half away from zero at the 16th, and what that
+    leaves.
+    """
     bits = master.float().contiguous().numpy().view(np.uint32).astype(np.int64)
     nan = np.isnan(master.float().numpy())
     high = np.where(nan, (bits >> 16) | 0x40, (bits + 0x8000) >> 16)

@@ -44,7 +44,9 @@ def grad_stats_errors(device: torch.device) -> Iterator[ErrorSample]:
     yield ErrorSample("grad_dtype", ([grads[0], grads[1].int()],), {}, TypeError, r"grads\[1\]")
     yield ErrorSample("inv_scale_dtype", (grads,), half, TypeError, "inv_scale")
     yield ErrorSample("sparse", ([grads[0].to_sparse()],), {}, RuntimeError, "layout")
-    yield ErrorSample("inv_scale_shape", (grads,), {"inv_scale": grads[0]}, RuntimeError, "inv_scale")
+    yield ErrorSample(
+        "inv_scale_shape", (grads,), {"inv_scale": grads[0]}, RuntimeError, "inv_scale"
+    )
 
 
 def clip_multiplier_samples(
@@ -53,7 +55,9 @@ def clip_multiplier_samples(
     generator = torch.Generator().manual_seed(seed)
     norm_sq = 9 * torch.rand((), generator=generator, dtype=torch.float64).to(device) + 4
     yield Sample("clips", (norm_sq, 1.0), {})
-    yield Sample("clips_scaled", (norm_sq, 1.5), {"inv_scale": scalar(2.0**-16, device), "eps": 0.1})
+    yield Sample(
+        "clips_scaled", (norm_sq, 1.5), {"inv_scale": scalar(2.0**-16, device), "eps": 0.1}
+    )
     yield Sample("leaves", (norm_sq, 100.0), {"inv_scale": scalar(0.3, device)})
     yield Sample("infinite_norm", (norm_sq * torch.inf, 1.0), {})
     yield Sample("nan_norm", (norm_sq * torch.nan, 1.0), {})
@@ -72,7 +76,9 @@ def unscale_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iter
     def tail(inv_scale: float) -> tuple[Tensor, Tensor]:
         return scalar(0.0, device), scalar(inv_scale, device)
 
-    yield Sample("power_of_two", (gradients(dtype, device, seed, (5, 7), (33,)), *tail(2.0**-3)), {})
+    yield Sample(
+        "power_of_two", (gradients(dtype, device, seed, (5, 7), (33,)), *tail(2.0**-3)), {}
+    )
     bad = gradients(dtype, device, seed, (17,), (6,))
     bad[1][5] = torch.inf
     bad[0][0] = torch.nan
@@ -113,7 +119,9 @@ def update_scale_samples(dtype: torch.dtype, device: torch.device, seed: int) ->
     yield Sample("refills", call(scale, 4, 1, 0.0), {"max_hysteresis": 3, "refill": "clean"})
     yield Sample("keeps", call(scale, 4, 1, 0.0), {"max_hysteresis": 3, "refill": "growth"})
     yield Sample("floor", call(scale, 0, 1, 1.0), {"min_scale": scale})
-    yield Sample("ceiling", call(scale, 0, 1, 0.0), {"growth_interval": 1, "max_scale": 1.5 * scale})
+    yield Sample(
+        "ceiling", call(scale, 0, 1, 0.0), {"growth_interval": 1, "max_scale": 1.5 * scale}
+    )
     yield Sample("never_infinite", call(3e38, 0, 1, 0.0), {"growth_interval": 1})
 
 
@@ -127,7 +135,9 @@ def update_scale_errors(device: torch.device) -> Iterator[ErrorSample]:
 
     def wrong(error: type[Exception], name: str, value: Any) -> ErrorSample:
         if name in right:
-            return ErrorSample(f"{name}_{error.__name__}", tuple((right | {name: value}).values()), {}, error, name)
+            return ErrorSample(
+                f"{name}_{error.__name__}", tuple((right | {name: value}).values()), {}, error, name
+            )
         return ErrorSample(name, tuple(right.values()), {name: value}, error, name)
 
     yield wrong(TypeError, "scale", scale.double())

@@ -107,23 +107,45 @@ def adamw_errors(device: torch.device) -> Iterator[ErrorSample]:
     lists = make()
 
     def wrong(
-        name: str, error: type[Exception], match: str, kwargs: dict[str, Any] | None = None, **args: Any
+        name: str,
+        error: type[Exception],
+        match: str,
+        kwargs: dict[str, Any] | None = None,
+        **args: Any,
     ) -> ErrorSample:
         return ErrorSample(name, lists.args(**args), kwargs or {}, error, match)
 
-    yield wrong("param_dtype", TypeError, r"params\[1\]", params=[lists.params[0], torch.ones(5).int()])
-    yield wrong("grad_dtype", TypeError, r"grads\[0\]", grads=[lists.grads[0].double(), lists.grads[1]])
-    yield wrong("moment_dtype", TypeError, r"exp_avgs\[1\]", exp_avgs=[lists.exp_avgs[0], torch.ones(5).half()])
-    yield wrong("master_dtype", TypeError, r"masters\[0\]", masters=[torch.zeros(3, 4).short(), torch.zeros(5)])
+    yield wrong(
+        "param_dtype", TypeError, r"params\[1\]", params=[lists.params[0], torch.ones(5).int()]
+    )
+    yield wrong(
+        "grad_dtype", TypeError, r"grads\[0\]", grads=[lists.grads[0].double(), lists.grads[1]]
+    )
+    yield wrong(
+        "moment_dtype",
+        TypeError,
+        r"exp_avgs\[1\]",
+        exp_avgs=[lists.exp_avgs[0], torch.ones(5).half()],
+    )
+    yield wrong(
+        "master_dtype",
+        TypeError,
+        r"masters\[0\]",
+        masters=[torch.zeros(3, 4).short(), torch.zeros(5)],
+    )
     yield wrong("step_dtype", TypeError, r"steps\[0\]", steps=[torch.tensor(1), lists.steps[1]])
     yield wrong("hyper_dtype", TypeError, "hyper", hyper=lists.hyper.float())
     yield wrong("found_inf_dtype", TypeError, "found_inf", {"found_inf": torch.tensor(0)})
     yield wrong(  # the type is checked before the shape
         "type_before_shape", TypeError, "hyper", hyper=lists.hyper.float(), grads=lists.grads[:1]
     )
-    yield wrong("grads_length", RuntimeError, "expected grads of length 2, got 1", grads=lists.grads[:1])
+    yield wrong(
+        "grads_length", RuntimeError, "expected grads of length 2, got 1", grads=lists.grads[:1]
+    )
     yield wrong("groups_length", RuntimeError, "groups", groups=[0])
-    yield wrong("masters_length", RuntimeError, "masters of length 2 or 0", masters=[torch.zeros(3, 4)])
+    yield wrong(
+        "masters_length", RuntimeError, "masters of length 2 or 0", masters=[torch.zeros(3, 4)]
+    )
     yield wrong("amsgrad_without_state", RuntimeError, "max_exp_avg_sqs", {"amsgrad": True})
     yield wrong(
         "grad_shape",
@@ -131,15 +153,31 @@ def adamw_errors(device: torch.device) -> Iterator[ErrorSample]:
         r"expected grads\[1\] of params\[1\]'s shape \[5\], got \[4\]",
         grads=[lists.grads[0], torch.ones(4)],
     )
-    yield wrong("hyper_shape", RuntimeError, r"hyper of shape \[groups, 6\]", hyper=lists.hyper[:, :5])
+    yield wrong(
+        "hyper_shape", RuntimeError, r"hyper of shape \[groups, 6\]", hyper=lists.hyper[:, :5]
+    )
     yield wrong("step_shape", RuntimeError, r"steps\[0\]", steps=[torch.ones(2), lists.steps[1]])
     expanded = torch.ones(1, 4).expand(3, 4)
-    yield wrong("overlapping_param", RuntimeError, r"params\[0\]", params=[expanded, lists.params[1]])
-    yield wrong("overlapping_moment", RuntimeError, r"exp_avgs\[0\]", exp_avgs=[expanded, lists.exp_avgs[1]])
+    yield wrong(
+        "overlapping_param", RuntimeError, r"params\[0\]", params=[expanded, lists.params[1]]
+    )
+    yield wrong(
+        "overlapping_moment", RuntimeError, r"exp_avgs\[0\]", exp_avgs=[expanded, lists.exp_avgs[1]]
+    )
     twice = [lists.params[1], lists.params[1]]
-    yield wrong("param_twice", RuntimeError, "twice", params=twice, grads=twice, exp_avgs=twice, exp_avg_sqs=twice)
+    yield wrong(
+        "param_twice",
+        RuntimeError,
+        "twice",
+        params=twice,
+        grads=twice,
+        exp_avgs=twice,
+        exp_avg_sqs=twice,
+    )
     yield wrong("beta_of_1", RuntimeError, "beta1", hyper=torch.ones(2, 6, dtype=torch.float64))
-    yield wrong("negative_step", RuntimeError, r"steps\[0\]", steps=[torch.tensor(-1.0), lists.steps[1]])
+    yield wrong(
+        "negative_step", RuntimeError, r"steps\[0\]", steps=[torch.tensor(-1.0), lists.steps[1]]
+    )
     yield wrong("group_range", ValueError, r"groups\[1\]", groups=[0, 2])
     yield wrong(  # the value is checked before the support
         "keys_without_seed", ValueError, "seed", {"keys": [0, 1]}
@@ -152,7 +190,16 @@ def split_master_samples(dtype: torch.dtype, device: torch.device, seed: int) ->
     bits = torch.randint(-(2**31), 2**31, (7, 43), generator=generator).int().view(torch.float32)
     bits = torch.where(bits.isnan(), 1.0, bits).to(device)
     yield Sample("any_bits", (bits,), {})
-    special = [0.0, -0.0, 1.0, 1.00390625, float("inf"), -float("inf"), 3.4028234663852886e38, 1e-45]
+    special = [
+        0.0,
+        -0.0,
+        1.0,
+        1.00390625,
+        float("inf"),
+        -float("inf"),
+        3.4028234663852886e38,
+        1e-45,
+    ]
     yield Sample("special", (torch.tensor(special, device=device),), {})
     yield Sample("strided", (bits.T[::3],), {})
     yield Sample("no_elements", (bits[:0],), {})
