@@ -47,9 +47,10 @@ class _Call:
 
     def optional(self, key: str) -> list[Tensor]:
         """A state that only some tensors have, with empty tensors for the others."""
-        if not any(key in state for state in self.states):
+        found = [state.get(key) for state in self.states]
+        if found.count(None) == len(found):
             return []
-        return [state[key] if key in state else torch.empty(0) for state in self.states]
+        return [torch.empty(0) if tensor is None else tensor for tensor in found]
 
 
 class AdamW(Optimizer):
@@ -261,29 +262,23 @@ class AdamW(Optimizer):
         """The lists of every call, and the numbers of every group (groups, 6)."""
         calls: dict[_Mode, _Call] = {}
         rows = []
-        first = 0
+        copies = iter(self._copies or ())
         for index, group in enumerate(self.param_groups):
             rows.append(_numbers(group))
+            params = [param for param in group["params"] if param.grad is not None]
             mode = _Mode(group["decoupled_weight_decay"], group["amsgrad"], group["maximize"])
             call = calls.setdefault(mode, _Call())
-            for i, param in enumerate(group["params"]):
-                if param.grad is None:
-                    continue
-                if param.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        "fulgurite.optim.AdamW: expected gradients of layout torch.strided,"
-                        f" got {param.grad.layout}"
-                    )
-                state = self.state[param]
+            call.params += params
+            call.grads += _dense([param.grad for param in params])
+            call.groups += [index] * len(params)
+            states = [self.state[param] for param in params]
+            for param, state in zip(params, states, strict=True):
                 if not state:
                     self._start(param, group, state)
-                call.params.append(param)
-                call.grads.append(param.grad)
-                call.states.append(state)
-                call.groups.append(index)
-                if self._copies is not None:
-                    call.copies.append(self._copies[first + i])
-            first += len(group["params"])
+            call.states += states
+            if self._copies is not None:
+                own = zip(group["params"], copies, strict=False)
+                call.copies += [copy for param, copy in own if param.grad is not None]
         calls = {mode: call for mode, call in calls.items() if call.params}
         device = next(iter(calls.values())).params[0].device if calls else None
         return calls, torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 6)
@@ -415,6 +410,13 @@ def _numbers(group: dict[str, Any]) -> list[float]:
         float(x)
         for x in (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], ema_decay)
     ]
+
+
+def _dense(grads: list[Tensor]) -> list[Tensor]:
+    for grad in grads:
+        if grad.is_sparse:
+            raise RuntimeError("fulgurite.optim.AdamW: expected dense gradients, got a sparse one")
+    return grads
 
 
 def _wide(param: Tensor) -> torch.dtype:

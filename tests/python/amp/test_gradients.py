@@ -122,7 +122,9 @@ def test_clip_multiplier() -> None:
     assert clip(norm_sq, 10.0).item() == 1.0
     assert clip(norm_sq, 1.0, eps=0.0).item() == torch.tensor(0.2).item()
     assert clip(norm_sq, 1.0).item() == torch.tensor(1 / (5 + 1e-6)).item()
-    assert clip(norm_sq, 1.0, inv_scale=torch.tensor(0.5), eps=0.0).item() == torch.tensor(0.1).item()
+    assert (
+        clip(norm_sq, 1.0, inv_scale=torch.tensor(0.5), eps=0.0).item() == torch.tensor(0.1).item()
+    )
     assert clip(norm_sq * 0, 0.0).item() == 0.0
     assert clip(norm_sq * math.inf, 1.0).item() == 0.0
     assert math.isnan(clip(norm_sq * math.nan, 1.0).item())

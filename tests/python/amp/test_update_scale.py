@@ -1,4 +1,4 @@
-"""update_scale_ against plain models of torch, Apex and Megatron, over every trace up to a length."""
+"""update_scale_ against plain models of torch, Apex and Megatron, over every trace of a length."""
 
 from __future__ import annotations
 
@@ -139,7 +139,14 @@ def test_growth_stops_short_of_infinity() -> None:
 
 def test_ceiling_and_floor() -> None:
     ours = Ours(48.0, growth_interval=1, max_scale=100.0, min_scale=30.0)
-    for found, scale in ((0.0, 96.0), (0.0, 100.0), (0.0, 100.0), (1.0, 50.0), (1.0, 30.0), (1.0, 30.0)):
+    for found, scale in (
+        (0.0, 96.0),
+        (0.0, 100.0),
+        (0.0, 100.0),
+        (1.0, 50.0),
+        (1.0, 30.0),
+        (1.0, 30.0),
+    ):
         ours.update(found)
         assert ours.scale.item() == scale
 

@@ -1,4 +1,4 @@
-"""Split masters: every float32 comes back, and high is the nearest bfloat16, ties away from zero."""
+"""Split masters: every float32 comes back; high is the nearest bfloat16, ties away from zero."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def from_bits(bits: Tensor) -> Tensor:
 
 
 def patterns() -> Tensor:
-    """Every sign, exponent and upper mantissa with the lower halves around zero, the tie and the end."""
+    """Every upper half with the lower halves around zero, the tie and the end."""
     upper = torch.arange(1 << 16).repeat_interleave(7) << 16
     lower = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFE, 0xFFFF]).repeat(1 << 16)
     return from_bits(upper | lower)
