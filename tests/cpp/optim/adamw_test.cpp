@@ -1,0 +1,161 @@
+// The AdamW kernel alone: its order of operations in scalar code, tails, walks over strides, split masters.
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "catch.h"
+#include "optim/cpu/params.h"
+#include "optim/cpu/split.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+AdamwTaskFn adamw_update;
+SplitTaskFn split_master, join_master;
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite
+
+using namespace fulgurite;
+
+namespace {
+
+AdamwScalars scalars() {
+  AdamwScalars s{};
+  s.grad_factor = 0.5;
+  s.decay = 1 - 1e-3 * 0.01;
+  s.exp_avg_weight = 0.1;
+  s.from_exp_avg = true;
+  s.exp_avg_sq_weight = 0.001;
+  s.beta2 = 0.999;
+  s.step_size = 1e-3 / (1 - 0.9 * 0.9);
+  s.correction = std::sqrt(1 - 0.999 * 0.999);
+  s.eps = 1e-8;
+  return s;
+}
+
+struct Values {
+  std::vector<float> p, g, m, v;
+
+  explicit Values(int64_t n) {
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal;
+    for (int64_t i = 0; i < n; ++i) {
+      p.push_back(normal(random));
+      g.push_back(normal(random));
+      m.push_back(normal(random));
+      v.push_back(std::fabs(normal(random)));
+    }
+  }
+};
+
+AdamwTensor descriptor(Values& x) {
+  AdamwTensor t{};
+  t.data[kParam] = x.p.data();
+  t.data[kGrad] = x.g.data();
+  t.data[kExpAvg] = x.m.data();
+  t.data[kExpAvgSq] = x.v.data();
+  for (Dtype& dtype : t.dtype) dtype = Dtype::kFloat32;
+  t.scalars = scalars();
+  return t;
+}
+
+void run(const AdamwTensor& tensor, const Walk& walk, const std::vector<int64_t>& layouts,
+         int64_t first, int64_t last) {
+  const AdamwParams p{&walk, layouts.data(), &tensor, 1, false, false};
+  FULGURITE_VARIANT::adamw_update(p, first, last);
+}
+
+/// The order that docs/ops/optim.md promises, one element at a time.
+void step(float& p, float grad, float& m, float& v) {
+  const AdamwScalars s = scalars();
+  const float g = grad * static_cast<float>(s.grad_factor);
+  p = p * static_cast<float>(s.decay);
+  m = std::fma(static_cast<float>(s.exp_avg_weight), g - m, m);
+  v = std::fma(static_cast<float>(s.exp_avg_sq_weight) * g, g, static_cast<float>(s.beta2) * v);
+  const float denominator =
+      std::sqrt(v) / static_cast<float>(s.correction) + static_cast<float>(s.eps);
+  p = p - (static_cast<float>(s.step_size) * m) / denominator;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("every length has the bits of the scalar formula") {
+  for (int64_t n : {1, 2, 3, 7, 15, 16, 17, 31, 33, 255, 256, 257, 1000}) {
+    Values x(n), expected(n);
+    for (size_t i = 0; i < expected.p.size(); ++i)
+      step(expected.p[i], expected.g[i], expected.m[i], expected.v[i]);
+    run(descriptor(x), {0, n, 0, 0}, {}, 0, n);
+    CHECK(same_bits(x.p, expected.p));
+    CHECK(same_bits(x.m, expected.m));
+    CHECK(same_bits(x.v, expected.v));
+  }
+}
+
+TEST_CASE("a task touches only its positions") {
+  Values x(1000), before(1000), whole(1000);
+  run(descriptor(whole), {0, 1000, 0, 0}, {}, 0, 1000);
+  run(descriptor(x), {0, 1000, 0, 0}, {}, 100, 333);
+  for (size_t i = 0; i < 1000; ++i) CHECK(x.p[i] == (i >= 100 && i < 333 ? whole.p : before.p)[i]);
+}
+
+TEST_CASE("strided rows reach the same elements") {
+  constexpr int64_t kRows = 9, kColumns = 21;
+  Values dense(kRows * kColumns), x(kRows * kColumns);
+  run(descriptor(dense), {0, kRows * kColumns, 0, 0}, {}, 0, kRows * kColumns);
+  // The gradient lies transposed; everything else is dense.
+  std::vector<float> transposed(x.g.size());
+  for (int64_t r = 0; r < kRows; ++r)
+    for (int64_t c = 0; c < kColumns; ++c)
+      transposed[static_cast<size_t>(c * kRows + r)] = x.g[static_cast<size_t>(r * kColumns + c)];
+  x.g = transposed;
+  std::vector<int64_t> layouts{kRows, kColumns};
+  for (int k = 0; k < kAdamwOperands; ++k) layouts.push_back(k == kGrad ? 1 : kColumns);
+  for (int k = 0; k < kAdamwOperands; ++k) layouts.push_back(k == kGrad ? kRows : 1);
+  const AdamwTensor tensor = descriptor(x);
+  run(tensor, {0, kRows * kColumns, 2, 0}, layouts, 0, 50);
+  run(tensor, {0, kRows * kColumns, 2, 0}, layouts, 50, kRows * kColumns);
+  CHECK(same_bits(x.p, dense.p));
+  CHECK(same_bits(x.v, dense.v));
+}
+
+TEST_CASE("a split master takes the float32 step") {
+  constexpr int64_t n = 77;
+  Values wide(n), x(n);
+  std::vector<uint16_t> high(n);
+  std::vector<int16_t> low(n);
+  const SplitParams halves{x.p.data(), high.data(), low.data()};
+  FULGURITE_VARIANT::split_master(halves, 0, n);
+  AdamwTensor tensor = descriptor(x);
+  tensor.data[kParam] = high.data();
+  tensor.dtype[kParam] = Dtype::kBFloat16;
+  tensor.data[kMaster] = low.data();
+  tensor.split = true;
+  run(tensor, {0, n, 0, 0}, {}, 0, n);
+  run(descriptor(wide), {0, n, 0, 0}, {}, 0, n);
+  FULGURITE_VARIANT::join_master(halves, 0, n);
+  CHECK(same_bits(x.p, wide.p));
+  CHECK(same_bits(x.m, wide.m));
+}
+
+TEST_CASE("walks give every element once") {
+  // Three tensors: 5 elements, none, and 200 in rows of 8 whose stride is 10.
+  const std::vector<Walk> walks{{0, 5, 0, 0}, {64, 0, 0, 0}, {64, 200, 2, 0}};
+  const std::vector<int64_t> layouts{25, 8, 10, 1};
+  std::vector<int> seen5(5), seen200(250);
+  for (int64_t first = 0; first < 264; first += 50)
+    FULGURITE_VARIANT::walk_tensors(
+        walks.data(), 3, first, first + 50, [&](int64_t t, int64_t begin, int64_t end) {
+          FULGURITE_VARIANT::walk_rows<1>(
+              walks[static_cast<size_t>(t)], layouts.data(), begin, end,
+              [&](const int64_t* offset, const int64_t* stride, int64_t n) {
+                for (int64_t i = 0; i < n; ++i)
+                  ++(t == 0 ? seen5 : seen200)[static_cast<size_t>(*offset + i * *stride)];
+              });
+        });
+  for (int count : seen5) CHECK(count == 1);
+  for (size_t i = 0; i < 250; ++i) CHECK(seen200[i] == (i % 10 < 8));
+}
