@@ -131,19 +131,21 @@ FULGURITE_INLINE void copy_few(S* to, const S* from, int64_t n) {
   if constexpr (Size > 1) copy_few<Size / 2>(to, from, n);
 }
 
-/// The first n ≤ W elements; the other lanes are `fill`. Reads and writes nothing beyond n.
+/// The first n lanes, 0 ≤ n; those past n are `fill`. Reads and writes nothing beyond n.
 template <class V, class S>
 FULGURITE_INLINE V load_first(const S* p, int64_t n, Element<V> fill = 0) {
+  if (n >= kWidth<V>) return load_as<V>(p);
   S lanes[kWidth<V>] = {};
-  copy_few<kWidth<V>>(lanes, p, n);
+  copy_few<kWidth<V> / 2>(lanes, p, n);
   return select<V>(lane_index<V>() < static_cast<Element<IntOf<V>>>(n), load_as<V>(lanes),
                    splat<V>(fill));
 }
 template <class S, class V>
 FULGURITE_INLINE void store_first(S* p, V v, int64_t n) {
+  if (n >= kWidth<V>) return store_as(p, v);
   S lanes[kWidth<V>];
   store_as(lanes, v);
-  copy_few<kWidth<V>>(p, lanes, n);
+  copy_few<kWidth<V> / 2>(p, lanes, n);
 }
 
 template <class S>
