@@ -13,7 +13,8 @@
 #if defined(__CUDACC__)
 #define FULGURITE_HOST_DEVICE __host__ __device__
 #else
-#define FULGURITE_HOST_DEVICE
+// Kernels of every instruction set include this file: a copy left to the linker could be that of a newer machine.
+#define FULGURITE_HOST_DEVICE __attribute__((always_inline))
 #endif
 
 namespace fulgurite {

@@ -51,7 +51,8 @@ FULGURITE_INLINE Vec<uint16_t, W> narrow_float16_generic(Vec<float, W> x) {
   const U infinite = U{} + 0x7c00u;
   const U nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
   const U big = magnitude > 0x7f800000u ? nan : infinite;
-  return __builtin_convertvector(sign | (magnitude >= 0x477ff000u ? big : finite), Vec<uint16_t, W>);
+  return __builtin_convertvector(sign | (magnitude >= 0x477ff000u ? big : finite),
+                                 Vec<uint16_t, W>);
 }
 
 template <int W>
@@ -61,7 +62,8 @@ FULGURITE_INLINE Vec<float, W> widen_float16(Vec<uint16_t, W> bits) {
 #endif
 #if defined(__F16C__)
   if constexpr (W == 8) return (Vec<float, 8>)_mm256_cvtph_ps((__m128i)bits);
-  if constexpr (W == 4) return (Vec<float, 4>)_mm_cvtph_ps(_mm_cvtsi64_si128(bit_cast<int64_t>(bits)));
+  if constexpr (W == 4)
+    return (Vec<float, 4>)_mm_cvtph_ps(_mm_cvtsi64_si128(bit_cast<int64_t>(bits)));
 #endif
 #if defined(__aarch64__)
   if constexpr (W == 4) return (Vec<float, 4>)vcvt_f32_f16((float16x4_t)bits);
@@ -72,11 +74,16 @@ FULGURITE_INLINE Vec<float, W> widen_float16(Vec<uint16_t, W> bits) {
 template <int W>
 FULGURITE_INLINE Vec<uint16_t, W> narrow_float16(Vec<float, W> x) {
 #if defined(__AVX512F__)
-  if constexpr (W == 16) return (Vec<uint16_t, 16>)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  if constexpr (W == 16)
+    return (Vec<uint16_t, 16>)_mm512_cvtps_ph((__m512)x,
+                                              _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #endif
 #if defined(__F16C__)
-  if constexpr (W == 8) return (Vec<uint16_t, 8>)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
-  if constexpr (W == 4) return bit_cast<Vec<uint16_t, 4>>(_mm_cvtsi128_si64(_mm_cvtps_ph((__m128)x, _MM_FROUND_TO_NEAREST_INT)));
+  if constexpr (W == 8)
+    return (Vec<uint16_t, 8>)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+  if constexpr (W == 4)
+    return bit_cast<Vec<uint16_t, 4>>(
+        _mm_cvtsi128_si64(_mm_cvtps_ph((__m128)x, _MM_FROUND_TO_NEAREST_INT)));
 #endif
 #if defined(__aarch64__)
   if constexpr (W == 4) return (Vec<uint16_t, 4>)vcvt_f16_f32((float32x4_t)x);
@@ -124,18 +131,21 @@ FULGURITE_INLINE void copy_few(S* to, const S* from, int64_t n) {
   if constexpr (Size > 1) copy_few<Size / 2>(to, from, n);
 }
 
-/// The first n ≤ W elements; the other lanes are `fill`. Reads and writes nothing beyond n.
+/// The first n lanes, 0 ≤ n; those past n are `fill`. Reads and writes nothing beyond n.
 template <class V, class S>
 FULGURITE_INLINE V load_first(const S* p, int64_t n, Element<V> fill = 0) {
+  if (n >= kWidth<V>) return load_as<V>(p);
   S lanes[kWidth<V>] = {};
-  copy_few<kWidth<V>>(lanes, p, n);
-  return select<V>(lane_index<V>() < static_cast<Element<IntOf<V>>>(n), load_as<V>(lanes), splat<V>(fill));
+  copy_few<kWidth<V> / 2>(lanes, p, n);
+  return select<V>(lane_index<V>() < static_cast<Element<IntOf<V>>>(n), load_as<V>(lanes),
+                   splat<V>(fill));
 }
 template <class S, class V>
 FULGURITE_INLINE void store_first(S* p, V v, int64_t n) {
+  if (n >= kWidth<V>) return store_as(p, v);
   S lanes[kWidth<V>];
   store_as(lanes, v);
-  copy_few<kWidth<V>>(p, lanes, n);
+  copy_few<kWidth<V> / 2>(p, lanes, n);
 }
 
 template <class S>

@@ -41,7 +41,8 @@ struct PanelsB {
 };
 
 template <int MR, class T>
-FULGURITE_INLINE void gemm_tile(MatrixA<T> a, const T* b, int64_t K, T* c, int64_t ldc, bool accumulate) {
+FULGURITE_INLINE void gemm_tile(MatrixA<T> a, const T* b, int64_t K, T* c, int64_t ldc,
+                                bool accumulate) {
   using V = Native<T>;
   V acc[MR][kTileVectors] = {};
   const T* x = a.data;
@@ -68,12 +69,16 @@ FULGURITE_INLINE void gemm_tile(MatrixA<T> a, const T* b, int64_t K, T* c, int64
 /// M rows of C; N is rounded up to whole panels, so C's rows hold pad_columns(N) elements. Every element of C is one chain
 /// over k in order, whatever M is: a row's bits do not depend on its neighbours.
 template <class T>
-inline void gemm(int64_t M, int64_t N, int64_t K, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc, bool accumulate) {
-  const auto rows = [&a](int64_t m) { return MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.k_stride}; };
+inline void gemm(int64_t M, int64_t N, int64_t K, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc,
+                 bool accumulate) {
+  const auto rows = [&a](int64_t m) {
+    return MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.k_stride};
+  };
   for (int64_t n = 0; n < N; n += kTileColumns<T>) {
     const T* const panel = b.data + n / kTileColumns<T> * b.panel_stride;
     int64_t m = 0;
-    for (; m + kTileRows <= M; m += kTileRows) gemm_tile<kTileRows>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
+    for (; m + kTileRows <= M; m += kTileRows)
+      gemm_tile<kTileRows>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
     for (; m + 2 <= M; m += 2) gemm_tile<2>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
     for (; m < M; ++m) gemm_tile<1>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
   }

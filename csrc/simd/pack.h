@@ -52,7 +52,8 @@ inline void pack_transposed(Strided<S> from, int64_t N, int64_t K, T* to);
 template <class T, class S>
 inline void pack_rows(Strided<S> from, int64_t K, int64_t N, T* to) {
   constexpr int64_t NR = kTileColumns<T>;
-  if (from.column_stride != 1 && from.row_stride == 1) return pack_transposed<T>(from.transposed(), N, K, to);
+  if (from.column_stride != 1 && from.row_stride == 1)
+    return pack_transposed<T>(from.transposed(), N, K, to);
   const int64_t padded = pad_columns<T>(N);
   for (int64_t k = 0; k < K; ++k) {
     for (int64_t c = N / kLanes<T> * kLanes<T>; c < padded; c += kLanes<T>)
@@ -99,7 +100,8 @@ inline void pack_transposed(Strided<S> from, int64_t N, int64_t K, T* to) {
   using V = Native<T>;
   constexpr int W = kLanes<T>;
   constexpr int64_t NR = kTileColumns<T>;
-  if (from.column_stride != 1 && from.row_stride == 1) return pack_rows<T>(from.transposed(), K, N, to);
+  if (from.column_stride != 1 && from.row_stride == 1)
+    return pack_rows<T>(from.transposed(), K, N, to);
   for (int64_t n0 = 0; n0 < pad_columns<T>(N); n0 += W) {
     T* const panel = to + n0 / NR * K * NR + n0 % NR;
     const int64_t columns = N - n0 < W ? N - n0 : W;
@@ -107,8 +109,11 @@ inline void pack_transposed(Strided<S> from, int64_t N, int64_t K, T* to) {
       V block[W];
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) {
-        block[i] = i < columns ? load_strided<V>(from.data + (n0 + i) * from.row_stride + k0 * from.column_stride, from.column_stride, K - k0)
-                               : V{};
+        block[i] =
+            i < columns
+                ? load_strided<V>(from.data + (n0 + i) * from.row_stride + k0 * from.column_stride,
+                                  from.column_stride, K - k0)
+                : V{};
       }
       transpose<W / 2>(block);
 #pragma GCC unroll 16

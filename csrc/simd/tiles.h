@@ -24,12 +24,18 @@ struct TileShape {
 
 // ---- what the arithmetic is ------------------------------------------------------------------------------------------
 
-FULGURITE_INLINE float flush_subnormal(float x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.f, x) : x; }
-FULGURITE_INLINE float flushed_float(uint16_t bfloat16) { return flush_subnormal(bit_cast<float>(uint32_t{bfloat16} << 16)); }
+FULGURITE_INLINE float flush_subnormal(float x) {
+  return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.f, x) : x;
+}
+FULGURITE_INLINE float flushed_float(uint16_t bfloat16) {
+  return flush_subnormal(bit_cast<float>(uint32_t{bfloat16} << 16));
+}
 FULGURITE_INLINE float flushed_fma(uint16_t a, uint16_t b, float c) {
   return flush_subnormal(fma(flushed_float(a), flushed_float(b), c));
 }
-FULGURITE_INLINE float flushed_sum(float a, float b) { return flush_subnormal(flush_subnormal(a) + flush_subnormal(b)); }
+FULGURITE_INLINE float flushed_sum(float a, float b) {
+  return flush_subnormal(flush_subnormal(a) + flush_subnormal(b));
+}
 
 // ---- tiles -------------------------------------------------------------------------------------------------------------
 
@@ -51,11 +57,14 @@ class EmulatedTiles {
   template <int T>
   void load(const void* p, int64_t stride) {
     zero<T>();
-    for (int r = 0; r < shapes_[T].rows; ++r) __builtin_memcpy(bytes_[T][r], static_cast<const char*>(p) + r * stride, shapes_[T].row_bytes);
+    for (int r = 0; r < shapes_[T].rows; ++r)
+      __builtin_memcpy(bytes_[T][r], static_cast<const char*>(p) + r * stride,
+                       shapes_[T].row_bytes);
   }
   template <int T>
   void store(void* p, int64_t stride) const {
-    for (int r = 0; r < shapes_[T].rows; ++r) __builtin_memcpy(static_cast<char*>(p) + r * stride, bytes_[T][r], shapes_[T].row_bytes);
+    for (int r = 0; r < shapes_[T].rows; ++r)
+      __builtin_memcpy(static_cast<char*>(p) + r * stride, bytes_[T][r], shapes_[T].row_bytes);
   }
   /// C += A·B.
   template <int C, int A, int B>
@@ -131,7 +140,8 @@ using Tiles = EmulatedTiles;
 #endif
 
 /// B (K×N) in the pairs that dot_bfloat16 reads: [⌈K/2⌉][columns][2], columns ≥ N; what B does not have is zero.
-inline void pack_pairs(Strided<BFloat16> from, int64_t K, int64_t N, int64_t columns, BFloat16* to) {
+inline void pack_pairs(Strided<BFloat16> from, int64_t K, int64_t N, int64_t columns,
+                       BFloat16* to) {
   const auto element = [&](int64_t k, int64_t n) {
     return k < K && n < N ? from.data[k * from.row_stride + n * from.column_stride] : BFloat16{0};
   };
@@ -146,7 +156,8 @@ inline void pack_pairs(Strided<BFloat16> from, int64_t K, int64_t N, int64_t col
 
 /// acc[i] += a[2i+1]·b[2i+1], then += a[2i]·b[2i]: two fma in this order, subnormals flushed as in tiles.
 template <int W>
-FULGURITE_INLINE Vec<float, W> dot_pairs_emulated(Vec<float, W> acc, Vec<uint16_t, 2 * W> a, Vec<uint16_t, 2 * W> b) {
+FULGURITE_INLINE Vec<float, W> dot_pairs_emulated(Vec<float, W> acc, Vec<uint16_t, 2 * W> a,
+                                                  Vec<uint16_t, 2 * W> b) {
   for (int i = 0; i < W; ++i) {
     const float odd = flushed_fma(a[2 * i + 1], b[2 * i + 1], flush_subnormal(acc[i]));
     acc[i] = flushed_fma(a[2 * i], b[2 * i], odd);
@@ -154,9 +165,11 @@ FULGURITE_INLINE Vec<float, W> dot_pairs_emulated(Vec<float, W> acc, Vec<uint16_
   return acc;
 }
 template <int W>
-FULGURITE_INLINE Vec<float, W> dot_pairs(Vec<float, W> acc, Vec<uint16_t, 2 * W> a, Vec<uint16_t, 2 * W> b) {
+FULGURITE_INLINE Vec<float, W> dot_pairs(Vec<float, W> acc, Vec<uint16_t, 2 * W> a,
+                                         Vec<uint16_t, 2 * W> b) {
 #if defined(__AVX512BF16__)
-  if constexpr (W == 16) return (Vec<float, 16>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+  if constexpr (W == 16)
+    return (Vec<float, 16>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
 #endif
   return dot_pairs_emulated<W>(acc, a, b);
 }

@@ -107,17 +107,25 @@ FULGURITE_INLINE double sqrt(double x) { return __builtin_sqrt(x); }
 template <class V, class = Element<V>>
 FULGURITE_INLINE V fma(V a, V b, V c) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<V, Vec<float, 16>>) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-  if constexpr (std::is_same_v<V, Vec<double, 8>>) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+  if constexpr (std::is_same_v<V, Vec<float, 16>>)
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (std::is_same_v<V, Vec<double, 8>>)
+    return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 #endif
 #if defined(__FMA__)
-  if constexpr (std::is_same_v<V, Vec<float, 8>>) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-  if constexpr (std::is_same_v<V, Vec<double, 4>>) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-  if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
-  if constexpr (std::is_same_v<V, Vec<double, 2>>) return (V)_mm_fmadd_pd((__m128d)a, (__m128d)b, (__m128d)c);
+  if constexpr (std::is_same_v<V, Vec<float, 8>>)
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (std::is_same_v<V, Vec<double, 4>>)
+    return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  if constexpr (std::is_same_v<V, Vec<float, 4>>)
+    return (V)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+  if constexpr (std::is_same_v<V, Vec<double, 2>>)
+    return (V)_mm_fmadd_pd((__m128d)a, (__m128d)b, (__m128d)c);
 #elif defined(__aarch64__)
-  if constexpr (std::is_same_v<V, Vec<float, 4>>) return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-  if constexpr (std::is_same_v<V, Vec<double, 2>>) return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+  if constexpr (std::is_same_v<V, Vec<float, 4>>)
+    return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  if constexpr (std::is_same_v<V, Vec<double, 2>>)
+    return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 #endif
   V r;
   for (int i = 0; i < kWidth<V>; ++i) r[i] = fma(a[i], b[i], c[i]);
@@ -187,14 +195,16 @@ FULGURITE_INLINE V min(V a, V b) {
 template <class V>
 FULGURITE_INLINE V abs(V x) {
   using I = IntOf<V>;
-  constexpr Element<I> kMagnitude = sizeof(Element<V>) == 8 ? static_cast<Element<I>>(INT64_MAX) : static_cast<Element<I>>(INT32_MAX);
+  constexpr Element<I> kMagnitude = sizeof(Element<V>) == 8 ? static_cast<Element<I>>(INT64_MAX)
+                                                            : static_cast<Element<I>>(INT32_MAX);
   return bit_cast<V>(bit_cast<I>(x) & kMagnitude);
 }
 /// Magnitude of x with the sign of s.
 template <class V>
 FULGURITE_INLINE V copysign(V x, V s) {
   using I = IntOf<V>;
-  constexpr Element<I> kSign = sizeof(Element<V>) == 8 ? static_cast<Element<I>>(INT64_MIN) : static_cast<Element<I>>(INT32_MIN);
+  constexpr Element<I> kSign = sizeof(Element<V>) == 8 ? static_cast<Element<I>>(INT64_MIN)
+                                                       : static_cast<Element<I>>(INT32_MIN);
   return bit_cast<V>((bit_cast<I>(x) & ~kSign) | (bit_cast<I>(s) & kSign));
 }
 

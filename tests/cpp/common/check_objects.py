@@ -1,7 +1,7 @@
-"""Check that kernel objects define global and weak symbols only inside the namespace of their instruction set.
+"""Check that kernel objects define symbols only inside the namespace of their instruction set.
 
-An inline function of an AVX-512 object that lies elsewhere (std::, fulgurite::) is a weak symbol, and the linker keeps one
-copy for the whole program: an older machine could be handed the AVX-512 one.
+An inline function of an AVX-512 object that lies elsewhere (std::, fulgurite::) is a weak symbol,
+and the linker keeps one copy for the whole program: an older machine could be handed that one.
 
     check_objects.py [--nm NM] ISA OBJECT...
 """
@@ -15,9 +15,8 @@ import sys
 
 def foreign_symbols(nm: str, isa: str, path: str) -> list[str]:
     """Defined global or weak symbols of the object at ``path`` outside ``fulgurite::<isa>``."""
-    listing = subprocess.run(
-        [nm, "--defined-only", "--extern-only", "-C", path], check=True, capture_output=True, text=True
-    ).stdout
+    command = [nm, "--defined-only", "--extern-only", "-C", path]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # "address type name": vtables and guards read "vtable for fulgurite::avx2::…"
     names = [line.split(maxsplit=2)[2] for line in listing.splitlines() if line.strip()]
     return [name for name in names if f"fulgurite::{isa}::" not in name.split("(")[0]]
@@ -34,7 +33,7 @@ def main() -> int:
         for name in foreign_symbols(arguments.nm, arguments.isa, path):
             print(f"{path}: {name} is outside fulgurite::{arguments.isa}")
             failures += 1
-    print(f"{len(arguments.objects)} objects, {failures} symbols outside fulgurite::{arguments.isa}")
+    print(f"{len(arguments.objects)} objects, {failures} symbols outside their namespace")
     return 1 if failures else 0
 
 

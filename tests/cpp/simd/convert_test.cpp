@@ -28,11 +28,14 @@ uint32_t bits_of(float x) {
 struct Format {
   int mantissa, bias;
 
-  uint16_t infinity() const { return static_cast<uint16_t>(((1 << (15 - mantissa)) - 1) << mantissa); }
+  uint16_t infinity() const {
+    return static_cast<uint16_t>(((1 << (15 - mantissa)) - 1) << mantissa);
+  }
   double value(uint16_t bits) const {  // infinity as the power of two above the largest number
     const int exponent = (bits & 0x7fff) >> mantissa, fraction = bits & ((1 << mantissa) - 1);
-    const double magnitude = exponent == 0 ? std::ldexp(fraction, 1 - bias - mantissa)
-                                           : std::ldexp(fraction + (1 << mantissa), exponent - bias - mantissa);
+    const double magnitude =
+        exponent == 0 ? std::ldexp(fraction, 1 - bias - mantissa)
+                      : std::ldexp(fraction + (1 << mantissa), exponent - bias - mantissa);
     return bits & 0x8000 ? -magnitude : magnitude;
   }
   bool is_nan(uint16_t bits) const { return (bits & 0x7fff) > infinity(); }
@@ -44,8 +47,11 @@ struct Format {
     const uint16_t magnitude = bits & 0x7fff;
     const double exact = std::abs(static_cast<double>(x)), here = value(magnitude);
     if (std::isinf(x)) return is_infinite(bits);
-    const double above = magnitude == infinity() ? std::numeric_limits<double>::infinity() : value(static_cast<uint16_t>(magnitude + 1)) - exact;
-    const double below = magnitude == 0 ? std::numeric_limits<double>::infinity() : exact - value(static_cast<uint16_t>(magnitude - 1));
+    const double above = magnitude == infinity()
+                             ? std::numeric_limits<double>::infinity()
+                             : value(static_cast<uint16_t>(magnitude + 1)) - exact;
+    const double below = magnitude == 0 ? std::numeric_limits<double>::infinity()
+                                        : exact - value(static_cast<uint16_t>(magnitude - 1));
     const double error = std::abs(exact - here);
     if (exact > here && magnitude == infinity()) return true;
     const double other = exact > here ? above : below;
@@ -81,13 +87,15 @@ uint16_t narrow_one(float x) {
   return Functions::narrow(set::splat<Vec<float, Functions::kLanes>>(x))[Functions::kLanes - 1];
 }
 
-#define EVERY_CONVERSION                                                                                                  \
-  (BFloat16Functions<4>), (BFloat16Functions<8>), (BFloat16Functions<16>), (HalfFunctions<4>), (HalfFunctions<8>),        \
-      (HalfFunctions<16>), (GenericHalfFunctions<4>), (GenericHalfFunctions<8>), (GenericHalfFunctions<16>)
+#define EVERY_CONVERSION                                                                       \
+  (BFloat16Functions<4>), (BFloat16Functions<8>), (BFloat16Functions<16>), (HalfFunctions<4>), \
+      (HalfFunctions<8>), (HalfFunctions<16>), (GenericHalfFunctions<4>),                      \
+      (GenericHalfFunctions<8>), (GenericHalfFunctions<16>)
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("every 16-bit pattern widens exactly and comes back", "[convert]", EVERY_CONVERSION) {
+TEMPLATE_TEST_CASE("every 16-bit pattern widens exactly and comes back", "[convert]",
+                   EVERY_CONVERSION) {
   constexpr int W = TestType::kLanes;
   constexpr Format kFormat = TestType::kFormat;
   int wrong = 0;
@@ -98,17 +106,22 @@ TEMPLATE_TEST_CASE("every 16-bit pattern widens exactly and comes back", "[conve
     const Vec<uint16_t, W> back = TestType::narrow(wide);
     for (int i = 0; i < W; ++i) {
       if (kFormat.is_nan(bits[i])) {
-        wrong += !(std::isnan(wide[i]) && std::signbit(wide[i]) == (bits[i] >> 15) && back[i] == (bits[i] | 1 << (kFormat.mantissa - 1)));
+        wrong += !(std::isnan(wide[i]) && std::signbit(wide[i]) == (bits[i] >> 15) &&
+                   back[i] == (bits[i] | 1 << (kFormat.mantissa - 1)));
       } else {
-        const double exact = kFormat.is_infinite(bits[i]) ? std::copysign(INFINITY, kFormat.value(bits[i])) : kFormat.value(bits[i]);
-        wrong += !(wide[i] == exact && std::signbit(wide[i]) == (bits[i] >> 15) && back[i] == bits[i]);
+        const double exact = kFormat.is_infinite(bits[i])
+                                 ? std::copysign(INFINITY, kFormat.value(bits[i]))
+                                 : kFormat.value(bits[i]);
+        wrong +=
+            !(wide[i] == exact && std::signbit(wide[i]) == (bits[i] >> 15) && back[i] == bits[i]);
       }
     }
   }
   CHECK(wrong == 0);
 }
 
-TEMPLATE_TEST_CASE("narrowing rounds to nearest even over all of float32", "[convert]", EVERY_CONVERSION) {
+TEMPLATE_TEST_CASE("narrowing rounds to nearest even over all of float32", "[convert]",
+                   EVERY_CONVERSION) {
   constexpr int W = TestType::kLanes;
   constexpr Format kFormat = TestType::kFormat;
   constexpr uint32_t kStride = 4099;
@@ -126,18 +139,23 @@ TEMPLATE_TEST_CASE("narrowing at every tie and beside it", "[convert]", EVERY_CO
   constexpr Format kFormat = TestType::kFormat;
   int wrong = 0;
   for (int bits = 0; bits < 1 << 16; ++bits) {
-    if (kFormat.is_nan(static_cast<uint16_t>(bits)) || kFormat.is_infinite(static_cast<uint16_t>(bits))) continue;
-    const float tie = static_cast<float>((kFormat.value(static_cast<uint16_t>(bits)) + kFormat.value(static_cast<uint16_t>(bits + 1))) / 2);
+    if (kFormat.is_nan(static_cast<uint16_t>(bits)) ||
+        kFormat.is_infinite(static_cast<uint16_t>(bits)))
+      continue;
+    const float tie = static_cast<float>((kFormat.value(static_cast<uint16_t>(bits)) +
+                                          kFormat.value(static_cast<uint16_t>(bits + 1))) /
+                                         2);
     const uint32_t pattern = bits_of(tie);
-    for (const float x : {float_of(pattern - 1), tie, float_of(pattern + 1)}) wrong += !kFormat.rounds_to(x, narrow_one<TestType>(x));
+    for (const float x : {float_of(pattern - 1), tie, float_of(pattern + 1)})
+      wrong += !kFormat.rounds_to(x, narrow_one<TestType>(x));
   }
   CHECK(wrong == 0);
   for (const uint32_t nan : {0x7f800001u, 0x7fc00000u, 0x7fffffffu, 0xff800001u, 0xffffffffu})
     CHECK(kFormat.rounds_to(float_of(nan), narrow_one<TestType>(float_of(nan))));
 }
 
-TEMPLATE_TEST_CASE("the hardware's float16 conversions and the generic ones give the same bits", "[convert]", (HalfFunctions<4>), (HalfFunctions<8>),
-                   (HalfFunctions<16>)) {
+TEMPLATE_TEST_CASE("the hardware's float16 conversions and the generic ones give the same bits",
+                   "[convert]", (HalfFunctions<4>), (HalfFunctions<8>), (HalfFunctions<16>)) {
   constexpr int W = TestType::kLanes;
   int64_t wrong = 0;
   for (uint64_t bits = 0; bits < uint64_t{1} << 32; bits += 4099) {
@@ -151,7 +169,8 @@ TEMPLATE_TEST_CASE("the hardware's float16 conversions and the generic ones give
   CHECK(wrong == 0);
 }
 
-TEMPLATE_TEST_CASE("load_as and store_as convert every storage type", "[convert]", (Vec<float, 4>), (Vec<float, 8>), (Vec<float, 16>)) {
+TEMPLATE_TEST_CASE("load_as and store_as convert every storage type", "[convert]", (Vec<float, 4>),
+                   (Vec<float, 8>), (Vec<float, 16>)) {
   using V = TestType;
   constexpr int W = set::kWidth<V>;
   const V x = __builtin_convertvector(set::lane_index<V>(), V) - 2.5f;
@@ -176,7 +195,8 @@ TEMPLATE_TEST_CASE("load_as and store_as convert every storage type", "[convert]
   CHECK(set::from_accumulate<double>(0.1) == 0.1);
 }
 
-TEMPLATE_TEST_CASE("the first n lanes: the rest is filled, nothing beyond n is touched", "[convert]", float, BFloat16, Half) {
+TEMPLATE_TEST_CASE("the first n lanes: the rest is filled, nothing beyond n is touched",
+                   "[convert]", float, BFloat16, Half) {
   using V = set::Native<float>;
   constexpr int W = set::kWidth<V>;
   TestType from[W], to[W];
@@ -188,6 +208,7 @@ TEMPLATE_TEST_CASE("the first n lanes: the rest is filled, nothing beyond n is t
       to[i] = set::from_accumulate<TestType>(99.f);
     }
     set::store_first(to, v, n);
-    for (int i = 0; i < W; ++i) CHECK(set::to_accumulate(to[i]) == (i < n ? static_cast<float>(i + 1) : 99.f));
+    for (int i = 0; i < W; ++i)
+      CHECK(set::to_accumulate(to[i]) == (i < n ? static_cast<float>(i + 1) : 99.f));
   }
 }

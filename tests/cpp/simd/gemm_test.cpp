@@ -17,7 +17,9 @@ namespace {
 template <class T>
 std::vector<T> numbers(int64_t count, int seed) {
   std::vector<T> v(static_cast<size_t>(count));
-  for (int64_t i = 0; i < count; ++i) v[static_cast<size_t>(i)] = set::from_accumulate<T>(static_cast<Accumulate<T>>(std::sin(seed + 1.3 * static_cast<double>(i))));
+  for (int64_t i = 0; i < count; ++i)
+    v[static_cast<size_t>(i)] = set::from_accumulate<T>(
+        static_cast<Accumulate<T>>(std::sin(seed + 1.3 * static_cast<double>(i))));
   return v;
 }
 
@@ -25,23 +27,30 @@ template <class T>
 struct Product {
   int64_t M, N, K;
   bool transposed_a;
-  std::vector<T> a = numbers<T>(M * K, 1), b = numbers<T>(K * N, 2), panels = std::vector<T>(static_cast<size_t>(set::pad_columns<T>(N) * K));
+  std::vector<T> a = numbers<T>(M * K, 1), b = numbers<T>(K * N, 2),
+                 panels = std::vector<T>(static_cast<size_t>(set::pad_columns<T>(N) * K));
 
-  set::MatrixA<T> matrix_a() const { return transposed_a ? set::MatrixA<T>{a.data(), 1, M} : set::MatrixA<T>{a.data(), K, 1}; }
-  T a_at(int64_t m, int64_t k) const { return a[static_cast<size_t>(transposed_a ? k * M + m : m * K + k)]; }
+  set::MatrixA<T> matrix_a() const {
+    return transposed_a ? set::MatrixA<T>{a.data(), 1, M} : set::MatrixA<T>{a.data(), K, 1};
+  }
+  T a_at(int64_t m, int64_t k) const {
+    return a[static_cast<size_t>(transposed_a ? k * M + m : m * K + k)];
+  }
   int64_t ldc() const { return set::pad_columns<T>(N); }
 
   std::vector<T> run(int64_t rows, bool accumulate) {
     set::pack_rows<T>(set::Strided<T>{b.data(), N, 1}, K, N, panels.data());
     std::vector<T> c(static_cast<size_t>(M * ldc()), T(0.5));
-    set::gemm<T>(rows, N, K, matrix_a(), {panels.data(), K * set::kTileColumns<T>}, c.data(), ldc(), accumulate);
+    set::gemm<T>(rows, N, K, matrix_a(), {panels.data(), K * set::kTileColumns<T>}, c.data(), ldc(),
+                 accumulate);
     return c;
   }
 };
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("products are right at every size, both ways of A, both ways of C", "[gemm]", float, double) {
+TEMPLATE_TEST_CASE("products are right at every size, both ways of A, both ways of C", "[gemm]",
+                   float, double) {
   using T = TestType;
   for (int64_t M = 1; M <= 13; ++M)
     for (const int64_t N : {1, 5, 16, 33, 70})
@@ -54,27 +63,32 @@ TEMPLATE_TEST_CASE("products are right at every size, both ways of A, both ways 
             for (int64_t n = 0; n < N; ++n) {
               long double exact = 0, size = 0;
               for (int64_t k = 0; k < K; ++k) {
-                const long double term = static_cast<long double>(p.a_at(m, k)) * p.b[static_cast<size_t>(k * N + n)];
+                const long double term =
+                    static_cast<long double>(p.a_at(m, k)) * p.b[static_cast<size_t>(k * N + n)];
                 exact += term;
                 size += std::abs(term);
               }
               // A chain of K roundings, one more for the sum with C.
-              const long double unit = std::numeric_limits<T>::epsilon() / 2, bound = (static_cast<long double>(2 * K) + 2) * unit * (size + 1);
+              const long double unit = std::numeric_limits<T>::epsilon() / 2,
+                                bound = (static_cast<long double>(2 * K) + 2) * unit * (size + 1);
               const size_t i = static_cast<size_t>(m * p.ldc() + n);
               worst = std::max(worst, static_cast<double>(std::abs(set_c[i] - exact) / bound));
-              worst = std::max(worst, static_cast<double>(std::abs(added_c[i] - exact - 0.5L) / bound));
+              worst =
+                  std::max(worst, static_cast<double>(std::abs(added_c[i] - exact - 0.5L) / bound));
             }
           INFO(M << "x" << N << "x" << K << (transposed ? ", A transposed" : ""));
           CHECK(worst <= 1);
         }
 }
 
-TEMPLATE_TEST_CASE("a row's bits do not depend on how many rows are beside it", "[gemm]", float, double) {
+TEMPLATE_TEST_CASE("a row's bits do not depend on how many rows are beside it", "[gemm]", float,
+                   double) {
   using T = TestType;
   Product<T> p{13, 37, 50, false};
   const std::vector<T> all = p.run(13, false);
   for (int64_t rows = 1; rows < 13; ++rows)
-    CHECK(std::memcmp(all.data(), p.run(rows, false).data(), sizeof(T) * static_cast<size_t>(rows * p.ldc())) == 0);
+    CHECK(std::memcmp(all.data(), p.run(rows, false).data(),
+                      sizeof(T) * static_cast<size_t>(rows * p.ldc())) == 0);
 }
 
 TEST_CASE("rows past M are not written", "[gemm]") {
@@ -83,7 +97,8 @@ TEST_CASE("rows past M are not written", "[gemm]") {
   for (size_t i = static_cast<size_t>(7 * p.ldc()); i < c.size(); ++i) CHECK(c[i] == 0.5f);
 }
 
-TEMPLATE_TEST_CASE("packing puts every element in its place and zero in the padding", "[pack]", double, float, BFloat16, Half) {
+TEMPLATE_TEST_CASE("packing puts every element in its place and zero in the padding", "[pack]",
+                   double, float, BFloat16, Half) {
   using S = TestType;
   using T = Accumulate<S>;
   constexpr int64_t NR = set::kTileColumns<T>;
@@ -103,7 +118,9 @@ TEMPLATE_TEST_CASE("packing puts every element in its place and zero in the padd
         int wrong = 0;
         for (int64_t k = 0; k < K; ++k)
           for (int64_t n = 0; n < padded; ++n) {
-            const T expected = n < N ? set::to_accumulate(stored[static_cast<size_t>(k * s.row + n * s.column)]) : T(0);
+            const T expected =
+                n < N ? set::to_accumulate(stored[static_cast<size_t>(k * s.row + n * s.column)])
+                      : T(0);
             const size_t at = static_cast<size_t>((n / NR * K + k) * NR + n % NR);
             wrong += rows[at] != expected || transposed[at] != expected;
           }
@@ -114,7 +131,8 @@ TEMPLATE_TEST_CASE("packing puts every element in its place and zero in the padd
       }
 }
 
-TEMPLATE_TEST_CASE("plain copies are padded with zeros to their stride", "[pack]", double, float, BFloat16, Half) {
+TEMPLATE_TEST_CASE("plain copies are padded with zeros to their stride", "[pack]", double, float,
+                   BFloat16, Half) {
   using S = TestType;
   using T = Accumulate<S>;
   const std::vector<S> stored = numbers<S>(40 * 40, 4);
@@ -126,7 +144,10 @@ TEMPLATE_TEST_CASE("plain copies are padded with zeros to their stride", "[pack]
       int wrong = 0;
       for (int64_t r = 0; r < 5; ++r)
         for (int64_t c = 0; c < ld; ++c)
-          wrong += to[static_cast<size_t>(r * ld + c)] != (c < n ? set::to_accumulate(stored[static_cast<size_t>(r * 40 + c * column_stride)]) : T(0));
+          wrong +=
+              to[static_cast<size_t>(r * ld + c)] !=
+              (c < n ? set::to_accumulate(stored[static_cast<size_t>(r * 40 + c * column_stride)])
+                     : T(0));
       CHECK(wrong == 0);
     }
 }

@@ -37,27 +37,29 @@ bool same(T a, T b) {
   return bits_of(a) == bits_of(b) || (a != a && b != b);
 }
 
-#define FUNCTION(name, reference_expression, low_, high_, float_bound, double_bound, subnormal_bound_)  \
-  struct name##_function {                                                                              \
-    static constexpr const char* kName = #name;                                                         \
-    static constexpr double low = low_, high = high_, subnormal_bound = subnormal_bound_;               \
-    template <class T>                                                                                  \
-    static constexpr double bound = sizeof(T) == 4 ? float_bound : double_bound;                        \
-    template <class V>                                                                                  \
-    static V apply(V x) {                                                                               \
-      return set::name(x);                                                                              \
-    }                                                                                                   \
-    template <class R>                                                                                  \
-    static R reference(R x) {                                                                           \
-      return reference_expression;                                                                      \
-    }                                                                                                   \
+#define FUNCTION(name, reference_expression, low_, high_, float_bound, double_bound,      \
+                 subnormal_bound_)                                                        \
+  struct name##_function {                                                                \
+    static constexpr const char* kName = #name;                                           \
+    static constexpr double low = low_, high = high_, subnormal_bound = subnormal_bound_; \
+    template <class T>                                                                    \
+    static constexpr double bound = sizeof(T) == 4 ? float_bound : double_bound;          \
+    template <class V>                                                                    \
+    static V apply(V x) {                                                                 \
+      return set::name(x);                                                                \
+    }                                                                                     \
+    template <class R>                                                                    \
+    static R reference(R x) {                                                             \
+      return reference_expression;                                                        \
+    }                                                                                     \
   };
 FUNCTION(exp, std::exp(x), -746, 710, 1.0, 1.0, 0.8)
 FUNCTION(exp2, std::exp2(x), -1076, 1024, 1.0, 1.1, 0.8)
 FUNCTION(log, std::log(x), 0, 4, 0.9, 0.9, 0)
 FUNCTION(tanh, std::tanh(x), -20, 20, 1.5, 1.5, 0)
 FUNCTION(erf, std::erf(x), -6, 6, 1.2, 1.2, 0.6)
-FUNCTION(sigmoid, x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x)), -746, 40, 2.2, 2.2, 0.8)
+FUNCTION(sigmoid, x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x)), -746, 40, 2.2,
+         2.2, 0.8)
 
 /// Sixteen (eight) inputs through every width: the bits must agree. Returns the widest vector's results.
 template <class F, class T>
@@ -65,8 +67,10 @@ bool all_widths(const T* x, T* y) {
   constexpr int kWide = 64 / sizeof(T);
   set::store(y, F::apply(set::load<Vec<T, kWide>>(x)));
   T half[kWide], quarter[kWide];
-  for (int i = 0; i < kWide; i += kWide / 2) set::store(half + i, F::apply(set::load<Vec<T, kWide / 2>>(x + i)));
-  for (int i = 0; i < kWide; i += kWide / 4) set::store(quarter + i, F::apply(set::load<Vec<T, kWide / 4>>(x + i)));
+  for (int i = 0; i < kWide; i += kWide / 2)
+    set::store(half + i, F::apply(set::load<Vec<T, kWide / 2>>(x + i)));
+  for (int i = 0; i < kWide; i += kWide / 4)
+    set::store(quarter + i, F::apply(set::load<Vec<T, kWide / 4>>(x + i)));
   bool equal = true;
   for (int i = 0; i < kWide; ++i) equal &= same(y[i], half[i]) && same(y[i], quarter[i]);
   return equal;
@@ -82,14 +86,18 @@ template <class T>
 void judge(T x, T y, Wider<T> exact, Worst& worst) {
   using L = std::numeric_limits<T>;
   const Wider<T> top = std::ldexp(Wider<T>(1), L::max_exponent);
-  if (exact != exact || exact == 0 || std::abs(exact) >= top) {  // beyond the range only infinity will do
-    worst.special &= same(y, std::abs(exact) >= top ? std::copysign(L::infinity(), static_cast<T>(exact)) : static_cast<T>(exact));
+  if (exact != exact || exact == 0 ||
+      std::abs(exact) >= top) {  // beyond the range only infinity will do
+    worst.special &=
+        same(y, std::abs(exact) >= top ? std::copysign(L::infinity(), static_cast<T>(exact))
+                                       : static_cast<T>(exact));
     return;
   }
   const bool subnormal = std::abs(exact) < L::min();
   const int exponent = subnormal ? L::min_exponent - 1 : std::ilogb(exact);
   const Wider<T> value = std::isinf(y) ? std::copysign(top, Wider<T>(y)) : Wider<T>(y);
-  const double error = static_cast<double>(std::abs(value - exact) / std::ldexp(Wider<T>(1), exponent - L::digits + 1));
+  const double error = static_cast<double>(std::abs(value - exact) /
+                                           std::ldexp(Wider<T>(1), exponent - L::digits + 1));
   double& most = subnormal ? worst.subnormal : worst.normal;
   if (!(error <= most)) {
     most = error;
@@ -120,10 +128,19 @@ void check_function() {
   constexpr Bits<T> kStride = ~Bits<T>(0) / kCount | 1;
   constexpr double low = F::low, high = F::high;
   Worst worst;
-  measure<F, T>(kCount, [](int64_t i) { return from_bits<T>(static_cast<Bits<T>>(i) * kStride); }, worst);
-  measure<F, T>(kCount, [](int64_t i) { return static_cast<T>(low + (high - low) * static_cast<double>(i) / kCount); }, worst);
-  measure<F, T>(kCount, [](int64_t i) { return static_cast<T>(-1.5 + 3. * static_cast<double>(i) / kCount); }, worst);
-  INFO(F::kName << ": worst at " << worst.at_normal << ", subnormal result at " << worst.at_subnormal);
+  measure<F, T>(
+      kCount, [](int64_t i) { return from_bits<T>(static_cast<Bits<T>>(i) * kStride); }, worst);
+  measure<F, T>(
+      kCount,
+      [](int64_t i) {
+        return static_cast<T>(low + (high - low) * static_cast<double>(i) / kCount);
+      },
+      worst);
+  measure<F, T>(
+      kCount, [](int64_t i) { return static_cast<T>(-1.5 + 3. * static_cast<double>(i) / kCount); },
+      worst);
+  INFO(F::kName << ": worst at " << worst.at_normal << ", subnormal result at "
+                << worst.at_subnormal);
   CHECK(worst.normal <= F::template bound<T>);
   CHECK(worst.subnormal <= F::subnormal_bound);
   CHECK(worst.special);
@@ -140,7 +157,9 @@ uint64_t fingerprint() {
   for (int64_t i = 0; i < 1 << 16; i += kWide) {
     for (int l = 0; l < kWide; ++l) {
       const int64_t n = i + l;
-      x[l] = n & 1 ? from_bits<T>(static_cast<Bits<T>>(n / 2) * kStride) : static_cast<T>(F::low + (F::high - F::low) * static_cast<double>(n) / (1 << 16));
+      x[l] = n & 1
+                 ? from_bits<T>(static_cast<Bits<T>>(n / 2) * kStride)
+                 : static_cast<T>(F::low + (F::high - F::low) * static_cast<double>(n) / (1 << 16));
     }
     set::store(y, F::apply(set::load<Vec<T, kWide>>(x)));
     for (const T v : y) hash = (hash ^ (v == v ? bits_of(v) : Bits<T>(1))) * 0x100000001b3;
@@ -155,13 +174,15 @@ set::Element<V> first(set::Element<V> x, const G& g) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("errors stay within the stated bounds and widths agree bit for bit, float32", "[math]", exp_function, exp2_function,
-                   log_function, tanh_function, erf_function, sigmoid_function) {
+TEMPLATE_TEST_CASE("errors stay within the stated bounds and widths agree bit for bit, float32",
+                   "[math]", exp_function, exp2_function, log_function, tanh_function, erf_function,
+                   sigmoid_function) {
   check_function<TestType, float>();
 }
 
-TEMPLATE_TEST_CASE("errors stay within the stated bounds and widths agree bit for bit, float64", "[math]", exp_function, exp2_function,
-                   log_function, tanh_function, erf_function, sigmoid_function) {
+TEMPLATE_TEST_CASE("errors stay within the stated bounds and widths agree bit for bit, float64",
+                   "[math]", exp_function, exp2_function, log_function, tanh_function, erf_function,
+                   sigmoid_function) {
   check_function<TestType, double>();
 }
 
@@ -181,7 +202,8 @@ TEST_CASE("results have the same bits on every instruction set", "[math]") {
   CHECK(fingerprint<sigmoid_function, double>() == 0x8268aef6d62fc44du);
 }
 
-TEMPLATE_TEST_CASE("special values", "[math]", (Vec<float, 4>), (Vec<float, 16>), (Vec<double, 2>), (Vec<double, 8>)) {
+TEMPLATE_TEST_CASE("special values", "[math]", (Vec<float, 4>), (Vec<float, 16>), (Vec<double, 2>),
+                   (Vec<double, 8>)) {
   using V = TestType;
   using T = set::Element<V>;
   using L = std::numeric_limits<T>;
@@ -204,7 +226,8 @@ TEMPLATE_TEST_CASE("special values", "[math]", (Vec<float, 4>), (Vec<float, 16>)
     CHECK(same(first<V>(zero, silu), zero));
   }
   CHECK(first<V>(1, log) == 0);
-  for (int n = L::min_exponent - L::digits; n < L::max_exponent; ++n) CHECK(first<V>(T(n), exp2) == std::ldexp(T(1), n));
+  for (int n = L::min_exponent - L::digits; n < L::max_exponent; ++n)
+    CHECK(first<V>(T(n), exp2) == std::ldexp(T(1), n));
 
   CHECK(first<V>(inf, exp) == inf);
   CHECK(same(first<V>(-inf, exp), T(0)));
@@ -224,7 +247,7 @@ TEMPLATE_TEST_CASE("special values", "[math]", (Vec<float, 4>), (Vec<float, 16>)
   }
   CHECK(first<V>(tiny, log) == Approx(std::log(tiny)));
   for (const T x : {nan, -nan})
-    for (const T y : {first<V>(x, exp), first<V>(x, exp2), first<V>(x, log), first<V>(x, tanh), first<V>(x, erf), first<V>(x, sigmoid),
-                      first<V>(x, silu)})
+    for (const T y : {first<V>(x, exp), first<V>(x, exp2), first<V>(x, log), first<V>(x, tanh),
+                      first<V>(x, erf), first<V>(x, sigmoid), first<V>(x, silu)})
       CHECK(std::isnan(y));
 }

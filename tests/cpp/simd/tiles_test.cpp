@@ -21,9 +21,18 @@ struct Operands {
   std::vector<BFloat16> a, b, pairs;
   std::vector<float> c;
 
-  Operands(int M, int N, int P) : M(M), N(N), P(P), a(size_t(M * 2 * P)), b(size_t(2 * P * N)), pairs(size_t(P * N * 2)), c(size_t(M * N)) {
-    for (size_t i = 0; i < a.size(); ++i) a[i] = set::from_accumulate<BFloat16>(std::sin(1.f + 0.7f * float(i)));
-    for (size_t i = 0; i < b.size(); ++i) b[i] = set::from_accumulate<BFloat16>(std::cos(2.f + 1.1f * float(i)));
+  Operands(int M, int N, int P)
+      : M(M),
+        N(N),
+        P(P),
+        a(size_t(M * 2 * P)),
+        b(size_t(2 * P * N)),
+        pairs(size_t(P * N * 2)),
+        c(size_t(M * N)) {
+    for (size_t i = 0; i < a.size(); ++i)
+      a[i] = set::from_accumulate<BFloat16>(std::sin(1.f + 0.7f * float(i)));
+    for (size_t i = 0; i < b.size(); ++i)
+      b[i] = set::from_accumulate<BFloat16>(std::cos(2.f + 1.1f * float(i)));
     for (size_t i = 0; i < c.size(); ++i) c[i] = std::sin(float(i));
     set::pack_pairs({b.data(), N, 1}, 2 * P, N, N, pairs.data());
   }
@@ -32,7 +41,8 @@ struct Operands {
 /// C + A·B through tiles 0 (C), 6 (A) and 7 (B), three times over when `times` is 3.
 template <class Tiles>
 std::vector<float> multiply(const Operands& o, int times = 1) {
-  const TileShape c{uint8_t(o.M), uint16_t(4 * o.N)}, a{uint8_t(o.M), uint16_t(4 * o.P)}, b{uint8_t(o.P), uint16_t(4 * o.N)};
+  const TileShape c{uint8_t(o.M), uint16_t(4 * o.N)}, a{uint8_t(o.M), uint16_t(4 * o.P)},
+      b{uint8_t(o.P), uint16_t(4 * o.N)};
   const TileShape shapes[set::kTileRegisters] = {c, {}, {}, {}, {}, {}, a, b};
   std::vector<float> result(o.c);
   Tiles tiles(shapes);
@@ -66,11 +76,14 @@ TEST_CASE("emulated tiles compute C + A·B", "[tiles]") {
           for (int n = 0; n < N; ++n) {
             double exact = 0, size = 0;
             for (int k = 0; k < 2 * P; ++k) {
-              const double term = 3. * set::to_accumulate(o.a[size_t(m * 2 * P + k)]) * set::to_accumulate(o.b[size_t(k * N + n)]);
+              const double term = 3. * set::to_accumulate(o.a[size_t(m * 2 * P + k)]) *
+                                  set::to_accumulate(o.b[size_t(k * N + n)]);
               exact += term;
               size += std::abs(term);
             }
-            worst = std::max(worst, std::abs(result[size_t(m * N + n)] - exact - o.c[size_t(m * N + n)]) / (0x1p-24 * (P + 5) * (size + 1)));
+            worst = std::max(worst,
+                             std::abs(result[size_t(m * N + n)] - exact - o.c[size_t(m * N + n)]) /
+                                 (0x1p-24 * (P + 5) * (size + 1)));
           }
         INFO(M << "x" << N << "x" << 2 * P);
         CHECK(worst <= 1);
@@ -80,10 +93,14 @@ TEST_CASE("emulated tiles compute C + A·B", "[tiles]") {
 TEST_CASE("even and odd products are summed apart, then added, then added to C", "[tiles]") {
   // 2^24 + 1 needs 25 bits: what survives shows where it was rounded.
   const float big = 0x1p24f;
-  CHECK(dot({big, 1}, {1, 1}, -big) == 0);         // even + odd = 2^24 (tie to even) before C is added; C first would give 1
-  CHECK(dot({big, 1, -big, 0}, {1, 1, 1, 0}, 0) == 1);     // the odd chain never meets 2^24; pairs in turn would give 0
-  CHECK(dot({big, 0, 1, 0, -big, 0}, {1, 0, 1, 0, 1, 0}, 0) == 0);  // the even chain runs in the order of the pairs
-  CHECK(dot({1 + 0x1p-7f, 0}, {1 + 0x1p-7f, 0}, 0) == 1 + 0x1p-6f + 0x1p-14f);  // products are not rounded to bfloat16
+  CHECK(dot({big, 1}, {1, 1}, -big) ==
+        0);  // even + odd = 2^24 (tie to even) before C is added; C first would give 1
+  CHECK(dot({big, 1, -big, 0}, {1, 1, 1, 0}, 0) ==
+        1);  // the odd chain never meets 2^24; pairs in turn would give 0
+  CHECK(dot({big, 0, 1, 0, -big, 0}, {1, 0, 1, 0, 1, 0}, 0) ==
+        0);  // the even chain runs in the order of the pairs
+  CHECK(dot({1 + 0x1p-7f, 0}, {1 + 0x1p-7f, 0}, 0) ==
+        1 + 0x1p-6f + 0x1p-14f);  // products are not rounded to bfloat16
 }
 
 TEST_CASE("subnormal operands, sums and results count as zero", "[tiles]") {
@@ -91,7 +108,8 @@ TEST_CASE("subnormal operands, sums and results count as zero", "[tiles]") {
   CHECK(dot({tiny, 0}, {0x1p100f, 0}, 0) == 0);
   CHECK(dot({1, 0}, {0, 0}, tiny) == 0);
   CHECK(dot({0x1p-100f, 0}, {0x1p-30f, 0}, 0) == 0);
-  CHECK(dot({0x1p-64f, 0x1p-64f}, {0x1p-63f, 0x1p-63f}, 0) == 0);  // two halves of the smallest normal number
+  CHECK(dot({0x1p-64f, 0x1p-64f}, {0x1p-63f, 0x1p-63f}, 0) ==
+        0);  // two halves of the smallest normal number
   CHECK(dot({0x1p-63f, 0}, {0x1p-63f, 0}, 0) == 0x1p-126f);
   CHECK(std::isnan(dot({std::numeric_limits<float>::infinity(), 0}, {tiny, 0}, 0)));  // ∞·0
 }
@@ -124,12 +142,16 @@ TEST_CASE("pair products add the odd element first, by fma, subnormals flushed",
   using F = set::Vec<float, 4>;
   using U = set::Vec<uint16_t, 8>;
   const auto pair = [](float even, float odd) {
-    const uint16_t e = set::from_accumulate<BFloat16>(even).bits, o = set::from_accumulate<BFloat16>(odd).bits;
+    const uint16_t e = set::from_accumulate<BFloat16>(even).bits,
+                   o = set::from_accumulate<BFloat16>(odd).bits;
     return U{e, o, e, o, e, o, e, o};
   };
-  const auto dot4 = [&](float c, U a, U b) { return set::dot_pairs_emulated<4>(set::splat<F>(c), a, b)[3]; };
+  const auto dot4 = [&](float c, U a, U b) {
+    return set::dot_pairs_emulated<4>(set::splat<F>(c), a, b)[3];
+  };
   CHECK(dot4(2, pair(3, 5), pair(7, 11)) == 78);
-  CHECK(dot4(0x1p24f, pair(-0x1p24f, 1), pair(1, 1)) == 0);  // the 1 is lost: it is added to 2^24 first
+  CHECK(dot4(0x1p24f, pair(-0x1p24f, 1), pair(1, 1)) ==
+        0);  // the 1 is lost: it is added to 2^24 first
   CHECK(dot4(0x1p24f, pair(1, -0x1p24f), pair(1, 1)) == 1);
   CHECK(dot4(0x1p-130f, pair(0, 0), pair(0, 0)) == 0);
 }

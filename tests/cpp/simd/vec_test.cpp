@@ -24,7 +24,9 @@ V sample(int seed) {
 
 }  // namespace
 
-#define EVERY_WIDTH (Vec<float, 4>), (Vec<float, 8>), (Vec<float, 16>), (Vec<double, 2>), (Vec<double, 4>), (Vec<double, 8>)
+#define EVERY_WIDTH                                                                       \
+  (Vec<float, 4>), (Vec<float, 8>), (Vec<float, 16>), (Vec<double, 2>), (Vec<double, 4>), \
+      (Vec<double, 8>)
 
 TEMPLATE_TEST_CASE("lanes load, store and splat in order", "[vec]", EVERY_WIDTH) {
   using V = TestType;
@@ -46,7 +48,8 @@ TEMPLATE_TEST_CASE("fma rounds once, sqrt is correctly rounded", "[vec]", EVERY_
   const T epsilon = std::numeric_limits<T>::epsilon();
   for (int seed = 0; seed < 50; ++seed) {
     const V a = sample<V>(seed), b = sample<V>(seed + 50);
-    const V rounded = set::fma(a, b, -(a * b));  // the rounding error of the product: zero were it rounded twice
+    const V rounded =
+        set::fma(a, b, -(a * b));  // the rounding error of the product: zero were it rounded twice
     const V c = set::fma(a, b, sample<V>(seed + 100)), root = set::sqrt(set::abs(a));
     for (int i = 0; i < kWidth<V>; ++i) {
       CHECK(rounded[i] == std::fma(a[i], b[i], -(a[i] * b[i])));
@@ -54,13 +57,16 @@ TEMPLATE_TEST_CASE("fma rounds once, sqrt is correctly rounded", "[vec]", EVERY_
       CHECK(root[i] == std::sqrt(std::abs(a[i])));
     }
   }
-  CHECK(set::fma(set::splat<V>(1 + epsilon), set::splat<V>(1 - epsilon), set::splat<V>(-1))[0] == -epsilon * epsilon);
+  CHECK(set::fma(set::splat<V>(1 + epsilon), set::splat<V>(1 - epsilon), set::splat<V>(-1))[0] ==
+        -epsilon * epsilon);
 }
 
-TEMPLATE_TEST_CASE("max and min give their second operand for NaN and for two zeros", "[vec]", EVERY_WIDTH) {
+TEMPLATE_TEST_CASE("max and min give their second operand for NaN and for two zeros", "[vec]",
+                   EVERY_WIDTH) {
   using V = TestType;
   using T = Element<V>;
-  const V one = set::splat<V>(1), two = set::splat<V>(2), nan = set::splat<V>(std::numeric_limits<T>::quiet_NaN());
+  const V one = set::splat<V>(1), two = set::splat<V>(2),
+          nan = set::splat<V>(std::numeric_limits<T>::quiet_NaN());
   const V plus = set::splat<V>(0), minus = set::splat<V>(T(-0.));
   for (int i = 0; i < kWidth<V>; ++i) {
     CHECK(set::max(one, two)[i] == 2);
@@ -110,7 +116,8 @@ TEMPLATE_TEST_CASE("sum adds in a fixed tree", "[vec]", EVERY_WIDTH) {
   }
 }
 
-TEMPLATE_TEST_CASE("max_lane finds the largest lane wherever it is, and an infinity", "[vec]", EVERY_WIDTH) {
+TEMPLATE_TEST_CASE("max_lane finds the largest lane wherever it is, and an infinity", "[vec]",
+                   EVERY_WIDTH) {
   using V = TestType;
   using T = Element<V>;
   for (int i = 0; i < kWidth<V>; ++i) {

@@ -28,7 +28,9 @@ def test_names_the_set_in_use_and_every_kernel(wanted: str) -> None:
         table = _C.kernel_table()
     finally:
         _C.set_isa(before)
-    assert f"instruction set: {wanted} (this machine has {', '.join(_C.available_isas())}; FULGURITE_ISA" in text
+    machine = ", ".join(_C.available_isas())
+    assert f"instruction set: {wanted} (this machine has {machine}; FULGURITE_ISA" in text
     assert table
     for kernel in table:
-        assert f"  {kernel['name']}: {kernel['active']} (compiled for {', '.join(kernel['variants'])})" in text
+        compiled = ", ".join(kernel["variants"])
+        assert f"  {kernel['name']}: {kernel['active']} (compiled for {compiled})" in text
