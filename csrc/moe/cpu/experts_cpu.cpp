@@ -118,7 +118,7 @@ void run_reduce(const Sizes& s, const SortedPlan& plan, const Tensor& rows, cons
       kRowsPerExpert = 256,
       kLongest = 4096;  // long enough to pay for packing, short enough for the sums to stay in L2
   ReduceParams p{};
-  p.dtype = kernel_dtype(rows.scalar_type());
+  p.dtype = kernel_dtype(out.scalar_type());
   p.T = s.T;
   p.K = s.K;
   p.E = s.E;
@@ -172,8 +172,8 @@ Tensor forward(const Sizes& s, const Tensor& x, const Tensor& ids, const Tensor&
   if (s.nothing()) return at::zeros(x.sizes(), contiguous_like(x));
   Tensor y = at::empty(x.sizes(), contiguous_like(x));
   const SortedPlan plan(ids, s);
-  const Tensor activated = at::empty({s.T * s.K, s.I}, contiguous_like(x)),
-               w = accumulation_weights(weights, x);
+  const Tensor w = accumulation_weights(weights, x);
+  const Tensor activated = at::empty({s.T * s.K, s.I}, contiguous_like(w));
   HiddenParams p = hidden_params(s, plan, x, w_in, w_out);
   p.activated = activated.mutable_data_ptr();
   p.hidden = hidden.defined() ? hidden.mutable_data_ptr() : nullptr;
@@ -242,9 +242,8 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
     run_hidden(moe_experts_hidden_kernel, p, s, plan, &HiddenLayout::hidden);
   }
   p.need_grad = want_x || want_weights || want_in;
-  const Tensor grad_hidden =
-      at::empty({p.need_grad ? s.T * s.K : 0, 2 * s.I}, contiguous_like(a.x));
-  const Tensor activated = at::empty({want_out ? s.T * s.K : 0, s.I}, contiguous_like(a.x));  // w·h
+  const Tensor grad_hidden = at::empty({p.need_grad ? s.T * s.K : 0, 2 * s.I}, contiguous_like(w));
+  const Tensor activated = at::empty({want_out ? s.T * s.K : 0, s.I}, contiguous_like(w));  // w·h
   const Tensor dots =
       at::empty({p.need_grad ? s.T * s.K : 0, tasks_of(s.I, kHiddenBlock)}, contiguous_like(w));
   p.grad = matrix(a.grad);

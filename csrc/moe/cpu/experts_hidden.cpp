@@ -48,8 +48,8 @@ void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int
   using V = Native<T>;
   for (int64_t r = 0; r < rows; ++r) {
     S* const gate = p.hidden ? static_cast<S*>(p.hidden) + (first + r) * 2 * p.I + t.i0 : nullptr;
-    S* const activated =
-        p.activated ? static_cast<S*>(p.activated) + (first + r) * p.I + t.i0 : nullptr;
+    T* const activated =
+        p.activated ? static_cast<T*>(p.activated) + (first + r) * p.I + t.i0 : nullptr;
     for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
       const V g = load<V>(w.gate + r * kHiddenBlock + c), u = load<V>(w.up + r * kHiddenBlock + c);
       if (gate) {
@@ -103,9 +103,9 @@ void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
   using T = Accumulate<S>;
   using V = Native<T>;
   const S* const hidden = static_cast<const S*>(p.hidden) + position * 2 * p.I + t.i0;
-  S* const activated = p.activated ? static_cast<S*>(p.activated) + position * p.I + t.i0 : nullptr;
-  S* const grad_hidden =
-      p.need_grad ? static_cast<S*>(p.grad_hidden) + position * 2 * p.I + t.i0 : nullptr;
+  T* const activated = p.activated ? static_cast<T*>(p.activated) + position * p.I + t.i0 : nullptr;
+  T* const grad_hidden =
+      p.need_grad ? static_cast<T*>(p.grad_hidden) + position * 2 * p.I + t.i0 : nullptr;
   const T weight = static_cast<const T*>(p.weights)[p.permutation[position]];
   V dot{};
   for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {

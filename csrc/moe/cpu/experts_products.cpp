@@ -14,11 +14,10 @@ namespace {
 
 template <class T>
 struct ReduceScratch {
-  T *weights, *rows, *product, *sums;
+  T *weights, *product, *sums;
 
   ReduceScratch(const ReduceParams& p, Arena& arena) {
     weights = arena.take<T>(p.depth * pad_columns<T>(kHiddenBlock));
-    rows = arena.take<T>(kTokenBlock * kDepthStride);
     product = arena.take<T>(kTokenBlock * kHiddenBlock);
     sums = arena.take<T>(p.token_range * kHiddenBlock);
   }
@@ -43,16 +42,10 @@ void reduce_tile(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, 
                  const ReduceScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   using V = Native<T>;
-  const S* const from = static_cast<const S*>(p.rows) + first * p.depth;
-  for (int64_t k0 = 0; k0 < p.depth; k0 += kDepthBlock) {
-    const int64_t depth = at_most(kDepthBlock, p.depth - k0);
-    MatrixA<T> a{w.rows, kDepthStride, 1};
-    if constexpr (std::is_same_v<S, T>)
-      a = {from + k0, p.depth, 1};
-    else
-      pack_plain<T>(Strided<S>{from + k0, p.depth, 1}, rows, depth, w.rows, kDepthStride);
-    multiply_block(a, rows, w.weights, k0, depth, n, w.product, kHiddenBlock);
-  }
+  const T* const from = static_cast<const T*>(p.rows) + first * p.depth;
+  for (int64_t k0 = 0; k0 < p.depth; k0 += kDepthBlock)
+    multiply_block<T>({from + k0, p.depth, 1}, rows, w.weights, k0,
+                      at_most(kDepthBlock, p.depth - k0), n, w.product, kHiddenBlock);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t assignment = p.permutation[first + r];
     const V weight = splat<V>(p.weights ? static_cast<const T*>(p.weights)[assignment] : T(1));
@@ -99,34 +92,45 @@ struct GradWeightScratch {
   }
 };
 
-template <class S>
-FULGURITE_INLINE const S* row_at(const SortedRows& rows, const int32_t* permutation, int64_t K,
-                                 int64_t position, int64_t column) {
-  const int64_t row = rows.gathered ? permutation[position] / K : position;
-  return static_cast<const S*>(rows.matrix.data) + row * rows.matrix.row_stride +
-         column * rows.matrix.column_stride;
+/// Calls row(r, elements, their stride) for sorted positions [first, first + n), from a column on: of
+/// the storage type where they are gathered from their tokens, else of the accumulation type.
+template <class S, class Row>
+FULGURITE_INLINE void for_sorted_rows(const GradWeightParams& p, const SortedRows& rows,
+                                      int64_t first, int64_t n, int64_t column, const Row& row) {
+  const Matrix& m = rows.matrix;
+  for (int64_t r = 0; r < n; ++r) {
+    const int64_t index = rows.gathered ? p.permutation[first + r] / p.K : first + r;
+    const int64_t offset = index * m.row_stride + column * m.column_stride;
+    if (rows.gathered)
+      row(r, static_cast<const S*>(m.data) + offset, m.column_stride);
+    else
+      row(r, static_cast<const Accumulate<S>*>(m.data) + offset, m.column_stride);
+  }
 }
 
 /// Rows of A as they are: the micro-kernel reads them down the columns.
-template <class T, class S>
+template <class S, class T>
 void pack_grad_a(const GradWeightParams& p, int64_t first, int64_t rows, int64_t m0, int64_t m,
                  T* to) {
-  for (int64_t r = 0; r < rows; ++r, to += kGradStride)
-    for_row<T>(row_at<S>(p.a, p.permutation, p.K, first + r, m0), p.a.matrix.column_stride, m,
-               [to](int64_t c, Native<T> v) { store(to + c, v); });
+  for_sorted_rows<S>(p, p.a, first, rows, m0, [=](int64_t r, const auto* from, int64_t stride) {
+    for_row<T>(from, stride, m,
+               [=](int64_t c, Native<T> v) { store(to + r * kGradStride + c, v); });
+  });
 }
 
 /// Rows of B as panels [n/NR][rows][NR].
-template <class T, class S>
+template <class S, class T>
 void pack_grad_b(const GradWeightParams& p, int64_t first, int64_t rows, int64_t n0, int64_t n,
                  T* to) {
   constexpr int64_t NR = kTileColumns<T>;
-  for (int64_t r = 0; r < rows; ++r) {
+  for_sorted_rows<S>(p, p.b, first, rows, n0, [=](int64_t r, const auto* from, int64_t stride) {
+    const auto put = [=](int64_t c, Native<T> v) {
+      store(to + (c / NR * rows + r) * NR + c % NR, v);
+    };
     for (int64_t c = n / kLanes<T> * kLanes<T>; c < pad_columns<T>(n); c += kLanes<T>)
-      store(to + (c / NR * rows + r) * NR + c % NR, Native<T>{});
-    for_row<T>(row_at<S>(p.b, p.permutation, p.K, first + r, n0), p.b.matrix.column_stride, n,
-               [=](int64_t c, Native<T> v) { store(to + (c / NR * rows + r) * NR + c % NR, v); });
-  }
+      put(c, Native<T>{});
+    for_row<T>(from, stride, n, put);
+  });
 }
 
 template <class S>
@@ -143,8 +147,8 @@ void grad_weight_task(const GradWeightParams& p, int64_t task, void* scratch) {
   const int64_t begin = p.offsets[e], end = p.offsets[e + 1];
   for (int64_t first = begin; first < end; first += kDepthBlock) {
     const int64_t rows = at_most(kDepthBlock, end - first);
-    pack_grad_a<T, S>(p, first, rows, m0, m, w.a);
-    pack_grad_b<T, S>(p, first, rows, n0, n, w.b);
+    pack_grad_a<S>(p, first, rows, m0, m, w.a);
+    pack_grad_b<S>(p, first, rows, n0, n, w.b);
     gemm<T>(m, n, rows, {w.a, 1, kGradStride}, {w.b, rows * kTileColumns<T>}, w.sums, kGradColumns,
             first > begin);
   }

@@ -127,12 +127,12 @@ struct HiddenParams {
   Matrix x;                    // (T,H)
   ExpertMatrices w_in, w_out;  // (E,2I,H), (E,H,I)
   void* hidden;                // (T·K,2I) gate then up; written by the forward if it is there
-  void* activated;             // (T·K,I): forward h (if wanted), backward w·h
+  void* activated;             // (T·K,I) of the accumulation type: forward h, backward w·h; or null
   // backward
   Matrix grad;          // (T,H)
   const void* weights;  // (T,K) of the accumulation type
   bool need_grad;       // the gradients of hidden and weights, not only w·h
-  void* grad_hidden;    // (T·K,2I)
+  void* grad_hidden;    // (T·K,2I) of the accumulation type
   void* dots;           // (T·K, column blocks) of the accumulation type: parts of h·dh
 };
 using HiddenTaskFn = void(const HiddenParams&, int64_t task, void* scratch);
@@ -151,7 +151,7 @@ struct ReduceParams {
   int64_t token_range;  // tokens of one task
   const int32_t* permutation;
   const int64_t* offsets;
-  const void* rows;     // (T·K,depth) contiguous
+  const void* rows;     // (T·K,depth) of the accumulation type, contiguous
   ExpertMatrices b;     // (depth,H) for each expert
   const void* weights;  // (T,K) of the accumulation type; null: all 1
   void* out;            // (T,H)
@@ -159,7 +159,8 @@ struct ReduceParams {
 using ReduceTaskFn = void(const ReduceParams&, int64_t task, void* scratch);
 using ReduceLayoutFn = void(const ReduceParams&, int64_t* scratch_bytes);
 
-/// A row for each sorted position: stored at it, or gathered from its token.
+/// A row for each sorted position: stored at it in the accumulation type, or gathered from its token
+/// in the storage type.
 struct SortedRows {
   Matrix matrix;
   bool gathered;

@@ -170,7 +170,7 @@ void unscaled_weights(const RouteParams& p, RouteScratch<T>& w, const int32_t* i
   using V = Native<T>;
   const bool softmax = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk;
   const bool over_all = p.score == Score::kSoftmax && !p.renormalize;
-  T total = 0;
+  double total = 0;
   if (softmax) {
     const T highest = chosen_exponentials(p, w, ids, over_all);
     if (over_all)
@@ -181,8 +181,10 @@ void unscaled_weights(const RouteParams& p, RouteScratch<T>& w, const int32_t* i
   if (!softmax && !p.renormalize) return;
   if (!over_all)
     for (int64_t j = 0; j < p.K; ++j) total += w.chosen[j];
-  if (!softmax) total += static_cast<T>(p.eps);
-  for (int64_t j = 0; j < p.K; ++j) w.chosen[j] = is_expert(p, ids[j]) ? w.chosen[j] / total : T(0);
+  if (!softmax) total += p.eps;
+  const T divisor = static_cast<T>(total);
+  for (int64_t j = 0; j < p.K; ++j)
+    w.chosen[j] = is_expert(p, ids[j]) ? w.chosen[j] / divisor : T(0);
 }
 
 template <class S>
@@ -224,12 +226,13 @@ void grad_chosen(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, c
   using V = Native<T>;
   const bool softmax = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk;
   unscaled_weights(p, w, ids);
-  T dot = 0, total = static_cast<T>(p.eps);
+  double dot_sum = 0, total = p.eps;
   for (int64_t j = 0; j < p.K; ++j) {
     if (!is_expert(p, ids[j])) continue;
-    dot += g[j] * w.chosen[j];
+    dot_sum += static_cast<double>(g[j]) * w.chosen[j];
     if (!softmax) total += w.scores[ids[j]];
   }
+  const T dot = static_cast<T>(dot_sum), divisor = static_cast<T>(total);
   for (int64_t j = 0; j < p.K; ++j) {
     const int32_t e = ids[j];
     if (!is_expert(p, e)) continue;
@@ -238,7 +241,7 @@ void grad_chosen(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, c
       continue;
     }
     const T slope = unary_score_slope(p.score, splat<V>(w.logits[e]), splat<V>(w.scores[e]))[0];
-    grad[e] += slope * (p.renormalize ? (g[j] - dot) / total : g[j]);
+    grad[e] += slope * (p.renormalize ? (g[j] - dot) / divisor : g[j]);
   }
 }
 

@@ -211,3 +211,9 @@ def test_functions_script_with_keywords() -> None:
     loss = F.moe_balance_loss(logits, ids) + F.moe_z_loss(logits)
     expected = F.moe_experts(x, ids, weights, w_in, w_out) + x * weights.sum(1, True) + loss
     torch.testing.assert_close(routed(*tensors), expected)
+
+
+def test_two_to_the_31_assignments_are_too_many() -> None:
+    many = torch.zeros(1, 1, dtype=torch.int64).expand(1 << 16, 1 << 15)  # one element of memory
+    with pytest.raises(RuntimeError, match="assignments"):
+        F.moe_plan(many, 3)

@@ -19,13 +19,12 @@ __all__ = [
     "moe_z_loss",
 ]
 
-# Optional[...] instead of `... | None` throughout: what TorchScript compiles.
+# Optional[...] instead of `... | None`, and no keyword-only arguments: what TorchScript compiles.
 
 
 def moe_route(
     logits: Tensor,
     k: int,
-    *,
     bias: Optional[Tensor] = None,
     score: str = "softmax",
     n_group: int = 1,
@@ -97,7 +96,6 @@ def moe_route(
 def moe_plan(
     ids: Tensor,
     num_experts: int,
-    *,
     capacity: int = -1,
     drop: str = "token",
     weights: Optional[Tensor] = None,
@@ -191,7 +189,6 @@ def moe_experts(
     weights: Tensor,
     w_in: Tensor,
     w_out: Tensor,
-    *,
     b_in: Optional[Tensor] = None,
     b_out: Optional[Tensor] = None,
     activation: str = "silu",
@@ -258,7 +255,6 @@ def moe_experts(
 def moe_balance_loss(
     logits: Tensor,
     ids: Tensor,
-    *,
     score: str = "softmax",
     kind: str = "switch",
     sequence_ids: Optional[Tensor] = None,
@@ -306,7 +302,7 @@ def moe_balance_loss(
     return loss
 
 
-def moe_z_loss(logits: Tensor, *, token_mask: Optional[Tensor] = None) -> Tensor:
+def moe_z_loss(logits: Tensor, token_mask: Optional[Tensor] = None) -> Tensor:
     r"""Router z-loss, which keeps logits small; see docs/ops/moe.md.
 
     ``mean_t (log Σ_e exp logits[t,e])²``
@@ -332,7 +328,7 @@ def moe_z_loss(logits: Tensor, *, token_mask: Optional[Tensor] = None) -> Tensor
 
 
 def moe_update_bias_(
-    bias: Tensor, counts: Tensor, rate: float, *, rule: str = "sign", center: bool = False
+    bias: Tensor, counts: Tensor, rate: float, rule: str = "sign", center: bool = False
 ) -> Tensor:
     r"""Move the selection bias towards balance, in place; see docs/ops/moe.md.
 

@@ -91,10 +91,10 @@ def moe_route(
     real = (ids >= 0) & (ids < E)
     safe = torch.where(real, ids, 0)
     if is_softmax(score):
-        over_all = score == "softmax" and not renormalize
-        chosen = torch.where(real, wide.gather(1, safe), -math.inf)
-        lse = torch.logsumexp(wide if over_all else chosen, dim=1, keepdim=True)
-        weights = torch.exp(chosen - torch.where(real.any(1, keepdim=True), lse, 0.0))
+        if score == "softmax" and not renormalize:
+            weights = torch.softmax(wide, dim=1).gather(1, safe)
+        else:
+            weights = torch.softmax(torch.where(real, wide.gather(1, safe), -math.inf), dim=1)
     else:
         weights = torch.where(real, scores.gather(1, safe), 0.0)
         if renormalize:
@@ -210,7 +210,7 @@ def moe_balance_loss(
         assert sequence_ids is not None
         losses = [
             switch(wide[sequence_ids == s], ids[sequence_ids == s], score, eps)
-            for s in sequence_ids.unique()
+            for s in set(sequence_ids.tolist())
         ]
         return torch.stack(losses).mean()
     scores = normalised_scores(wide, score, eps)
@@ -227,7 +227,7 @@ def moe_balance_loss(
 
 def load(ids: Tensor, E: int) -> Tensor:
     """Assignments of each expert, sentinels left out."""
-    return torch.bincount(ids[(ids >= 0) & (ids < E)].long(), minlength=E)
+    return torch.bincount(ids[(ids >= 0) & (ids < E)].long(), minlength=E).double()
 
 
 def switch(logits: Tensor, ids: Tensor, score: str, eps: float) -> Tensor:
