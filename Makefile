@@ -1,5 +1,5 @@
-# make demo | test | build | lint | test-full | docs. Everything lives in the tree: .venv, build.
-#   ARGS="--quick"   options for the demo
+# make demo | test | build | lint | bench | test-full | test-neon | docs. Everything lives in the tree: .venv, build.
+#   ARGS="--quick"   options for the demo and the benchmarks
 #   TORCH=2.15.0     another torch, in an environment and a build folder of its own
 #   WERROR=ON        warnings are errors (the default where CI is set)
 PYTHON ?= python3
@@ -16,7 +16,7 @@ export FULGURITE_BUILD_DIR := $(BUILD)
 SOURCES := python tests setup.py docs/conf.py
 CXX_SOURCES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
-.PHONY: demo test test-full build build-tests lint lint-quick docs clean
+.PHONY: demo test test-full test-neon bench build build-tests lint lint-quick docs clean
 .DELETE_ON_ERROR:
 
 demo: build $(VENV)/.demo
@@ -26,9 +26,16 @@ test: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
 	scripts/test.sh $(BUILD)
 
 # Exhaustive grids, then the kernels and their tests under ASan and UBSan.
-test-full: test
+test-full: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
 	FULGURITE_FULL=1 scripts/test.sh $(BUILD)
 	scripts/sanitize.sh $(BUILD)-sanitize
+
+# Kernels and their tests cross-compiled for arm64, under qemu-user.
+test-neon:
+	JOBS=$(JOBS) scripts/test_neon.sh
+
+bench: build $(VENV)/.demo
+	python -m fulgurite.bench $(ARGS)
 
 build: $(BUILD)/build.ninja
 	cmake --build $(BUILD) --parallel $(JOBS)
