@@ -14,23 +14,66 @@ using torch::autograd::variable_list;
 
 OptionalTensor if_defined(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
+void save_scores(AutogradContext* ctx, const ScoreArgs& s) {
+  auto& saved = ctx->saved_data;
+  saved["block_size"] = s.block_size;
+  saved["scale"] = s.scale;
+  saved["causal"] = s.causal;
+  saved["align"] = std::string(s.align);
+  saved["window_left"] = s.window_left;
+  saved["window_right"] = s.window_right;
+  saved["sink_tokens"] = s.sink_tokens;
+  saved["chunk_size"] = s.chunk_size;
+  saved["softcap"] = s.softcap;
+  saved["score"] = std::string(s.score);
+  saved["score_scale"] = s.score_scale;
+  saved["dropout_p"] = s.dropout_p;
+}
+
+/// The saved arguments again; tensors are bias, mask, sink, alibi_slopes, block_layout, philox from `first` on.
+ScoreArgs saved_scores(AutogradContext* ctx, const variable_list& tensors, size_t first) {
+  auto& saved = ctx->saved_data;
+  return {if_defined(tensors[first]),
+          if_defined(tensors[first + 1]),
+          if_defined(tensors[first + 2]),
+          if_defined(tensors[first + 3]),
+          if_defined(tensors[first + 4]),
+          saved["block_size"].toInt(),
+          saved["scale"].toOptional<double>(),
+          saved["causal"].toBool(),
+          saved["align"].toStringRef(),
+          saved["window_left"].toInt(),
+          saved["window_right"].toInt(),
+          saved["sink_tokens"].toInt(),
+          saved["chunk_size"].toInt(),
+          saved["softcap"].toDouble(),
+          saved["score"].toStringRef(),
+          saved["score_scale"].toDouble(),
+          saved["dropout_p"].toDouble(),
+          if_defined(tensors[first + 5])};
+}
+
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value, const AttentionArgs& args) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& bias,
+                               const OptionalTensor& sink, const AttentionArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto [out, lse] = args.call();
-    ctx->save_for_backward({query, key, value, out, lse, args.mask.value_or(Tensor())});
-    ctx->saved_data["scale"] = attention_scale(args);
-    ctx->saved_data["causal"] = args.causal;
-    ctx->saved_data["align"] = std::string(args.align);
-    ctx->saved_data["window_left"] = args.window_left;
-    ctx->saved_data["window_right"] = args.window_right;
+    const ScoreArgs& s = args.scores;
+    const auto or_undefined = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
+    ctx->save_for_backward({query, key, value, out, lse, or_undefined(bias), or_undefined(s.mask), or_undefined(sink),
+                            or_undefined(s.alibi_slopes), or_undefined(s.block_layout), or_undefined(s.philox)});
+    save_scores(ctx, s);
     ctx->set_materialize_grads(false);
+    if (s.score != "softmax") ctx->mark_non_differentiable({lse});
     return {out, lse};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined() && !grads[1].defined()) return variable_list(6);
     const variable_list saved = ctx->get_saved_variables();
-    const std::string align = ctx->saved_data["align"].toStringRef();
+    const ScoreArgs scores = saved_scores(ctx, saved, 5);
+    // Edges are numbered over the tensors that were given.
+    const size_t sink_edge = scores.bias ? 4 : 3;
     const AttentionBackwardArgs args{if_defined(grads[0]),
                                      if_defined(grads[1]),
                                      saved[0],
@@ -38,22 +81,22 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
                                      saved[2],
                                      saved[3],
                                      saved[4],
-                                     if_defined(saved[5]),
-                                     ctx->saved_data["scale"].toDouble(),
-                                     ctx->saved_data["causal"].toBool(),
-                                     align,
-                                     ctx->saved_data["window_left"].toInt(),
-                                     ctx->saved_data["window_right"].toInt(),
-                                     {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)}};
-    if (!args.grad_out && !args.grad_lse) return variable_list(4);
-    const auto [grad_query, grad_key, grad_value] = args.call();
-    const auto wanted = [&](int i, const Tensor& grad) { return args.output_mask[i] ? grad : Tensor(); };
-    return {wanted(0, grad_query), wanted(1, grad_key), wanted(2, grad_value), Tensor()};
+                                     scores,
+                                     {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
+                                      scores.bias && ctx->needs_input_grad(3), scores.sink && ctx->needs_input_grad(sink_edge)}};
+    const auto [grad_query, grad_key, grad_value, grad_bias, grad_sink] = args.call();
+    const auto wanted = [&](AttentionInput input, const Tensor& grad) { return args.output_mask[input] ? grad : Tensor(); };
+    return {wanted(kQuery, grad_query), wanted(kKey, grad_key),   wanted(kValue, grad_value),
+            wanted(kBias, grad_bias),   wanted(kSink, grad_sink), Tensor()};
   }
 };
 
 AttentionResult attention_autograd(const AttentionArgs& args) {
-  const variable_list results = AttentionFunction::apply(args.query, args.key, args.value, args);
+  constexpr const char* op = "attention";
+  const OptionalTensor& slopes = args.scores.alibi_slopes;
+  FULGURITE_CHECK_SERVED(!slopes || !slopes->requires_grad() || !at::GradMode::is_enabled(),
+                         "the gradient of alibi_slopes is not supported; pass them detached");
+  const variable_list results = AttentionFunction::apply(args.query, args.key, args.value, args.scores.bias, args.scores.sink, args);
   return {results[0], results[1]};
 }
 

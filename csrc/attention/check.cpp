@@ -35,58 +35,85 @@ void check_broadcast(const char* op, const char* name, const Tensor& tensor, con
   FULGURITE_CHECK(fits, "expected ", name, " broadcastable to [", s.B, ", ", s.Hq, ", ", s.N, ", ", s.M, "], got ", tensor.sym_sizes());
 }
 
-void check_mask_dtype(const char* op, const OptionalTensor& mask) {
-  if (mask) FULGURITE_CHECK_TYPE(mask->scalar_type() == at::kBool, "expected mask of dtype bool, got ", mask->scalar_type());
+/// query's dtype or float32.
+void check_dtype_or_float32(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& query) {
+  if (!tensor) return;
+  FULGURITE_CHECK_TYPE(tensor->scalar_type() == query.scalar_type() || tensor->scalar_type() == at::kFloat, "expected ", name,
+                       " of query's dtype ", query.scalar_type(), " or float32, got ", tensor->scalar_type());
 }
 
-void check_align(const char* op, std::string_view align) {
-  FULGURITE_CHECK_VALUE(align == "bottom_right" || align == "top_left", "expected align 'bottom_right' or 'top_left', got '", align, "'");
+void check_score_types(const char* op, const ScoreArgs& s, const Tensor& query) {
+  check_dtype_or_float32(op, "bias", s.bias, query);
+  if (s.mask) FULGURITE_CHECK_TYPE(s.mask->scalar_type() == at::kBool, "expected mask of dtype bool, got ", s.mask->scalar_type());
+  check_dtype_or_float32(op, "sink", s.sink, query);
+  if (s.alibi_slopes) {
+    const at::ScalarType wanted = accumulate_type(query.scalar_type());
+    FULGURITE_CHECK_TYPE(s.alibi_slopes->scalar_type() == wanted, "expected alibi_slopes of dtype ", wanted, ", got ",
+                         s.alibi_slopes->scalar_type());
+  }
+  if (s.block_layout) {
+    const at::ScalarType layout = s.block_layout->scalar_type();
+    FULGURITE_CHECK_TYPE(layout == at::kBool || layout == at::kByte, "expected block_layout of dtype bool or uint8, got ", layout);
+  }
+  if (s.philox) FULGURITE_CHECK_TYPE(s.philox->scalar_type() == at::kLong, "expected philox of dtype int64, got ", s.philox->scalar_type());
 }
 
-void check_types(const char* op, const AttentionArgs& a) {
-  check_float(op, "query", a.query);
-  check_same_dtype(op, "key", a.key, "query", a.query);
-  check_same_dtype(op, "value", a.value, "query", a.query);
-  check_mask_dtype(op, a.mask);
+void check_score_shapes(const char* op, const ScoreArgs& a, const Tensor& query, const AttentionShape& s) {
+  if (a.bias) check_broadcast(op, "bias", *a.bias, query, s);
+  if (a.mask) check_broadcast(op, "mask", *a.mask, query, s);
+  if (a.sink) {
+    check_place(op, "sink", *a.sink, query);
+    FULGURITE_CHECK(a.sink->dim() == 1 && a.sink->sym_size(0) == s.Hq, "expected sink of shape [", s.Hq, "], got ", a.sink->sym_sizes());
+  }
+  if (a.alibi_slopes) {
+    check_place(op, "alibi_slopes", *a.alibi_slopes, query);
+    const bool fits = (a.alibi_slopes->dim() == 1 || (a.alibi_slopes->dim() == 2 && a.alibi_slopes->sym_size(0) == s.B)) &&
+                      a.alibi_slopes->sym_size(-1) == s.Hq;
+    FULGURITE_CHECK(fits, "expected alibi_slopes of shape [", s.Hq, "] or [", s.B, ", ", s.Hq, "], got ", a.alibi_slopes->sym_sizes());
+  }
+  if (a.philox) {
+    check_place(op, "philox", *a.philox, query);
+    FULGURITE_CHECK(a.philox->dim() == 1 && a.philox->sym_size(0) == 2, "expected philox of shape [2], got ", a.philox->sym_sizes());
+  }
 }
 
-void check_values(const char* op, const AttentionArgs& a, const AttentionShape& s) {
-  check_align(op, a.align);
-  FULGURITE_CHECK_VALUE(a.score == "softmax" || a.score == "relu2" || a.score == "laplace", "expected score 'softmax', 'relu2' or 'laplace', got '",
-                        a.score, "'");
+void check_block_layout(const char* op, const ScoreArgs& a, const Tensor& query, const AttentionShape& s) {
+  FULGURITE_CHECK_VALUE(a.block_layout ? a.block_size > 0 : a.block_size == 0, "expected block_size > 0 with block_layout and 0 without, got ",
+                        a.block_size);
+  if (!a.block_layout) return;
+  check_place(op, "block_layout", *a.block_layout, query);
+  const c10::SymInt rows = (s.N + a.block_size - 1) / a.block_size, columns = (s.M + a.block_size - 1) / a.block_size;
+  const bool fits = a.block_layout->dim() == 3 && (a.block_layout->sym_size(0) == 1 || a.block_layout->sym_size(0) == s.Hq) &&
+                    a.block_layout->sym_size(1) == rows && a.block_layout->sym_size(2) == columns;
+  FULGURITE_CHECK(fits, "expected block_layout of shape [1 or ", s.Hq, ", ", rows, ", ", columns, "], got ", a.block_layout->sym_sizes());
+}
+
+void check_score_values(const char* op, const ScoreArgs& a, const AttentionShape& s) {
+  FULGURITE_CHECK_VALUE(a.align == "bottom_right" || a.align == "top_left", "expected align 'bottom_right' or 'top_left', got '", a.align, "'");
+  const bool softmax = a.score == "softmax";
+  FULGURITE_CHECK_VALUE(softmax || a.score == "relu2" || a.score == "laplace", "expected score 'softmax', 'relu2' or 'laplace', got '", a.score, "'");
   FULGURITE_CHECK_VALUE(a.scale || s.D != 0, "expected scale with D = 0, got none");
   FULGURITE_CHECK_VALUE(a.dropout_p >= 0 && a.dropout_p < 1, "expected dropout_p in [0, 1), got ", a.dropout_p);
   FULGURITE_CHECK_VALUE(a.dropout_p == 0 || a.philox, "expected philox with dropout_p > 0, got none");
   FULGURITE_CHECK_VALUE(a.softcap >= 0, "expected softcap >= 0, got ", a.softcap);
   FULGURITE_CHECK_VALUE(a.sink_tokens >= 0, "expected sink_tokens >= 0, got ", a.sink_tokens);
   FULGURITE_CHECK_VALUE(a.chunk_size >= 0, "expected chunk_size >= 0, got ", a.chunk_size);
-  FULGURITE_CHECK_VALUE(a.block_layout ? a.block_size > 0 : a.block_size == 0, "expected block_size > 0 with block_layout and 0 without, got ",
-                        a.block_size);
-  FULGURITE_CHECK_VALUE(a.score != "softmax" || a.score_scale == 1.0, "expected score_scale 1 with score 'softmax', got ", a.score_scale);
-  FULGURITE_CHECK_VALUE(a.score == "softmax" || (!a.sink && a.dropout_p == 0), "expected no sink and no dropout with score '", a.score, "'");
-}
-
-void check_served(const char* op, const AttentionArgs& a) {
-  FULGURITE_CHECK_SERVED(!a.bias, "bias is not supported yet");
-  FULGURITE_CHECK_SERVED(!a.sink, "sink is not supported yet");
-  FULGURITE_CHECK_SERVED(!a.alibi_slopes, "alibi_slopes is not supported yet");
-  FULGURITE_CHECK_SERVED(!a.block_layout, "block_layout is not supported yet");
-  FULGURITE_CHECK_SERVED(a.sink_tokens == 0, "sink_tokens is not supported yet");
-  FULGURITE_CHECK_SERVED(a.chunk_size == 0, "chunk_size is not supported yet");
-  FULGURITE_CHECK_SERVED(a.softcap == 0, "softcap is not supported yet");
-  FULGURITE_CHECK_SERVED(a.score == "softmax", "score '", a.score, "' is not supported yet");
-  FULGURITE_CHECK_SERVED(a.dropout_p == 0, "dropout_p is not supported yet");
+  FULGURITE_CHECK_VALUE(!softmax || a.score_scale == 1.0, "expected score_scale 1 with score 'softmax', got ", a.score_scale);
+  FULGURITE_CHECK_VALUE(softmax || (!a.sink && a.dropout_p == 0), "expected neither sink nor dropout with score '", a.score, "'");
 }
 
 }  // namespace
 
-AttentionShape check_attention(const AttentionArgs& args) {
+AttentionShape check_attention(const AttentionArgs& a) {
   constexpr const char* op = "attention";
-  check_types(op, args);
-  const AttentionShape s = check_query_key_value(op, args.query, args.key, args.value);
-  if (args.mask) check_broadcast(op, "mask", *args.mask, args.query, s);
-  check_values(op, args, s);
-  check_served(op, args);
+  check_float(op, "query", a.query);
+  check_same_dtype(op, "key", a.key, "query", a.query);
+  check_same_dtype(op, "value", a.value, "query", a.query);
+  check_score_types(op, a.scores, a.query);
+  const AttentionShape s = check_query_key_value(op, a.query, a.key, a.value);
+  check_score_shapes(op, a.scores, a.query, s);
+  check_score_values(op, a.scores, s);
+  check_block_layout(op, a.scores, a.query, s);
   return s;
 }
 
@@ -99,20 +126,26 @@ AttentionShape check_attention_backward(const AttentionBackwardArgs& a) {
   if (a.grad_lse) check_same_dtype(op, "grad_lse", *a.grad_lse, "lse", a.lse);
   FULGURITE_CHECK_TYPE(a.lse.scalar_type() == accumulate_type(a.query.scalar_type()), "expected lse of dtype ",
                        accumulate_type(a.query.scalar_type()), ", got ", a.lse.scalar_type());
-  check_mask_dtype(op, a.mask);
+  check_score_types(op, a.scores, a.query);
   const AttentionShape s = check_query_key_value(op, a.query, a.key, a.value);
   const c10::SymDimVector out{s.B, s.Hq, s.N, s.Dv}, lse{s.B, s.Hq, s.N};
-  FULGURITE_CHECK(a.out.sym_sizes() == c10::SymIntArrayRef(out), "expected out of shape ", out, ", got ", a.out.sym_sizes());
-  FULGURITE_CHECK(a.lse.sym_sizes() == c10::SymIntArrayRef(lse), "expected lse of shape ", lse, ", got ", a.lse.sym_sizes());
-  if (a.grad_out) FULGURITE_CHECK(a.grad_out->sym_sizes() == c10::SymIntArrayRef(out), "expected grad_out of shape ", out, ", got ", a.grad_out->sym_sizes());
-  if (a.grad_lse) FULGURITE_CHECK(a.grad_lse->sym_sizes() == c10::SymIntArrayRef(lse), "expected grad_lse of shape ", lse, ", got ", a.grad_lse->sym_sizes());
-  if (a.mask) check_broadcast(op, "mask", *a.mask, a.query, s);
-  check_align(op, a.align);
+  const auto check_sizes = [&](const char* name, const Tensor& tensor, c10::SymIntArrayRef sizes) {
+    FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ", tensor.sym_sizes());
+  };
+  check_sizes("out", a.out, out);
+  check_sizes("lse", a.lse, lse);
+  if (a.grad_out) check_sizes("grad_out", *a.grad_out, out);
+  if (a.grad_lse) check_sizes("grad_lse", *a.grad_lse, lse);
+  check_score_shapes(op, a.scores, a.query, s);
+  check_score_values(op, a.scores, s);
+  check_block_layout(op, a.scores, a.query, s);
+  FULGURITE_CHECK_VALUE(a.scores.bias || !a.output_mask[kBias], "expected bias, whose gradient is asked for, got none");
+  FULGURITE_CHECK_VALUE(a.scores.sink || !a.output_mask[kSink], "expected sink, whose gradient is asked for, got none");
   return s;
 }
 
-double attention_scale(const AttentionArgs& args) {
-  return args.scale ? *args.scale : 1.0 / std::sqrt(static_cast<double>(args.query.size(3)));
+double attention_scale(const std::optional<double>& scale, const Tensor& query) {
+  return scale ? *scale : 1.0 / std::sqrt(static_cast<double>(query.size(3)));
 }
 
 void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {

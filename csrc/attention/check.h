@@ -14,6 +14,6 @@ AttentionShape check_attention_backward(const AttentionBackwardArgs& args);
 void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin);
 
 /// The factor of q·k: the given one, or 1/√D.
-double attention_scale(const AttentionArgs& args);
+double attention_scale(const std::optional<double>& scale, const Tensor& query);
 
 }  // namespace fulgurite

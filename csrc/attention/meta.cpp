@@ -17,10 +17,11 @@ AttentionResult attention_meta(const AttentionArgs& args) {
 
 AttentionGradients attention_backward_meta(const AttentionBackwardArgs& args) {
   check_attention_backward(args);
-  const auto gradient = [](const Tensor& like, bool wanted) {
-    return wanted ? at::empty_symint(like.sym_sizes(), like.options()) : at::empty_symint({0}, like.options());
+  const auto gradient = [&](AttentionInput input, const OptionalTensor& like) {
+    return args.output_mask[input] ? at::empty_symint(like->sym_sizes(), like->options()) : at::empty_symint({0}, args.query.options());
   };
-  return {gradient(args.query, args.output_mask[0]), gradient(args.key, args.output_mask[1]), gradient(args.value, args.output_mask[2])};
+  return {gradient(kQuery, args.query), gradient(kKey, args.key), gradient(kValue, args.value), gradient(kBias, args.scores.bias),
+          gradient(kSink, args.scores.sink)};
 }
 
 Tensor rope_meta(const Tensor& x, const Tensor& cos, const Tensor& sin, bool, bool) {

@@ -1,81 +1,160 @@
-// Which pairs of query i and key j are kept: the one definition that forward, backward and every tile decision use,
-// on host and device.
+// Which pairs of query i and key j are kept: the one definition that forward, backward and every tile decision use, on host
+// and device.
 //
-//   kept iff  mask_ij  and  (not causal or j ≤ i')  and  (window_left < 0 or i' − window_left ≤ j)
-//                      and  (window_right < 0 or j ≤ i' + window_right)          i' = i + shift
+//   kept iff  mask_ij  and  block_layout[h, i//bs, j//bs]  and  bias_ij ≠ −inf  and  (not causal or j ≤ i')
+//      and (((window_left < 0 or i' − window_left ≤ j) and (window_right < 0 or j ≤ i' + window_right)) or j < sink_tokens)
+//      and (chunk_size = 0 or ⌊i'/chunk_size⌋ = ⌊j/chunk_size⌋)                 i' = i + shift
 //
-// shift is M − N for align "bottom_right" and 0 for "top_left". Without the mask, the keys of a query are one range
-// [begin, end) whose two ends rise with i.
+// shift is M − N for align "bottom_right" and 0 for "top_left". By position alone the keys of a query are at most two
+// ranges, the sink tokens and the window; their ends rise with i.
 #pragma once
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define FULGURITE_HOST_DEVICE __host__ __device__
-#else
-// Kernels of every instruction set include this file: a copy left to the linker could be that of a newer machine.
-#define FULGURITE_HOST_DEVICE __attribute__((always_inline))
-#endif
+#include "common/host_device.h"
+#include "common/philox.h"
+#include "simd/types.h"
 
 namespace fulgurite {
 
 enum class TileState { kSkip, kPartial, kFull };
+enum class ScoreKind : int { kSoftmax, kRelu2, kLaplace };
 
 struct KeyRange {
   int64_t begin, end;
+  FULGURITE_HOST_DEVICE bool has(int64_t j) const { return j >= begin && j < end; }
+  FULGURITE_HOST_DEVICE bool covers(int64_t j0, int64_t j1) const { return j0 >= begin && j1 <= end; }
+  FULGURITE_HOST_DEVICE bool meets(int64_t j0, int64_t j1) const { return begin < end && j1 > begin && j0 < end; }
+};
+
+struct KeyReach {
+  KeyRange sinks, window;
+  FULGURITE_HOST_DEVICE bool has(int64_t j) const { return sinks.has(j) || window.has(j); }
+  FULGURITE_HOST_DEVICE bool meets(int64_t j0, int64_t j1) const { return sinks.meets(j0, j1) || window.meets(j0, j1); }
+};
+
+/// A tensor that broadcasts to the scores (B,Hq,N,M): strides in elements, 0 where it broadcasts; batch b reads b mod batches.
+struct ScoreTensor {
+  const void* data;  // null: not given
+  int64_t batches;
+  int64_t strides[4];
+
+  FULGURITE_HOST_DEVICE int64_t offset(int64_t b, int64_t h, int64_t i, int64_t j) const {
+    return b % batches * strides[0] + h * strides[1] + i * strides[2] + j * strides[3];
+  }
 };
 
 struct ScoreRule {
-  int64_t M;
+  int64_t M;  // keys of the sequence
   int64_t shift;
   bool causal;
   int64_t window_left, window_right;  // < 0: no bound; at most N + M, so that sums cannot overflow
-  const bool* mask;                   // null: every pair
-  int64_t mask_batches;               // batch b uses mask b mod mask_batches
-  int64_t mask_strides[4];            // b, h, i, j; 0 where it broadcasts
+  int64_t sink_tokens, chunk_size;
+  ScoreTensor mask;    // bool
+  ScoreTensor layout;  // bool or uint8, strides over blocks
+  int64_t block_size;
+  ScoreTensor bias;
+  Dtype bias_dtype;
 
-  /// The keys in reach of query i, by causality and window.
-  FULGURITE_HOST_DEVICE KeyRange keys(int64_t i) const {
+  /// The keys in reach of query i by position.
+  FULGURITE_HOST_DEVICE KeyReach reach(int64_t i) const {
     const int64_t center = i + shift;
-    int64_t begin = window_left < 0 ? 0 : center - window_left;
-    int64_t end = M;
-    if (causal && center + 1 < end) end = center + 1;
-    if (window_right >= 0 && center + window_right + 1 < end) end = center + window_right + 1;
-    if (begin < 0) begin = 0;
-    if (begin > M) begin = M;
-    return {begin, end < begin ? begin : end};
+    int64_t low = 0, high = M;
+    if (causal && center + 1 < high) high = center + 1;
+    if (chunk_size > 0) {
+      const int64_t chunk = (center >= 0 ? center / chunk_size : -((-center + chunk_size - 1) / chunk_size)) * chunk_size;
+      if (chunk > low) low = chunk;
+      if (chunk + chunk_size < high) high = chunk + chunk_size;
+    }
+    int64_t first = low, last = high;
+    if (window_left >= 0 && center - window_left > first) first = center - window_left;
+    if (window_right >= 0 && center + window_right + 1 < last) last = center + window_right + 1;
+    return {clamp(low, sink_tokens < high ? sink_tokens : high), clamp(first, last)};
   }
-  /// The keys in reach of any query in [i0, i1).
-  FULGURITE_HOST_DEVICE KeyRange keys(int64_t i0, int64_t i1) const {
-    const int64_t begin = keys(i0).begin, end = keys(i1 - 1).end;
-    return {begin, end < begin ? begin : end};
-  }
-
-  FULGURITE_HOST_DEVICE const bool* mask_row(int64_t b, int64_t h, int64_t i) const {
-    return mask + b % mask_batches * mask_strides[0] + h * mask_strides[1] + i * mask_strides[2];
+  /// The smallest ranges that hold the keys of every query in [i0, i1).
+  FULGURITE_HOST_DEVICE KeyReach reach(int64_t i0, int64_t i1) const {
+    const KeyReach first = reach(i0), last = reach(i1 - 1);
+    return {{first.sinks.begin, last.sinks.end}, {first.window.begin, last.window.end}};
   }
 
   FULGURITE_HOST_DEVICE bool kept(int64_t b, int64_t h, int64_t i, int64_t j) const {
-    const KeyRange range = keys(i);
-    return j >= range.begin && j < range.end && (!mask || mask_row(b, h, i)[j * mask_strides[3]]);
+    return reach(i).has(j) && in_layout(b, h, i, j) && (!mask.data || static_cast<const bool*>(mask.data)[mask.offset(b, h, i, j)]) &&
+           !(bias.data && bias_hides(b, h, i, j));
   }
 
-  /// kSkip if no pair of the tile [i0, i1) × [j0, j1) is kept, kFull if all are, else kPartial.
+  /// kSkip if no pair of the tile [i0, i1) × [j0, j1) is kept by position, layout and mask; kFull if all are; else kPartial.
   FULGURITE_HOST_DEVICE TileState state(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
-    const KeyRange reach = keys(i0, i1);
-    if (j1 <= reach.begin || j0 >= reach.end) return TileState::kSkip;
-    const bool inside = j0 >= keys(i1 - 1).begin && j1 <= keys(i0).end;
-    if (!mask) return inside ? TileState::kFull : TileState::kPartial;
+    if (!reach(i0, i1).meets(j0, j1)) return TileState::kSkip;
+    const KeyReach first = reach(i0), last = reach(i1 - 1);
+    bool all = (first.window.covers(j0, j1) && last.window.covers(j0, j1)) || (first.sinks.covers(j0, j1) && last.sinks.covers(j0, j1));
+    all &= !bias.data;  // a bias may hide any pair
+    if (layout.data) {
+      const TileState blocks = scan(layout, b, h, i0 / block_size, (i1 - 1) / block_size + 1, j0 / block_size, (j1 - 1) / block_size + 1);
+      if (blocks == TileState::kSkip) return blocks;
+      all &= blocks == TileState::kFull;
+    }
+    if (mask.data) {
+      const TileState pairs = scan(mask, b, h, i0, i1, j0, j1);
+      if (pairs == TileState::kSkip) return pairs;
+      all &= pairs == TileState::kFull;
+    }
+    return all ? TileState::kFull : TileState::kPartial;
+  }
+
+  FULGURITE_HOST_DEVICE bool in_layout(int64_t b, int64_t h, int64_t i, int64_t j) const {
+    return !layout.data || static_cast<const uint8_t*>(layout.data)[layout.offset(b, h, i / block_size, j / block_size)] != 0;
+  }
+
+ private:
+  FULGURITE_HOST_DEVICE KeyRange clamp(int64_t begin, int64_t end) const {
+    if (begin < 0) begin = 0;
+    if (begin > M) begin = M;
+    if (end > M) end = M;
+    return {begin, end < begin ? begin : end};
+  }
+
+  FULGURITE_HOST_DEVICE static TileState scan(const ScoreTensor& t, int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     bool any = false, all = true;
     for (int64_t i = i0; i < i1; ++i) {
-      const bool* const row = mask_row(b, h, i);
+      const uint8_t* const row = static_cast<const uint8_t*>(t.data) + t.offset(b, h, i, 0);
       for (int64_t j = j0; j < j1; ++j) {
-        any |= row[j * mask_strides[3]];
-        all &= row[j * mask_strides[3]];
+        any |= row[j * t.strides[3]] != 0;
+        all &= row[j * t.strides[3]] != 0;
       }
     }
-    if (!any) return TileState::kSkip;
-    return all && inside ? TileState::kFull : TileState::kPartial;
+    return all ? TileState::kFull : any ? TileState::kPartial : TileState::kSkip;
+  }
+
+  /// bias_ij is −inf, by its bits.
+  FULGURITE_HOST_DEVICE bool bias_hides(int64_t b, int64_t h, int64_t i, int64_t j) const {
+    const int64_t at = bias.offset(b, h, i, j);
+    switch (bias_dtype) {
+      case Dtype::kFloat64: return static_cast<const uint64_t*>(bias.data)[at] == 0xfff0000000000000u;
+      case Dtype::kFloat32: return static_cast<const uint32_t*>(bias.data)[at] == 0xff800000u;
+      case Dtype::kBFloat16: return static_cast<const uint16_t*>(bias.data)[at] == 0xff80u;
+      case Dtype::kFloat16: return static_cast<const uint16_t*>(bias.data)[at] == 0xfc00u;
+    }
+    return false;
+  }
+};
+
+/// Keep bits of dropout: a function of seed, offset and the pair's own indices, of nothing else.
+struct DropoutRule {
+  bool active;
+  PhiloxKey key;
+  uint32_t offset;     // low word; the high word is mixed into the key
+  uint32_t threshold;  // dropped iff the word is below: p·2³²
+  double inverse_keep; // 1/(1 − p)
+  int64_t heads;
+
+  /// Words of the keys 4·group … 4·group + 3 of query i; `group` may be a vector of groups.
+  template <class U>
+  FULGURITE_HOST_DEVICE void words(int64_t b, int64_t h, int64_t i, U group, U (&out)[4]) const {
+    out[0] = group;
+    out[1] = group * 0 + static_cast<uint64_t>(static_cast<uint32_t>(i));
+    out[2] = group * 0 + static_cast<uint64_t>(static_cast<uint32_t>(b * heads + h));
+    out[3] = group * 0 + static_cast<uint64_t>(offset);
+    philox4x32(out[0], out[1], out[2], out[3], key);
   }
 };
 

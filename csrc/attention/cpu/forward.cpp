@@ -2,9 +2,11 @@
 //
 // Per row, over the key tiles J in order (m starts at −inf, l and o at 0):
 //   m' = max(m, max_J s)    α = exp(m − m')    p = exp(s − m')    l = α·l + Σ_J p    o = α·o + p·V_J
-// and at the end out = o/l, lse = m + log l. A row that keeps nothing has l = 0: out 0, lse −inf.
+// and at the end out = o/l, lse = m + log l. A row that keeps nothing has l = 0: out 0, lse −inf. A sink is a score without
+// a value: m starts at sink_h and l at 1. Dropout acts on p·V only. Scores of other kinds are not normalised (activation.h).
 // One task is one block of query rows of one head; K and V were packed once per key/value head.
 
+#include "attention/cpu/activation.h"
 #include "attention/cpu/tile.h"
 
 namespace fulgurite {
@@ -48,7 +50,7 @@ void raise_maxima(const Tile& t, ForwardScratch<T>& w) {
 
 /// scores become p = exp(s − m); l and o are brought to the new maximum.
 template <class T>
-void exponentiate(const Tile& t, ForwardScratch<T>& w) {
+void exponentiate(const AttentionParams& p, const Tile& t, ForwardScratch<T>& w) {
   using V = Native<T>;
   for (int64_t r = 0; r < t.rows; ++r) {
     T* const row = w.scores + r * kScoreStride;
@@ -60,23 +62,47 @@ void exponentiate(const Tile& t, ForwardScratch<T>& w) {
       store(row + c, probability);
     }
     w.sum[r] = w.sum[r] * w.rescale[r] + sum(total);
+    if (p.dropout.active) drop(p, t, r, row);
     if (w.rescale[r] != 1)
       for (int64_t d = 0; d < w.acc_ld; d += kLanes<T>) store(w.acc + r * w.acc_ld + d, load<V>(w.acc + r * w.acc_ld + d) * w.rescale[r]);
   }
 }
 
+/// scores become a(s).
+template <class T>
+void activate(const AttentionParams& p, const Tile& t, ForwardScratch<T>& w) {
+  using V = Native<T>;
+  for (int64_t r = 0; r < t.rows; ++r)
+    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+      T* const s = w.scores + r * kScoreStride + c;
+      store(s, activation(p, load<V>(s)));
+    }
+}
+
+template <class T>
+void start(const AttentionParams& p, int64_t h, int64_t rows, ForwardScratch<T>& w) {
+  const T sink = p.sink ? static_cast<const T*>(p.sink)[h] : kHidden<T>;
+  for (int64_t r = 0; r < kQueryBlock; ++r) {
+    w.max[r] = sink;
+    w.sum[r] = sink == kHidden<T> ? 0 : 1;
+  }
+  __builtin_memset(w.acc, 0, sizeof(T) * rows * w.acc_ld);
+}
+
 template <class S>
-void finish(const AttentionParams& p, int64_t first_row, int64_t rows, const ForwardScratch<Accumulate<S>>& w) {
+void finish(const AttentionParams& p, const Block& block, int64_t start_row, int64_t rows, const ForwardScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   using V = Native<T>;
-  S* out = static_cast<S*>(p.out) + first_row * p.Dv;
-  T* const lse = static_cast<T*>(p.lse) + first_row;
-  for (int64_t r = 0; r < rows; ++r, out += p.Dv) {
+  for (int64_t r = 0; r < rows; ++r) {
     T* const acc = w.acc + r * w.acc_ld;
-    const bool empty = w.sum[r] == 0;
-    for (int64_t d = 0; d < p.Dv; d += kLanes<T>) store(acc + d, empty ? V{} : load<V>(acc + d) / w.sum[r]);
-    store_row(out, acc, p.Dv, T(1));
-    lse[r] = empty ? static_cast<T>(-__builtin_inf()) : w.max[r] + static_cast<T>(__builtin_log(w.sum[r]));
+    T lse = 0;
+    if (p.score == ScoreKind::kSoftmax) {
+      const bool empty = w.sum[r] == 0;
+      for (int64_t d = 0; d < p.Dv; d += kLanes<T>) store(acc + d, empty ? V{} : load<V>(acc + d) / w.sum[r]);
+      lse = empty ? kHidden<T> : w.max[r] + static_cast<T>(__builtin_log(w.sum[r]));
+    }
+    store_row(row_of<S>(p.out, block.b, block.head, start_row + r), acc, p.Dv, T(1));
+    *row_of<T>(p.lse, block.b, block.head, start_row + r) = lse;
   }
 }
 
@@ -85,38 +111,39 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
   ForwardScratch<T> w(p, arena);
-  const int64_t query_block = task % p.query_blocks, h = task / p.query_blocks % p.Hq, b = task / p.query_blocks / p.Hq;
-  const int64_t i0 = query_block * kQueryBlock, rows = p.N - i0 < kQueryBlock ? p.N - i0 : kQueryBlock;
-  pack_plain<T>(rows_of<S>(p.query, b, h, i0), rows, p.D, w.query, w.query_ld);
-  for (int64_t r = 0; r < kQueryBlock; ++r) {
-    w.max[r] = static_cast<T>(-__builtin_inf());
-    w.sum[r] = 0;
-  }
-  __builtin_memset(w.acc, 0, sizeof(T) * rows * w.acc_ld);
-
-  const KeyRange reach = p.rule.keys(i0, i0 + rows);
-  for (int64_t block = reach.begin / kKeyBlock; block * kKeyBlock < reach.end; ++block) {
-    const Tile t = make_tile<T>(p, b, h, query_block, block);
+  const Block q = query_block_of(p, task);
+  const Sequence& s = p.sequences[q.b];
+  const ScoreRule rule = rule_of(p, q.b);
+  const int64_t i0 = q.index * kQueryBlock, rows = s.N - i0 < kQueryBlock ? s.N - i0 : kQueryBlock;
+  pack_plain<T>(rows_of<S>(p.query, q.b, q.head, s.query_start + i0), rows, p.D, w.query, w.query_ld);
+  start(p, q.head, rows, w);
+  for (int64_t block = 0; block < block_count(s.M, kKeyBlock); ++block) {
+    const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
     if (t.state == TileState::kSkip) continue;
-    const int64_t packed = (b * p.Hkv + h / p.group) * p.key_blocks + block;
+    const int64_t packed = packed_index(p, q.b, q.head / p.group, block);
     const T* const key = static_cast<const T*>(p.key_transposed) + packed * kKeyBlock * p.D;
     const T* const value = static_cast<const T*>(p.value_rows) + packed * kKeyBlock * w.acc_ld;
-    score_tile(p, t, w.query, w.query_ld, key, w.scores);
-    raise_maxima(t, w);
-    exponentiate(t, w);
-    accumulate_tile<T>(p, t, true, p.value_finite[packed], {w.scores + t.c0, kScoreStride, 1},
+    score_tile<T>(p, rule, t, w.query, w.query_ld, key, w.scores, nullptr);
+    if (p.score == ScoreKind::kSoftmax) {
+      raise_maxima(t, w);
+      exponentiate(p, t, w);
+    } else {
+      activate(p, t, w);
+    }
+    accumulate_tile<T>(rule, t, true, p.value_finite[packed], {w.scores + t.c0, kScoreStride, 1},
                        {value + t.c0 * kTileColumns<T>, t.columns * kTileColumns<T>}, p.Dv, w.acc, w.acc_ld);
   }
-  finish<S>(p, (b * p.Hq + h) * p.N + i0, rows, w);
+  finish<S>(p, q, s.query_start + i0, rows, w);
 }
 
 /// Packs one block of keys and values of one key/value head, in the layouts whose buffers are given.
 template <class S>
 void pack_task(const AttentionParams& p, int64_t task) {
   using T = Accumulate<S>;
-  const int64_t block = task % p.key_blocks, h = task / p.key_blocks % p.Hkv, b = task / p.key_blocks / p.Hkv;
-  const int64_t j0 = block * kKeyBlock, keys = p.M - j0 < kKeyBlock ? p.M - j0 : kKeyBlock;
-  const Strided<S> key = rows_of<S>(p.key, b, h, j0), value = rows_of<S>(p.value, b, h, j0);
+  const Block k = key_block_of(p, task);
+  const Sequence& s = p.sequences[k.b];
+  const int64_t j0 = k.index * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
+  const Strided<S> key = rows_of<S>(p.key, k.b, k.head, s.key_start + j0), value = rows_of<S>(p.value, k.b, k.head, s.key_start + j0);
   const int64_t key_ld = pad_columns<T>(p.D), value_ld = pad_columns<T>(p.Dv), padded = pad_columns<T>(keys);
   if (p.key_transposed) {
     T* const to = static_cast<T*>(p.key_transposed) + task * kKeyBlock * p.D;

@@ -10,22 +10,41 @@
 
 namespace fulgurite {
 
-/// A 4-dimensional tensor of any strides, in elements.
+/// A tensor of heads of rows, any strides, in elements: (batch, head, row, column). Packed sequences have batch stride 0.
 struct Tensor4 {
   const void* data;
   int64_t strides[4];
+};
+struct Output4 {
+  void* data;  // null: not wanted
+  int64_t strides[3];  // the last dimension is contiguous
 };
 
 inline constexpr int64_t kQueryBlock = 96;  // rows of a tile: whole groups of 6
 inline constexpr int64_t kKeyBlock = 128;   // columns of a tile: whole panels on every instruction set
 
+/// One problem: a batch entry, or one of the packed sequences. Blocks are numbered over all sequences.
+struct Sequence {
+  int64_t query_start, N, key_start, M;
+  int64_t query_block, key_block;  // numbers of its first blocks
+};
+
 struct AttentionParams {
   Dtype dtype;
-  int64_t B, Hq, Hkv, group, N, M, D, Dv;
-  double scale;
-  ScoreRule rule;
+  int64_t Hq, Hkv, group, D, Dv;
+  double scale, softcap, score_scale;
+  ScoreKind score;
+  ScoreRule rule;  // M and shift: of the sequence at hand, set by the task
+  bool bottom_right;
+  DropoutRule dropout;
+
+  const Sequence* sequences;  // B of them
+  int64_t B, query_blocks, key_blocks;  // over all sequences
+
   Tensor4 query, key, value;  // (B,Hq,N,D) (B,Hkv,M,D) (B,Hkv,M,Dv)
-  int64_t query_blocks, key_blocks;
+  const void* sink;           // (Hq) of the accumulation type, or null
+  const void* alibi_slopes;   // (1 or B, Hq) of the accumulation type, or null
+  int64_t alibi_batch_stride;
 
   // Packed once per key block of a key/value head, in the accumulation type; null where a pass does not need it.
   void* key_transposed;    // Kᵀ: D rows of keys
@@ -35,20 +54,23 @@ struct AttentionParams {
   bool* key_finite;        // per block: every element is finite
   bool* value_finite;
 
-  // forward, contiguous
-  void* out;  // (B,Hq,N,Dv) of dtype
-  void* lse;  // (B,Hq,N) of the accumulation type
+  // forward
+  Output4 out;  // (B,Hq,N,Dv) of dtype
+  Output4 lse;  // (B,Hq,N) of the accumulation type
 
-  // backward: out and lse of the forward; a gradient that is not there has null data
+  // backward: out and lse of the forward; an incoming gradient that is not there has null data
   Tensor4 saved_out, grad_out;  // (B,Hq,N,Dv)
   Tensor4 saved_lse, grad_lse;  // (B,Hq,N,·)
-  void *grad_query, *grad_key, *grad_value;  // contiguous, in dtype
+  Output4 grad_query, grad_key, grad_value;  // of dtype
+  void* grad_bias;  // contiguous, in the bias's shape and dtype
+  int64_t bias_shape[4];
+  void* grad_sink;  // (Hq) of the accumulation type
 };
 
 /// Sizes that depend on the instruction set's panel width. Elements are of the accumulation type.
 struct AttentionLayout {
   int64_t key_transposed, key_rows, value_transposed, value_rows;  // elements of one packed block
-  int64_t forward_scratch, grad_query_scratch, grad_key_value_scratch;  // bytes of one task
+  int64_t forward_scratch, grad_key_value_scratch, grad_query_scratch, grad_bias_scratch, grad_sink_scratch;  // bytes of one task
 };
 
 using AttentionLayoutFn = void(const AttentionParams&, AttentionLayout*);

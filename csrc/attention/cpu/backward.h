@@ -1,0 +1,134 @@
+// What the passes of the backward share: a block of query rows with its incoming gradients, and P and dS of one tile.
+//
+//   P = exp(s − lse)    δ_i = Σ_d dO·O − g_lse    dP = dO·Vᵀ    dS = P∘(dP − δ)       softmax
+//   P = a(s)                                      dP = dO·Vᵀ    dS = a'(s)∘dP         relu2, laplace
+//
+// Dropout multiplies P (in dV) and dP by its keep factors; softcap multiplies dS by 1 − tanh² on the way to the product.
+#pragma once
+
+#include "attention/cpu/activation.h"
+#include "attention/cpu/tile.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+
+template <class T>
+struct BackwardScratch {
+  T *query, *grad_out, *lse, *delta;  // of one block of query rows
+  T *scores, *grad_scores;            // P and dS of a tile
+  T *slope;                           // of the softcap
+  T *keep;                            // one row of dropout factors
+  int64_t query_ld, out_ld, key_ld, value_ld;
+  bool query_finite, grad_out_finite;
+
+  BackwardScratch(const AttentionParams& p, Arena& arena)
+      : query_ld(pad_lanes<T>(p.D)), out_ld(pad_lanes<T>(p.Dv)), key_ld(pad_columns<T>(p.D)), value_ld(pad_columns<T>(p.Dv)) {
+    query = arena.take<T>(kQueryBlock * query_ld);
+    grad_out = arena.take<T>(kQueryBlock * out_ld);
+    lse = arena.take<T>(kQueryBlock);
+    delta = arena.take<T>(kQueryBlock);
+    scores = arena.take<T>(kQueryBlock * kScoreStride);
+    grad_scores = arena.take<T>(kQueryBlock * kScoreStride);
+    slope = p.softcap > 0 ? arena.take<T>(kQueryBlock * kScoreStride) : nullptr;
+    keep = p.dropout.active ? arena.take<T>(kScoreStride) : nullptr;
+  }
+};
+
+/// δ of one row, from gradients in the accumulation type.
+template <class S>
+FULGURITE_INLINE Accumulate<S> row_delta(const AttentionParams& p, int64_t b, int64_t h, int64_t row, const Accumulate<S>* grad_out) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  const Strided<S> out = rows_of<S>(p.saved_out, b, h, row);
+  V dot{};
+  for_row<T>(out.data, out.column_stride, p.Dv, [&](int64_t d, V o) { dot = madd(o, load<V>(grad_out + d), dot); });
+  return sum(dot) - (p.grad_lse.data ? *rows_of<T>(p.grad_lse, b, h, row).data : T(0));
+}
+
+/// Query rows [i0, i0 + rows) of a sequence, their incoming gradients, lse and δ.
+template <class S>
+void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64_t rows, BackwardScratch<Accumulate<S>>& w) {
+  using T = Accumulate<S>;
+  const int64_t first = p.sequences[b].query_start + i0;
+  pack_plain<T>(rows_of<S>(p.query, b, h, first), rows, p.D, w.query, w.query_ld);
+  w.query_finite = all_finite(w.query, rows * w.query_ld);
+  if (p.grad_out.data) {
+    pack_plain<T>(rows_of<S>(p.grad_out, b, h, first), rows, p.Dv, w.grad_out, w.out_ld);
+  } else {
+    __builtin_memset(w.grad_out, 0, sizeof(T) * rows * w.out_ld);
+  }
+  w.grad_out_finite = all_finite(w.grad_out, rows * w.out_ld);
+  if (p.score != ScoreKind::kSoftmax) return;
+  for (int64_t r = 0; r < rows; ++r) {
+    w.delta[r] = row_delta<S>(p, b, h, first + r, w.grad_out + r * w.out_ld);
+    w.lse[r] = *rows_of<T>(p.saved_lse, b, h, first + r).data;
+  }
+}
+
+template <class T>
+FULGURITE_INLINE void softmax_row(const Tile& t, int64_t r, BackwardScratch<T>& w) {
+  using V = Native<T>;
+  const T lse = w.lse[r] == kHidden<T> ? T(0) : w.lse[r];  // nothing kept: every score of the row is −inf
+  for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+    T* const s = w.scores + r * kScoreStride + c;
+    T* const g = w.grad_scores + r * kScoreStride + c;
+    const V score = load<V>(s);
+    const IntOf<V> hidden = score == kHidden<T>;
+    const V probability = select(hidden, V{}, exp(score - lse));
+    store(s, probability);
+    store(g, select(hidden, V{}, probability * (load<V>(g) - w.delta[r])));
+  }
+}
+
+template <class T>
+FULGURITE_INLINE void activation_row(const AttentionParams& p, const Tile& t, int64_t r, BackwardScratch<T>& w) {
+  using V = Native<T>;
+  for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+    T* const s = w.scores + r * kScoreStride + c;
+    T* const g = w.grad_scores + r * kScoreStride + c;
+    const V score = load<V>(s);
+    store(s, activation(p, score));
+    store(g, select(score == kHidden<T>, V{}, activation_slope(p, score) * load<V>(g)));
+  }
+}
+
+/// P into scores and dS into grad_scores; both are 0 at pairs that are not kept, whatever stands there.
+template <class S>
+void gradient_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t, BackwardScratch<Accumulate<S>>& w) {
+  using T = Accumulate<S>;
+  const int64_t packed = packed_index(p, t.b, t.h / p.group, t.j0 / kKeyBlock) * kKeyBlock;
+  const T* const key = static_cast<const T*>(p.key_transposed) + packed * p.D;
+  const T* const value = static_cast<const T*>(p.value_transposed) + packed * p.Dv;
+  score_tile<T>(p, rule, t, w.query, w.query_ld, key, w.scores, w.slope);
+  gemm<T>(t.rows, t.c1 - t.c0, p.Dv, {w.grad_out, w.out_ld, 1}, {value + t.c0 * p.Dv, p.Dv * kTileColumns<T>}, w.grad_scores + t.c0,
+          kScoreStride, false);
+  for (int64_t r = 0; r < t.rows; ++r) {
+    if (p.dropout.active) {
+      for (int64_t c = t.c0; c < t.c1; ++c) w.keep[c] = 1;
+      drop(p, t, r, w.keep);
+      for (int64_t c = t.c0; c < t.c1; ++c) w.grad_scores[r * kScoreStride + c] *= w.keep[c];
+    }
+    if (p.score == ScoreKind::kSoftmax)
+      softmax_row(t, r, w);
+    else
+      activation_row(p, t, r, w);
+    if (p.dropout.active)
+      for (int64_t c = t.c0; c < t.c1; ++c) w.scores[r * kScoreStride + c] *= w.keep[c];
+  }
+}
+
+/// dS on its way through the softcap, to the products with Q and K.
+template <class T>
+void apply_softcap(const Tile& t, BackwardScratch<T>& w) {
+  using V = Native<T>;
+  if (!w.slope) return;
+  for (int64_t r = 0; r < t.rows; ++r)
+    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+      T* const g = w.grad_scores + r * kScoreStride + c;
+      const V ds = load<V>(g);  // 0 where hidden, whatever the slope is there
+      store(g, select(ds == V{}, V{}, ds * load<V>(w.slope + r * kScoreStride + c)));
+    }
+}
+
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite

@@ -1,0 +1,124 @@
+// Gradients of what is added to the scores: the bias, at its own broadcast shape, and the learned sink.
+//
+//   dbias = Σ dS over the dimensions it broadcasts      dsink_h = −Σ_{b,i} exp(sink_h − lse)·δ        (dS, δ: backward.h)
+//
+// One task owns one block of dbias and walks everything that broadcasts onto it in order (batches, heads, query blocks, key
+// blocks), so every element is one sum in one order. Scores and dP are computed once more for it.
+
+#include "attention/cpu/backward.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+namespace {
+
+/// The part of dbias that a task owns, as begin and step of the walk over each dimension.
+struct BiasWalk {
+  int64_t batch, head, query_block, key_block;  // the block of dbias; 0 in broadcast dimensions
+  int64_t last_head, last_query_block, last_key_block;
+  bool one_row, one_column;
+};
+
+BiasWalk walk_of(const AttentionParams& p, int64_t task) {
+  const Sequence& s = p.sequences[0];  // every batch entry has the same N and M
+  const int64_t query_blocks = block_count(s.N, kQueryBlock), key_blocks = block_count(s.M, kKeyBlock);
+  const bool all_heads = p.bias_shape[1] == 1, one_row = p.bias_shape[2] == 1, one_column = p.bias_shape[3] == 1;
+  BiasWalk w{};
+  w.one_row = one_row;
+  w.one_column = one_column;
+  w.key_block = one_column ? 0 : task % key_blocks;
+  task /= one_column ? 1 : key_blocks;
+  w.query_block = one_row ? 0 : task % query_blocks;
+  task /= one_row ? 1 : query_blocks;
+  w.head = all_heads ? 0 : task % p.Hq;
+  w.batch = task / (all_heads ? 1 : p.Hq);
+  w.last_head = all_heads ? p.Hq : w.head + 1;
+  w.last_query_block = one_row ? query_blocks : w.query_block + 1;
+  w.last_key_block = one_column ? key_blocks : w.key_block + 1;
+  return w;
+}
+
+template <class T>
+void add_tile(const BiasWalk& walk, const Tile& t, const T* grad_scores, T* acc) {
+  using V = Native<T>;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    T* const to = acc + (walk.one_row ? 0 : r * kScoreStride);
+    const T* const from = grad_scores + r * kScoreStride;
+    if (walk.one_column) {
+      V total{};
+      for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) total += load<V>(from + c);
+      to[0] += sum(total);
+    } else {
+      for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) store(to + c, load<V>(to + c) + load<V>(from + c));
+    }
+  }
+}
+
+template <class S>
+void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
+  using T = Accumulate<S>;
+  Arena arena(scratch);
+  BackwardScratch<T> w(p, arena);
+  T* const acc = arena.take<T>(kQueryBlock * kScoreStride);
+  __builtin_memset(acc, 0, sizeof(T) * kQueryBlock * kScoreStride);
+  const BiasWalk walk = walk_of(p, task);
+  const Sequence& s = p.sequences[0];
+  for (int64_t b = walk.batch; b < p.B; b += p.bias_shape[0]) {
+    const ScoreRule rule = rule_of(p, b);
+    for (int64_t h = walk.head; h < walk.last_head; ++h)
+      for (int64_t query_block = walk.query_block; query_block < walk.last_query_block; ++query_block) {
+        bool loaded = false;
+        for (int64_t key_block = walk.key_block; key_block < walk.last_key_block; ++key_block) {
+          const Tile t = make_tile<T>(p, rule, b, h, query_block, key_block);
+          if (t.state == TileState::kSkip) continue;
+          if (!loaded) load_rows<S>(p, b, h, t.i0, t.rows, w);
+          loaded = true;
+          gradient_tile<S>(p, rule, t, w);
+          add_tile(walk, t, w.grad_scores, acc);
+        }
+      }
+  }
+  const int64_t i0 = walk.query_block * kQueryBlock, j0 = walk.key_block * kKeyBlock;
+  const int64_t rows = walk.one_row ? 1 : s.N - i0 < kQueryBlock ? s.N - i0 : kQueryBlock;
+  const int64_t columns = walk.one_column ? 1 : s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
+  with_storage_beside<T>(p.rule.bias_dtype, [&](auto bias) {
+    using B = decltype(bias);
+    B* const to = static_cast<B*>(p.grad_bias) + ((walk.batch * p.bias_shape[1] + walk.head) * p.bias_shape[2] + i0) * p.bias_shape[3] + j0;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c) to[r * p.bias_shape[3] + c] = from_accumulate<B>(static_cast<Accumulate<B>>(acc[r * kScoreStride + c]));
+  });
+}
+
+/// One head: rows in order of batch and position.
+template <class S>
+void grad_sink_task(const AttentionParams& p, int64_t head, void* scratch) {
+  using T = Accumulate<S>;
+  Arena arena(scratch);
+  BackwardScratch<T> w(p, arena);
+  const T sink = static_cast<const T*>(p.sink)[head];
+  T total = 0;
+  for (int64_t b = 0; b < p.B; ++b) {
+    const Sequence& s = p.sequences[b];
+    for (int64_t i0 = 0; i0 < s.N; i0 += kQueryBlock) {
+      const int64_t rows = s.N - i0 < kQueryBlock ? s.N - i0 : kQueryBlock;
+      load_rows<S>(p, b, head, i0, rows, w);
+      T block = 0;  // shorter chains of additions
+      for (int64_t r = 0; r < rows; ++r)
+        if (sink != kHidden<T>) block -= exp(splat<Native<T>>(sink - w.lse[r]))[0] * w.delta[r];
+      total += block;
+    }
+  }
+  static_cast<T*>(p.grad_sink)[head] = total;
+}
+
+}  // namespace
+
+void attention_grad_bias(const AttentionParams& p, int64_t task, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { grad_bias_task<decltype(s)>(p, task, scratch); });
+}
+
+void attention_grad_sink(const AttentionParams& p, int64_t head, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { grad_sink_task<decltype(s)>(p, head, scratch); });
+}
+
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite
