@@ -229,9 +229,19 @@ def attention(
         causal: query i keeps keys j ≤ i', where i' = i + M − N with align "bottom_right" and i with "top_left".
         align: "bottom_right" or "top_left".
         window_left, window_right: keep i' − window_left ≤ j ≤ i' + window_right; −1 is no bound.
+        bias: query's dtype or float32, broadcastable to (B,Hq,N,M), with a gradient at its own shape; −inf hides a pair.
+        sink: (Hq), a learned extra logit in the denominator, with a gradient.
+        alibi_slopes: (Hq) or (B,Hq), float32: subtracts slope·|i' − j|.
+        block_layout: bool or uint8, (1 or Hq, ⌈N/block_size⌉, ⌈M/block_size⌉): keeps whole blocks of pairs.
+        block_size: of block_layout.
+        sink_tokens: the first keys stay in reach of every window.
+        chunk_size: queries meet keys of their own chunk only; 0 is no chunks.
+        softcap: s becomes softcap·tanh(s/softcap) before the bias; 0 is none.
+        score: "softmax", or not normalised "relu2" and "laplace", which score_scale multiplies.
+        score_scale: of relu2 and laplace.
+        dropout_p: probability of dropping a pair's weight.
+        philox: int64 [seed, offset] for dropout; drawn from torch's default generator if not given.
         return_lse: a literal in TorchScript; True returns (out, lse).
-        bias, sink, alibi_slopes, block_layout, block_size, sink_tokens, chunk_size, softcap, score, score_scale, dropout_p,
-            philox: part of the signature, not supported yet: any value but the default raises NotImplementedError.
 
     Returns:
         out (B,Hq,N,Dv) in query's dtype, contiguous; with return_lse also lse (B,Hq,N), the natural logarithm of the row

@@ -6,7 +6,9 @@ B batch, Hq query heads, Hkv key/value heads, N queries, M keys, D query/key wid
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,12 +46,10 @@ def attention(
     The formula, over the pairs that are kept::
 
         s_ij = scale·(q_i·k_j), softcapped, + bias_ij − alibi·|i' − j|
-        p_ij = exp(s_ij − lse_i),  lse_i = log(Σ_j exp s_ij + exp(sink)),  out_i = Σ_j p_ij v_j
+        p_ij = exp(s_ij − lse_i),  lse_i = log(Σ_j exp s_ij + exp(sink)),  out_i = Σ_j z_ij p_ij v_j
 
-    Dropout has no reference: its bits are the operator's own.
+    z_ij is 1, or with dropout 0 where the pair is dropped and 1/(1 − dropout_p) elsewhere.
     """
-    if dropout_p != 0.0:
-        raise NotImplementedError("the reference of attention has no dropout_p")
     B, Hq, N, D = query.shape
     Hkv, M = key.shape[1], key.shape[2]
     shape = (B, Hq, N, M)
@@ -63,8 +63,7 @@ def attention(
     if mask is not None:
         kept = kept & expand_pairs(mask, shape)
     if block_layout is not None:
-        rows = block_layout.bool().repeat_interleave(block_size, dim=1)[:, :N]
-        kept = kept & rows.repeat_interleave(block_size, dim=2)[:, :, :M]
+        kept = kept & expand_blocks(block_layout, block_size, N, M)
     if bias is not None:
         bias = expand_pairs(bias, shape)
         kept = kept & (bias != -math.inf)
@@ -84,6 +83,8 @@ def attention(
     else:
         weights = torch.where(kept, score_scale * activation(scores, score), 0.0)
         lse = scores.new_zeros(B, Hq, N)
+    if philox is not None and dropout_p > 0:
+        weights = weights * dropout_keep(shape, dropout_p, philox) / (1 - dropout_p)
     return weighted_values(weights, value, kept), lse
 
 
@@ -92,26 +93,60 @@ def attention_naive(
     key: Tensor,
     value: Tensor,
     *,
+    bias: Tensor | None = None,
     mask: Tensor | None = None,
+    sink: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    block_layout: Tensor | None = None,
+    block_size: int = 0,
     scale: float | None = None,
     causal: bool = False,
     align: str = "bottom_right",
     window_left: int = -1,
     window_right: int = -1,
+    sink_tokens: int = 0,
+    chunk_size: int = 0,
+    softcap: float = 0.0,
+    score: str = "softmax",
+    score_scale: float = 1.0,
+    dropout_p: float = 0.0,
+    philox: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) as plain PyTorch computes them in the dtype of query: the yardstick of errors."""
-    Hq, N, D = query.shape[1:]
+    B, Hq, N, D = query.shape
     Hkv, M = key.shape[1], key.shape[2]
+    shape, dtype = (B, Hq, N, M), query.dtype
     key, value = (x.repeat_interleave(Hq // Hkv, dim=1) for x in (key, value))
     kept = kept_pairs(
         N, M, causal=causal, align=align, window_left=window_left, window_right=window_right,
-        sink_tokens=0, chunk_size=0, device=query.device,
+        sink_tokens=sink_tokens, chunk_size=chunk_size, device=query.device,
     )  # fmt: skip
-    kept = kept if mask is None else kept & mask
+    if mask is not None:
+        kept = kept & expand_pairs(mask, shape)
+    if block_layout is not None:
+        kept = kept & expand_blocks(block_layout, block_size, N, M)
     scores = query @ key.mT * (D**-0.5 if scale is None else scale)
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + expand_pairs(bias, shape).to(dtype)
+    if alibi_slopes is not None:
+        i = query_positions(N, M, align, query.device)[:, None]
+        distance = (i - torch.arange(M, device=query.device)).abs()
+        scores = scores - (alibi_slopes.reshape(-1, Hq, 1, 1) * distance).to(dtype)
     scores = scores.masked_fill(~kept, -math.inf)
-    weights = torch.softmax(scores, dim=-1).masked_fill(~kept, 0.0)
-    return weights @ value, torch.logsumexp(scores, dim=-1)
+    if score != "softmax":
+        weights = (score_scale * activation(scores, score)).masked_fill(~kept, 0.0)
+        return weights @ value, scores.new_zeros(B, Hq, N)
+    logits = scores
+    if sink is not None:
+        column = sink.to(dtype).reshape(1, -1, 1, 1).expand(B, Hq, N, 1)
+        logits = torch.cat([scores, column], dim=-1)
+    weights = torch.softmax(logits, dim=-1)[..., :M].masked_fill(~kept, 0.0)
+    if philox is not None and dropout_p > 0:
+        keep = dropout_keep(shape, dropout_p, philox)
+        weights = weights * keep / (1 - dropout_p)
+    return weights @ value, torch.logsumexp(logits, dim=-1)
 
 
 def query_positions(N: int, M: int, align: str, device: torch.device) -> Tensor:
@@ -149,6 +184,41 @@ def expand_pairs(pairs: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     if pairs.shape[0] not in (1, shape[0]):
         pairs = pairs.repeat(shape[0] // pairs.shape[0], 1, 1, 1)
     return pairs.expand(shape)
+
+
+def expand_blocks(block_layout: Tensor, block_size: int, N: int, M: int) -> Tensor:
+    """A layout of blocks (1 or Hq, ⌈N/bs⌉, ⌈M/bs⌉) as pairs (1 or Hq, N, M)."""
+    rows = block_layout.bool().repeat_interleave(block_size, dim=1)[:, :N]
+    return rows.repeat_interleave(block_size, dim=2)[:, :, :M]
+
+
+def dropout_keep(shape: tuple[int, int, int, int], p: float, philox: Tensor) -> Tensor:
+    """Which pairs (B, Hq, N, M) dropout keeps: the word of a pair is at least p·2³².
+
+    Four keys j share a counter (j // 4, i, b·Hq + h, offset's low half) of Philox4x32-10 under the
+    key (seed's low half, seed's high half xor offset's); key j has word j mod 4 of it.
+    """
+    seed, offset = (int(word) % 2**64 for word in philox)
+    b, h, i, j = np.ogrid[tuple(slice(size) for size in shape)]
+    counter = [x.astype(np.uint64) for x in (j // 4, i, b * shape[1] + h)]
+    counter.append(np.uint64(offset % 2**32))
+    words = philox4x32(counter, seed % 2**32, seed >> 32 ^ offset >> 32)
+    word = np.choose(j % 4, np.broadcast_arrays(*words))
+    keep = np.broadcast_to(word >= np.uint64(min(int(p * 2**32), 2**32 - 1)), shape)
+    return torch.from_numpy(keep.copy()).to(philox.device)
+
+
+def philox4x32(counter: list[Any], low: int, high: int) -> list[Any]:
+    """Ten rounds of Philox on four 32-bit words held in uint64 arrays (Salmon et al. 2011)."""
+    half = np.uint64(32)
+    mask = np.uint64(2**32 - 1)
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1 = (p1 >> half) ^ c1 ^ np.uint64(low), p1 & mask
+        c2, c3 = (p0 >> half) ^ c3 ^ np.uint64(high), p0 & mask
+        low, high = (low + 0x9E3779B9) % 2**32, (high + 0xBB67AE85) % 2**32
+    return [c0, c1, c2, c3]
 
 
 def pair_products(query: Tensor, key: Tensor, kept: Tensor) -> Tensor:

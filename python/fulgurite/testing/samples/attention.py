@@ -79,6 +79,60 @@ def attention_samples(dtype: torch.dtype, device: torch.device, seed: int) -> It
     )
     yield Sample("no_keys", tensors(N=3, M=0, D=4), {"causal": True})
     yield Sample("no_queries", tensors(N=0, M=3, D=4), {})
+    yield from score_samples(generator, dtype, device)
+
+
+def score_samples(
+    generator: torch.Generator, dtype: torch.dtype, device: torch.device
+) -> Iterator[Sample]:
+    """What is added to, and done with, the scores."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def tensors(**sizes: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return qkv(generator, dtype, device, **sizes)
+
+    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    bias = normal(2, 1, 7, 9)  # of batch 4's windows: index b mod 2
+    bias[0, 0, 2, 4:] = -torch.inf
+    yield Sample("bias_periodic", tensors(B=4, Hq=2, N=7, M=9, D=8), {"bias": bias})
+    yield Sample(
+        "bias_of_heads_sink",
+        tensors(Hq=4, Hkv=2, N=101, M=135, D=8),
+        {"bias": normal(4, 1, 135, dtype=wide), "sink": normal(4, dtype=wide), "causal": True},
+    )
+    yield Sample(
+        "alibi_sinks_chunks_softcap",
+        tensors(Hq=4, Hkv=2, N=18, M=21, D=8),
+        {
+            "alibi_slopes": torch.rand(2, 4, generator=generator).to(device, wide),
+            "sink": normal(4),
+            "causal": True,
+            "window_left": 3,
+            "sink_tokens": 2,
+            "chunk_size": 12,
+            "softcap": 2.0,
+        },
+    )
+    layout = torch.rand(2, 5, 6, generator=generator) < 0.6
+    yield Sample(
+        "block_layout_relu2",
+        tensors(N=19, M=22, D=8),
+        {
+            "block_layout": layout.to(device),
+            "block_size": 4,
+            "score": "relu2",
+            "score_scale": 0.5,
+            "bias": normal(19, 1),
+        },
+    )
+    yield Sample("laplace", tensors(N=6, M=11, D=8), {"score": "laplace", "causal": True})
+    yield Sample(
+        "dropout",
+        tensors(Hq=4, Hkv=2, N=33, M=45, D=8),
+        {"dropout_p": 0.3, "philox": torch.tensor([12345678901234, 7], device=device)},
+    )
 
 
 def attention_errors(device: torch.device) -> Iterator[ErrorSample]:
@@ -105,6 +159,15 @@ def attention_type_errors(device: torch.device) -> Iterator[ErrorSample]:
         TypeError,
         "mask",
     )
+    wrong = {
+        "bias": torch.zeros(3, 5, dtype=torch.float16, device=device),
+        "sink": torch.zeros(4, dtype=torch.float64, device=device),
+        "alibi_slopes": torch.zeros(4, dtype=torch.bfloat16, device=device),
+        "block_layout": torch.ones(1, 1, 1, device=device),
+        "philox": torch.zeros(2, dtype=torch.int32, device=device),
+    }
+    for name, tensor in wrong.items():
+        yield ErrorSample(f"{name}_dtype", (query, key, value), {name: tensor}, TypeError, name)
     yield ErrorSample(  # the type is checked before the shape
         "type_before_shape", (query, key.double()[:, :, :, :7], value), {}, TypeError, "key"
     )
@@ -127,6 +190,16 @@ def attention_shape_errors(device: torch.device) -> Iterator[ErrorSample]:
         yield ErrorSample(name, tensors, {}, RuntimeError, match)
     mask = torch.ones(4, 5, dtype=torch.bool, device=device)
     yield ErrorSample("mask_shape", (query, key, value), {"mask": mask}, RuntimeError, "mask")
+    wrong = {
+        "bias": torch.zeros(5, 5, device=device),
+        "sink": torch.zeros(3, device=device),
+        "alibi_slopes": torch.zeros(3, 4, device=device),
+        "philox": torch.zeros(3, dtype=torch.int64, device=device),
+    }
+    for name, tensor in wrong.items():
+        yield ErrorSample(f"{name}_shape", (query, key, value), {name: tensor}, RuntimeError, name)
+    layout = {"block_layout": mask[None, :1, :1].expand(3, 1, 1), "block_size": 8}
+    yield ErrorSample("layout_shape", (query, key, value), layout, RuntimeError, "block_layout")
     yield ErrorSample(  # the shape is checked before the values
         "shape_before_value", (query, key[..., :7], value), {"align": "center"}, RuntimeError, "key"
     )
@@ -162,24 +235,15 @@ def attention_value_errors(device: torch.device) -> Iterator[ErrorSample]:
 
 
 def attention_unsupported(device: torch.device) -> Iterator[ErrorSample]:
-    """Valid calls that no kernel serves yet."""
-    tensors = small_call(device)
-    cases: dict[str, dict[str, Any]] = {
-        "bias": {"bias": torch.zeros(3, 5, device=device)},
-        "sink": {"sink": torch.zeros(4, device=device)},
-        "alibi_slopes": {"alibi_slopes": torch.ones(4, device=device)},
-        "block_layout": {
-            "block_layout": torch.ones(1, 1, 1, dtype=torch.bool, device=device),
-            "block_size": 8,
-        },
-        "sink_tokens": {"sink_tokens": 1},
-        "chunk_size": {"chunk_size": 2},
-        "softcap": {"softcap": 30.0},
-        "score": {"score": "relu2"},
-        "dropout_p": {"dropout_p": 0.1, "philox": torch.zeros(2, dtype=torch.int64, device=device)},
-    }
-    for argument, kwargs in cases.items():
-        yield ErrorSample(f"{argument}_unsupported", tensors, kwargs, NotImplementedError, argument)
+    """Valid calls that no kernel serves."""
+    slopes = torch.ones(4, device=device, requires_grad=True)
+    yield ErrorSample(
+        "grad_of_alibi_slopes",
+        small_call(device),
+        {"alibi_slopes": slopes},
+        NotImplementedError,
+        "alibi_slopes",
+    )
 
 
 def angles(
@@ -241,8 +305,9 @@ OPERATORS = (
         errors=attention_errors,
         reference=reference.attention,
         naive=reference.attention_naive,
-        differentiable=(0, 1, 2),
+        differentiable=(0, 1, 2, "bias", "sink"),
         autocast="lower",
+        autocast_args=(0, 1, 2),
     ),
     Operator(
         name="rope",
