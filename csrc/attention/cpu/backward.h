@@ -34,15 +34,33 @@ struct BackwardScratch {
   }
 };
 
-/// δ of one row, from gradients in the accumulation type.
+/// δ of `rows` rows from `first` on; grad_out holds their gradients in rows of `ld` elements. W rows at a time, transposed in
+/// registers, each summed over d in the order in which the micro-kernel sums dP: where a query keeps one key, dP − δ is
+/// exactly 0, as it should be.
 template <class S>
-FULGURITE_INLINE Accumulate<S> row_delta(const AttentionParams& p, int64_t b, int64_t h, int64_t row, const Accumulate<S>* grad_out) {
+void row_deltas(const AttentionParams& p, int64_t b, int64_t h, int64_t first, int64_t rows, const Accumulate<S>* grad_out, int64_t ld,
+                Accumulate<S>* delta) {
   using T = Accumulate<S>;
   using V = Native<T>;
-  const Strided<S> out = rows_of<S>(p.saved_out, b, h, row);
-  V dot{};
-  for_row<T>(out.data, out.column_stride, p.Dv, [&](int64_t d, V o) { dot = madd(o, load<V>(grad_out + d), dot); });
-  return sum(dot) - (p.grad_lse.data ? *rows_of<T>(p.grad_lse, b, h, row).data : T(0));
+  constexpr int W = kLanes<T>;
+  for (int64_t r0 = 0; r0 < rows; r0 += W) {
+    V dot{};
+    for (int64_t d0 = 0; d0 < p.Dv; d0 += W) {
+      V out[W], grad[W];
+      for (int64_t r = 0; r < W; ++r) {
+        const bool inside = r0 + r < rows;
+        const Strided<S> row = rows_of<S>(p.saved_out, b, h, first + (inside ? r0 + r : 0));
+        out[r] = inside ? load_strided<V>(row.data + d0 * row.column_stride, row.column_stride, p.Dv - d0) : V{};
+        grad[r] = inside ? load<V>(grad_out + (r0 + r) * ld + d0) : V{};
+      }
+      transpose<W / 2>(out);
+      transpose<W / 2>(grad);
+      for (int64_t d = 0; d < W && d0 + d < p.Dv; ++d) dot = madd(grad[d], out[d], dot);
+    }
+    store(delta + r0, dot);
+  }
+  if (!p.grad_lse.data) return;
+  for (int64_t r = 0; r < rows; ++r) delta[r] -= *rows_of<T>(p.grad_lse, b, h, first + r).data;
 }
 
 /// Query rows [i0, i0 + rows) of a sequence, their incoming gradients, lse and δ.
@@ -59,10 +77,8 @@ void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64
   }
   w.grad_out_finite = all_finite(w.grad_out, rows * w.out_ld);
   if (p.score != ScoreKind::kSoftmax) return;
-  for (int64_t r = 0; r < rows; ++r) {
-    w.delta[r] = row_delta<S>(p, b, h, first + r, w.grad_out + r * w.out_ld);
-    w.lse[r] = *rows_of<T>(p.saved_lse, b, h, first + r).data;
-  }
+  row_deltas<S>(p, b, h, first, rows, w.grad_out, w.out_ld, w.delta);
+  for (int64_t r = 0; r < rows; ++r) w.lse[r] = *rows_of<T>(p.saved_lse, b, h, first + r).data;
 }
 
 template <class T>
