@@ -1,6 +1,6 @@
 // query, key and value to the autocast dtype; rope runs in the dtype it is given.
-#include "attention/args.h"
 #include "common/autocast.h"
+#include "attention/args.h"
 
 #include <torch/library.h>
 
@@ -19,6 +19,10 @@ AttentionResult attention_autocast(const AttentionArgs& args) {
 }  // namespace
 }  // namespace fulgurite
 
-TORCH_LIBRARY_IMPL(fulgurite, AutocastCPU, m) { m.impl("attention", fulgurite::attention_from_schema<fulgurite::attention_autocast>); }
+TORCH_LIBRARY_IMPL(fulgurite, AutocastCPU, m) {
+  m.impl("attention", fulgurite::attention_from_schema<fulgurite::attention_autocast>);
+}
 
-TORCH_LIBRARY_IMPL(fulgurite, AutocastCUDA, m) { m.impl("attention", fulgurite::attention_from_schema<fulgurite::attention_autocast>); }
+TORCH_LIBRARY_IMPL(fulgurite, AutocastCUDA, m) {
+  m.impl("attention", fulgurite::attention_from_schema<fulgurite::attention_autocast>);
+}

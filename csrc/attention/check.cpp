@@ -7,15 +7,20 @@
 namespace fulgurite {
 namespace {
 
-AttentionShape check_query_key_value(const char* op, const Tensor& query, const Tensor& key, const Tensor& value) {
+AttentionShape check_query_key_value(const char* op, const Tensor& query, const Tensor& key,
+                                     const Tensor& value) {
   check_dim(op, "query", query, 4, "[B, Hq, N, D]");
   check_dim(op, "key", key, 4, "[B, Hkv, M, D]");
   check_dim(op, "value", value, 4, "[B, Hkv, M, Dv]");
-  AttentionShape s{query.sym_size(0), query.sym_size(1), key.sym_size(1), query.sym_size(2), key.sym_size(2), query.sym_size(3), value.sym_size(3)};
-  FULGURITE_CHECK(key.sym_size(0) == s.B && key.sym_size(3) == s.D, "expected key of shape [", s.B, ", Hkv, M, ", s.D, "], got ", key.sym_sizes());
-  FULGURITE_CHECK(value.sym_size(0) == s.B && value.sym_size(1) == s.Hkv && value.sym_size(2) == s.M, "expected value of shape [", s.B, ", ",
-                  s.Hkv, ", ", s.M, ", Dv], got ", value.sym_sizes());
-  FULGURITE_CHECK(s.Hkv == 0 ? s.Hq == 0 : s.Hq % s.Hkv == 0, "expected Hq to be a multiple of Hkv = ", s.Hkv, ", got ", s.Hq);
+  AttentionShape s{query.sym_size(0), query.sym_size(1), key.sym_size(1),  query.sym_size(2),
+                   key.sym_size(2),   query.sym_size(3), value.sym_size(3)};
+  FULGURITE_CHECK(key.sym_size(0) == s.B && key.sym_size(3) == s.D, "expected key of shape [", s.B,
+                  ", Hkv, M, ", s.D, "], got ", key.sym_sizes());
+  FULGURITE_CHECK(
+      value.sym_size(0) == s.B && value.sym_size(1) == s.Hkv && value.sym_size(2) == s.M,
+      "expected value of shape [", s.B, ", ", s.Hkv, ", ", s.M, ", Dv], got ", value.sym_sizes());
+  FULGURITE_CHECK(s.Hkv == 0 ? s.Hq == 0 : s.Hq % s.Hkv == 0,
+                  "expected Hq to be a multiple of Hkv = ", s.Hkv, ", got ", s.Hq);
   check_place(op, "query", query, query);
   check_place(op, "key", key, query);
   check_place(op, "value", value, query);
@@ -23,7 +28,8 @@ AttentionShape check_query_key_value(const char* op, const Tensor& query, const 
 }
 
 /// Up to four dimensions, each 1 or that of the scores; the batch may also be a divisor of B (index b mod its size).
-void check_broadcast(const char* op, const char* name, const Tensor& tensor, const Tensor& query, const AttentionShape& s) {
+void check_broadcast(const char* op, const char* name, const Tensor& tensor, const Tensor& query,
+                     const AttentionShape& s) {
   check_place(op, name, tensor, query);
   const std::array<c10::SymInt, 4> full{s.B, s.Hq, s.N, s.M};
   bool fits = tensor.dim() <= 4;
@@ -32,74 +38,99 @@ void check_broadcast(const char* op, const char* name, const Tensor& tensor, con
     const int64_t axis = 4 - tensor.dim() + d;
     fits = size == 1 || size == full[axis] || (axis == 0 && size > 0 && full[0] % size == 0);
   }
-  FULGURITE_CHECK(fits, "expected ", name, " broadcastable to [", s.B, ", ", s.Hq, ", ", s.N, ", ", s.M, "], got ", tensor.sym_sizes());
+  FULGURITE_CHECK(fits, "expected ", name, " broadcastable to [", s.B, ", ", s.Hq, ", ", s.N, ", ",
+                  s.M, "], got ", tensor.sym_sizes());
 }
 
 /// query's dtype or float32.
-void check_dtype_or_float32(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& query) {
+void check_dtype_or_float32(const char* op, const char* name, const OptionalTensor& tensor,
+                            const Tensor& query) {
   if (!tensor) return;
-  FULGURITE_CHECK_TYPE(tensor->scalar_type() == query.scalar_type() || tensor->scalar_type() == at::kFloat, "expected ", name,
-                       " of query's dtype ", query.scalar_type(), " or float32, got ", tensor->scalar_type());
+  FULGURITE_CHECK_TYPE(
+      tensor->scalar_type() == query.scalar_type() || tensor->scalar_type() == at::kFloat,
+      "expected ", name, " of query's dtype ", query.scalar_type(), " or float32, got ",
+      tensor->scalar_type());
 }
 
 void check_score_types(const char* op, const ScoreArgs& s, const Tensor& query) {
   check_dtype_or_float32(op, "bias", s.bias, query);
-  if (s.mask) FULGURITE_CHECK_TYPE(s.mask->scalar_type() == at::kBool, "expected mask of dtype bool, got ", s.mask->scalar_type());
+  if (s.mask)
+    FULGURITE_CHECK_TYPE(s.mask->scalar_type() == at::kBool, "expected mask of dtype bool, got ",
+                         s.mask->scalar_type());
   check_dtype_or_float32(op, "sink", s.sink, query);
   if (s.alibi_slopes) {
     const at::ScalarType wanted = accumulate_type(query.scalar_type());
-    FULGURITE_CHECK_TYPE(s.alibi_slopes->scalar_type() == wanted, "expected alibi_slopes of dtype ", wanted, ", got ",
-                         s.alibi_slopes->scalar_type());
+    FULGURITE_CHECK_TYPE(s.alibi_slopes->scalar_type() == wanted, "expected alibi_slopes of dtype ",
+                         wanted, ", got ", s.alibi_slopes->scalar_type());
   }
   if (s.block_layout) {
     const at::ScalarType layout = s.block_layout->scalar_type();
-    FULGURITE_CHECK_TYPE(layout == at::kBool || layout == at::kByte, "expected block_layout of dtype bool or uint8, got ", layout);
+    FULGURITE_CHECK_TYPE(layout == at::kBool || layout == at::kByte,
+                         "expected block_layout of dtype bool or uint8, got ", layout);
   }
-  if (s.philox) FULGURITE_CHECK_TYPE(s.philox->scalar_type() == at::kLong, "expected philox of dtype int64, got ", s.philox->scalar_type());
+  if (s.philox)
+    FULGURITE_CHECK_TYPE(s.philox->scalar_type() == at::kLong,
+                         "expected philox of dtype int64, got ", s.philox->scalar_type());
 }
 
-void check_score_shapes(const char* op, const ScoreArgs& a, const Tensor& query, const AttentionShape& s) {
+void check_score_shapes(const char* op, const ScoreArgs& a, const Tensor& query,
+                        const AttentionShape& s) {
   if (a.bias) check_broadcast(op, "bias", *a.bias, query, s);
   if (a.mask) check_broadcast(op, "mask", *a.mask, query, s);
   if (a.sink) {
     check_place(op, "sink", *a.sink, query);
-    FULGURITE_CHECK(a.sink->dim() == 1 && a.sink->sym_size(0) == s.Hq, "expected sink of shape [", s.Hq, "], got ", a.sink->sym_sizes());
+    FULGURITE_CHECK(a.sink->dim() == 1 && a.sink->sym_size(0) == s.Hq, "expected sink of shape [",
+                    s.Hq, "], got ", a.sink->sym_sizes());
   }
   if (a.alibi_slopes) {
     check_place(op, "alibi_slopes", *a.alibi_slopes, query);
-    const bool fits = (a.alibi_slopes->dim() == 1 || (a.alibi_slopes->dim() == 2 && a.alibi_slopes->sym_size(0) == s.B)) &&
+    const bool fits = (a.alibi_slopes->dim() == 1 ||
+                       (a.alibi_slopes->dim() == 2 && a.alibi_slopes->sym_size(0) == s.B)) &&
                       a.alibi_slopes->sym_size(-1) == s.Hq;
-    FULGURITE_CHECK(fits, "expected alibi_slopes of shape [", s.Hq, "] or [", s.B, ", ", s.Hq, "], got ", a.alibi_slopes->sym_sizes());
+    FULGURITE_CHECK(fits, "expected alibi_slopes of shape [", s.Hq, "] or [", s.B, ", ", s.Hq,
+                    "], got ", a.alibi_slopes->sym_sizes());
   }
   if (a.philox) {
     check_place(op, "philox", *a.philox, query);
-    FULGURITE_CHECK(a.philox->dim() == 1 && a.philox->sym_size(0) == 2, "expected philox of shape [2], got ", a.philox->sym_sizes());
+    FULGURITE_CHECK(a.philox->dim() == 1 && a.philox->sym_size(0) == 2,
+                    "expected philox of shape [2], got ", a.philox->sym_sizes());
   }
 }
 
-void check_block_layout(const char* op, const ScoreArgs& a, const Tensor& query, const AttentionShape& s) {
-  FULGURITE_CHECK_VALUE(a.block_layout ? a.block_size > 0 : a.block_size == 0, "expected block_size > 0 with block_layout and 0 without, got ",
+void check_block_layout(const char* op, const ScoreArgs& a, const Tensor& query,
+                        const AttentionShape& s) {
+  FULGURITE_CHECK_VALUE(a.block_layout ? a.block_size > 0 : a.block_size == 0,
+                        "expected block_size > 0 with block_layout and 0 without, got ",
                         a.block_size);
   if (!a.block_layout) return;
   check_place(op, "block_layout", *a.block_layout, query);
-  const c10::SymInt rows = (s.N + a.block_size - 1) / a.block_size, columns = (s.M + a.block_size - 1) / a.block_size;
-  const bool fits = a.block_layout->dim() == 3 && (a.block_layout->sym_size(0) == 1 || a.block_layout->sym_size(0) == s.Hq) &&
+  const c10::SymInt rows = (s.N + a.block_size - 1) / a.block_size,
+                    columns = (s.M + a.block_size - 1) / a.block_size;
+  const bool fits = a.block_layout->dim() == 3 &&
+                    (a.block_layout->sym_size(0) == 1 || a.block_layout->sym_size(0) == s.Hq) &&
                     a.block_layout->sym_size(1) == rows && a.block_layout->sym_size(2) == columns;
-  FULGURITE_CHECK(fits, "expected block_layout of shape [1 or ", s.Hq, ", ", rows, ", ", columns, "], got ", a.block_layout->sym_sizes());
+  FULGURITE_CHECK(fits, "expected block_layout of shape [1 or ", s.Hq, ", ", rows, ", ", columns,
+                  "], got ", a.block_layout->sym_sizes());
 }
 
 void check_score_values(const char* op, const ScoreArgs& a, const AttentionShape& s) {
-  FULGURITE_CHECK_VALUE(a.align == "bottom_right" || a.align == "top_left", "expected align 'bottom_right' or 'top_left', got '", a.align, "'");
+  FULGURITE_CHECK_VALUE(a.align == "bottom_right" || a.align == "top_left",
+                        "expected align 'bottom_right' or 'top_left', got '", a.align, "'");
   const bool softmax = a.score == "softmax";
-  FULGURITE_CHECK_VALUE(softmax || a.score == "relu2" || a.score == "laplace", "expected score 'softmax', 'relu2' or 'laplace', got '", a.score, "'");
+  FULGURITE_CHECK_VALUE(softmax || a.score == "relu2" || a.score == "laplace",
+                        "expected score 'softmax', 'relu2' or 'laplace', got '", a.score, "'");
   FULGURITE_CHECK_VALUE(a.scale || s.D != 0, "expected scale with D = 0, got none");
-  FULGURITE_CHECK_VALUE(a.dropout_p >= 0 && a.dropout_p < 1, "expected dropout_p in [0, 1), got ", a.dropout_p);
-  FULGURITE_CHECK_VALUE(a.dropout_p == 0 || a.philox, "expected philox with dropout_p > 0, got none");
+  FULGURITE_CHECK_VALUE(a.dropout_p >= 0 && a.dropout_p < 1, "expected dropout_p in [0, 1), got ",
+                        a.dropout_p);
+  FULGURITE_CHECK_VALUE(a.dropout_p == 0 || a.philox,
+                        "expected philox with dropout_p > 0, got none");
   FULGURITE_CHECK_VALUE(a.softcap >= 0, "expected softcap >= 0, got ", a.softcap);
   FULGURITE_CHECK_VALUE(a.sink_tokens >= 0, "expected sink_tokens >= 0, got ", a.sink_tokens);
   FULGURITE_CHECK_VALUE(a.chunk_size >= 0, "expected chunk_size >= 0, got ", a.chunk_size);
-  FULGURITE_CHECK_VALUE(!softmax || a.score_scale == 1.0, "expected score_scale 1 with score 'softmax', got ", a.score_scale);
-  FULGURITE_CHECK_VALUE(softmax || (!a.sink && a.dropout_p == 0), "expected neither sink nor dropout with score '", a.score, "'");
+  FULGURITE_CHECK_VALUE(!softmax || a.score_scale == 1.0,
+                        "expected score_scale 1 with score 'softmax', got ", a.score_scale);
+  FULGURITE_CHECK_VALUE(softmax || (!a.sink && a.dropout_p == 0),
+                        "expected neither sink nor dropout with score '", a.score, "'");
 }
 
 }  // namespace
@@ -120,17 +151,20 @@ AttentionShape check_attention(const AttentionArgs& a) {
 AttentionShape check_attention_backward(const AttentionBackwardArgs& a) {
   constexpr const char* op = "_attention_backward";
   check_float(op, "query", a.query);
-  for (const auto& [name, tensor] : {std::pair{"key", &a.key}, {"value", &a.value}, {"out", &a.out}})
+  for (const auto& [name, tensor] :
+       {std::pair{"key", &a.key}, {"value", &a.value}, {"out", &a.out}})
     check_same_dtype(op, name, *tensor, "query", a.query);
   if (a.grad_out) check_same_dtype(op, "grad_out", *a.grad_out, "query", a.query);
   if (a.grad_lse) check_same_dtype(op, "grad_lse", *a.grad_lse, "lse", a.lse);
-  FULGURITE_CHECK_TYPE(a.lse.scalar_type() == accumulate_type(a.query.scalar_type()), "expected lse of dtype ",
-                       accumulate_type(a.query.scalar_type()), ", got ", a.lse.scalar_type());
+  FULGURITE_CHECK_TYPE(a.lse.scalar_type() == accumulate_type(a.query.scalar_type()),
+                       "expected lse of dtype ", accumulate_type(a.query.scalar_type()), ", got ",
+                       a.lse.scalar_type());
   check_score_types(op, a.scores, a.query);
   const AttentionShape s = check_query_key_value(op, a.query, a.key, a.value);
   const c10::SymDimVector out{s.B, s.Hq, s.N, s.Dv}, lse{s.B, s.Hq, s.N};
   const auto check_sizes = [&](const char* name, const Tensor& tensor, c10::SymIntArrayRef sizes) {
-    FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ", tensor.sym_sizes());
+    FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ",
+                    tensor.sym_sizes());
   };
   check_sizes("out", a.out, out);
   check_sizes("lse", a.lse, lse);
@@ -139,8 +173,10 @@ AttentionShape check_attention_backward(const AttentionBackwardArgs& a) {
   check_score_shapes(op, a.scores, a.query, s);
   check_score_values(op, a.scores, s);
   check_block_layout(op, a.scores, a.query, s);
-  FULGURITE_CHECK_VALUE(a.scores.bias || !a.output_mask[kBias], "expected bias, whose gradient is asked for, got none");
-  FULGURITE_CHECK_VALUE(a.scores.sink || !a.output_mask[kSink], "expected sink, whose gradient is asked for, got none");
+  FULGURITE_CHECK_VALUE(a.scores.bias || !a.output_mask[kBias],
+                        "expected bias, whose gradient is asked for, got none");
+  FULGURITE_CHECK_VALUE(a.scores.sink || !a.output_mask[kSink],
+                        "expected sink, whose gradient is asked for, got none");
   return s;
 }
 
@@ -151,16 +187,24 @@ double attention_scale(const std::optional<double>& scale, const Tensor& query) 
 void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   constexpr const char* op = "rope";
   check_float(op, "x", x);
-  FULGURITE_CHECK_TYPE(cos.scalar_type() == x.scalar_type() || cos.scalar_type() == at::kFloat, "expected cos of x's dtype ", x.scalar_type(),
-                       " or float32, got ", cos.scalar_type());
+  FULGURITE_CHECK_TYPE(cos.scalar_type() == x.scalar_type() || cos.scalar_type() == at::kFloat,
+                       "expected cos of x's dtype ", x.scalar_type(), " or float32, got ",
+                       cos.scalar_type());
   check_same_dtype(op, "sin", sin, "cos", cos);
-  FULGURITE_CHECK(x.dim() >= 1 && x.dim() <= 16, "expected x of shape [..., N, D] with at most 16 dimensions, got ", x.sym_sizes());
+  FULGURITE_CHECK(x.dim() >= 1 && x.dim() <= 16,
+                  "expected x of shape [..., N, D] with at most 16 dimensions, got ",
+                  x.sym_sizes());
   FULGURITE_CHECK(cos.dim() >= 1, "expected cos of shape [..., N, R/2], got ", cos.sym_sizes());
-  FULGURITE_CHECK(sin.sym_sizes() == cos.sym_sizes(), "expected sin of cos's shape ", cos.sym_sizes(), ", got ", sin.sym_sizes());
-  FULGURITE_CHECK(cos.sym_size(-1) * 2 <= x.sym_size(-1), "expected cos with at most D/2 = ", x.sym_size(-1) / 2, " columns, got ", cos.sym_sizes());
+  FULGURITE_CHECK(sin.sym_sizes() == cos.sym_sizes(), "expected sin of cos's shape ",
+                  cos.sym_sizes(), ", got ", sin.sym_sizes());
+  FULGURITE_CHECK(cos.sym_size(-1) * 2 <= x.sym_size(-1),
+                  "expected cos with at most D/2 = ", x.sym_size(-1) / 2, " columns, got ",
+                  cos.sym_sizes());
   bool fits = cos.dim() <= x.dim();
-  for (int64_t d = 2; fits && d <= cos.dim(); ++d) fits = cos.sym_size(-d) == 1 || cos.sym_size(-d) == x.sym_size(-d);
-  FULGURITE_CHECK(fits, "expected cos broadcastable to x's rows ", x.sym_sizes(), ", got ", cos.sym_sizes());
+  for (int64_t d = 2; fits && d <= cos.dim(); ++d)
+    fits = cos.sym_size(-d) == 1 || cos.sym_size(-d) == x.sym_size(-d);
+  FULGURITE_CHECK(fits, "expected cos broadcastable to x's rows ", x.sym_sizes(), ", got ",
+                  cos.sym_sizes());
   check_place(op, "x", x, x);
   check_place(op, "cos", cos, x);
   check_place(op, "sin", sin, x);

@@ -11,17 +11,20 @@ namespace {
 AttentionResult attention_meta(const AttentionArgs& args) {
   const AttentionShape s = check_attention(args);
   const auto options = args.query.options();
-  return {at::empty_symint({s.B, s.Hq, s.N, s.Dv}, options),                                                 // out (B,Hq,N,Dv)
-          at::empty_symint({s.B, s.Hq, s.N}, options.dtype(accumulate_type(args.query.scalar_type())))};  // lse (B,Hq,N)
+  return {
+      at::empty_symint({s.B, s.Hq, s.N, s.Dv}, options),  // out (B,Hq,N,Dv)
+      at::empty_symint({s.B, s.Hq, s.N},
+                       options.dtype(accumulate_type(args.query.scalar_type())))};  // lse (B,Hq,N)
 }
 
 AttentionGradients attention_backward_meta(const AttentionBackwardArgs& args) {
   check_attention_backward(args);
   const auto gradient = [&](AttentionInput input, const OptionalTensor& like) {
-    return args.output_mask[input] ? at::empty_symint(like->sym_sizes(), like->options()) : at::empty_symint({0}, args.query.options());
+    return args.output_mask[input] ? at::empty_symint(like->sym_sizes(), like->options())
+                                   : at::empty_symint({0}, args.query.options());
   };
-  return {gradient(kQuery, args.query), gradient(kKey, args.key), gradient(kValue, args.value), gradient(kBias, args.scores.bias),
-          gradient(kSink, args.scores.sink)};
+  return {gradient(kQuery, args.query), gradient(kKey, args.key), gradient(kValue, args.value),
+          gradient(kBias, args.scores.bias), gradient(kSink, args.scores.sink)};
 }
 
 Tensor rope_meta(const Tensor& x, const Tensor& cos, const Tensor& sin, bool, bool) {

@@ -7,33 +7,48 @@
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   m.def(
-      "attention(Tensor query, Tensor key, Tensor value, *, Tensor? bias=None, Tensor? mask=None, Tensor? sink=None, "
-      "Tensor? alibi_slopes=None, Tensor? block_layout=None, int block_size=0, float? scale=None, bool causal=False, "
-      "str align=\"bottom_right\", int window_left=-1, int window_right=-1, int sink_tokens=0, int chunk_size=0, float softcap=0.0, "
-      "str score=\"softmax\", float score_scale=1.0, float dropout_p=0.0, Tensor? philox=None) -> (Tensor out, Tensor lse)",
+      "attention(Tensor query, Tensor key, Tensor value, *, Tensor? bias=None, Tensor? mask=None, "
+      "Tensor? sink=None, "
+      "Tensor? alibi_slopes=None, Tensor? block_layout=None, int block_size=0, float? scale=None, "
+      "bool causal=False, "
+      "str align=\"bottom_right\", int window_left=-1, int window_right=-1, int sink_tokens=0, int "
+      "chunk_size=0, float softcap=0.0, "
+      "str score=\"softmax\", float score_scale=1.0, float dropout_p=0.0, Tensor? philox=None) -> "
+      "(Tensor out, Tensor lse)",
       tags);
   m.def(
-      "_attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, *, "
-      "Tensor? bias=None, Tensor? mask=None, Tensor? sink=None, Tensor? alibi_slopes=None, Tensor? block_layout=None, int block_size=0, "
-      "float? scale=None, bool causal=False, str align=\"bottom_right\", int window_left=-1, int window_right=-1, int sink_tokens=0, "
-      "int chunk_size=0, float softcap=0.0, str score=\"softmax\", float score_scale=1.0, float dropout_p=0.0, Tensor? philox=None, "
-      "bool[5] output_mask) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_bias, Tensor grad_sink)",
+      "_attention_backward(Tensor? grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor "
+      "value, Tensor out, Tensor lse, *, "
+      "Tensor? bias=None, Tensor? mask=None, Tensor? sink=None, Tensor? alibi_slopes=None, Tensor? "
+      "block_layout=None, int block_size=0, "
+      "float? scale=None, bool causal=False, str align=\"bottom_right\", int window_left=-1, int "
+      "window_right=-1, int sink_tokens=0, "
+      "int chunk_size=0, float softcap=0.0, str score=\"softmax\", float score_scale=1.0, float "
+      "dropout_p=0.0, Tensor? philox=None, "
+      "bool[5] output_mask) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor "
+      "grad_bias, Tensor grad_sink)",
       tags);
-  m.def("rope(Tensor x, Tensor cos, Tensor sin, *, bool interleaved=False, bool conjugate=False) -> Tensor", tags);
+  m.def(
+      "rope(Tensor x, Tensor cos, Tensor sin, *, bool interleaved=False, bool conjugate=False) -> "
+      "Tensor",
+      tags);
 }
 
 namespace fulgurite {
 
-std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value, const AttentionOptions& o) {
+std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                                     const AttentionOptions& o) {
   return AttentionArgs{query,
                        key,
                        value,
-                       {o.bias, o.mask, o.sink, o.alibi_slopes, o.block_layout, o.block_size, o.scale, o.causal, o.align, o.window_left,
-                        o.window_right, o.sink_tokens, o.chunk_size, o.softcap, o.score, o.score_scale, o.dropout_p, o.philox}}
+                       {o.bias, o.mask, o.sink, o.alibi_slopes, o.block_layout, o.block_size,
+                        o.scale, o.causal, o.align, o.window_left, o.window_right, o.sink_tokens,
+                        o.chunk_size, o.softcap, o.score, o.score_scale, o.dropout_p, o.philox}}
       .call();
 }
 
-Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved, bool conjugate) {
+Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
+            bool conjugate) {
   return call_rope(x, cos, sin, interleaved, conjugate);
 }
 

@@ -23,14 +23,20 @@ enum class ScoreKind : int { kSoftmax, kRelu2, kLaplace };
 struct KeyRange {
   int64_t begin, end;
   FULGURITE_HOST_DEVICE bool has(int64_t j) const { return j >= begin && j < end; }
-  FULGURITE_HOST_DEVICE bool covers(int64_t j0, int64_t j1) const { return j0 >= begin && j1 <= end; }
-  FULGURITE_HOST_DEVICE bool meets(int64_t j0, int64_t j1) const { return begin < end && j1 > begin && j0 < end; }
+  FULGURITE_HOST_DEVICE bool covers(int64_t j0, int64_t j1) const {
+    return j0 >= begin && j1 <= end;
+  }
+  FULGURITE_HOST_DEVICE bool meets(int64_t j0, int64_t j1) const {
+    return begin < end && j1 > begin && j0 < end;
+  }
 };
 
 struct KeyReach {
   KeyRange sinks, window;
   FULGURITE_HOST_DEVICE bool has(int64_t j) const { return sinks.has(j) || window.has(j); }
-  FULGURITE_HOST_DEVICE bool meets(int64_t j0, int64_t j1) const { return sinks.meets(j0, j1) || window.meets(j0, j1); }
+  FULGURITE_HOST_DEVICE bool meets(int64_t j0, int64_t j1) const {
+    return sinks.meets(j0, j1) || window.meets(j0, j1);
+  }
 };
 
 /// A tensor that broadcasts to the scores (B,Hq,N,M): strides in elements, 0 where it broadcasts; batch b reads b mod batches.
@@ -62,7 +68,9 @@ struct ScoreRule {
     int64_t low = 0, high = M;
     if (causal && center + 1 < high) high = center + 1;
     if (chunk_size > 0) {
-      const int64_t chunk = (center >= 0 ? center / chunk_size : -((-center + chunk_size - 1) / chunk_size)) * chunk_size;
+      const int64_t chunk =
+          (center >= 0 ? center / chunk_size : -((-center + chunk_size - 1) / chunk_size)) *
+          chunk_size;
       if (chunk > low) low = chunk;
       if (chunk + chunk_size < high) high = chunk + chunk_size;
     }
@@ -78,18 +86,22 @@ struct ScoreRule {
   }
 
   FULGURITE_HOST_DEVICE bool kept(int64_t b, int64_t h, int64_t i, int64_t j) const {
-    return reach(i).has(j) && in_layout(b, h, i, j) && (!mask.data || static_cast<const bool*>(mask.data)[mask.offset(b, h, i, j)]) &&
+    return reach(i).has(j) && in_layout(b, h, i, j) &&
+           (!mask.data || static_cast<const bool*>(mask.data)[mask.offset(b, h, i, j)]) &&
            !(bias.data && bias_hides(b, h, i, j));
   }
 
   /// kSkip if no pair of the tile [i0, i1) × [j0, j1) is kept by position, layout and mask; kFull if all are; else kPartial.
-  FULGURITE_HOST_DEVICE TileState state(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
+  FULGURITE_HOST_DEVICE TileState state(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0,
+                                        int64_t j1) const {
     if (!reach(i0, i1).meets(j0, j1)) return TileState::kSkip;
     const KeyReach first = reach(i0), last = reach(i1 - 1);
-    bool all = (first.window.covers(j0, j1) && last.window.covers(j0, j1)) || (first.sinks.covers(j0, j1) && last.sinks.covers(j0, j1));
+    bool all = (first.window.covers(j0, j1) && last.window.covers(j0, j1)) ||
+               (first.sinks.covers(j0, j1) && last.sinks.covers(j0, j1));
     all &= !bias.data;  // a bias may hide any pair
     if (layout.data) {
-      const TileState blocks = scan(layout, b, h, i0 / block_size, (i1 - 1) / block_size + 1, j0 / block_size, (j1 - 1) / block_size + 1);
+      const TileState blocks = scan(layout, b, h, i0 / block_size, (i1 - 1) / block_size + 1,
+                                    j0 / block_size, (j1 - 1) / block_size + 1);
       if (blocks == TileState::kSkip) return blocks;
       all &= blocks == TileState::kFull;
     }
@@ -102,7 +114,9 @@ struct ScoreRule {
   }
 
   FULGURITE_HOST_DEVICE bool in_layout(int64_t b, int64_t h, int64_t i, int64_t j) const {
-    return !layout.data || static_cast<const uint8_t*>(layout.data)[layout.offset(b, h, i / block_size, j / block_size)] != 0;
+    return !layout.data ||
+           static_cast<const uint8_t*>(
+               layout.data)[layout.offset(b, h, i / block_size, j / block_size)] != 0;
   }
 
  private:
@@ -113,7 +127,8 @@ struct ScoreRule {
     return {begin, end < begin ? begin : end};
   }
 
-  FULGURITE_HOST_DEVICE static TileState scan(const ScoreTensor& t, int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  FULGURITE_HOST_DEVICE static TileState scan(const ScoreTensor& t, int64_t b, int64_t h,
+                                              int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     bool any = false, all = true;
     for (int64_t i = i0; i < i1; ++i) {
       const uint8_t* const row = static_cast<const uint8_t*>(t.data) + t.offset(b, h, i, 0);
@@ -129,7 +144,8 @@ struct ScoreRule {
   FULGURITE_HOST_DEVICE bool bias_hides(int64_t b, int64_t h, int64_t i, int64_t j) const {
     const int64_t at = bias.offset(b, h, i, j);
     switch (bias_dtype) {
-      case Dtype::kFloat64: return static_cast<const uint64_t*>(bias.data)[at] == 0xfff0000000000000u;
+      case Dtype::kFloat64:
+        return static_cast<const uint64_t*>(bias.data)[at] == 0xfff0000000000000u;
       case Dtype::kFloat32: return static_cast<const uint32_t*>(bias.data)[at] == 0xff800000u;
       case Dtype::kBFloat16: return static_cast<const uint16_t*>(bias.data)[at] == 0xff80u;
       case Dtype::kFloat16: return static_cast<const uint16_t*>(bias.data)[at] == 0xfc00u;
@@ -142,9 +158,9 @@ struct ScoreRule {
 struct DropoutRule {
   bool active;
   PhiloxKey key;
-  uint32_t offset;     // low word; the high word is mixed into the key
-  uint32_t threshold;  // dropped iff the word is below: p·2³²
-  double inverse_keep; // 1/(1 − p)
+  uint32_t offset;      // low word; the high word is mixed into the key
+  uint32_t threshold;   // dropped iff the word is below: p·2³²
+  double inverse_keep;  // 1/(1 − p)
   int64_t heads;
 
   /// Words of the keys 4·group … 4·group + 3 of query i; `group` may be a vector of groups.

@@ -11,11 +11,14 @@ namespace fulgurite {
 class AutocastTo {
  public:
   /// To the autocast dtype of the device.
-  explicit AutocastTo(c10::DeviceType device) : AutocastTo(device, at::autocast::get_lower_precision_fp_from_device_type(device)) {}
+  explicit AutocastTo(c10::DeviceType device)
+      : AutocastTo(device, at::autocast::get_lower_precision_fp_from_device_type(device)) {}
   AutocastTo(c10::DeviceType device, at::ScalarType dtype)
       : guard_(c10::autocast_dispatch_keyset), device_(device), dtype_(dtype) {}
 
-  at::Tensor operator()(const at::Tensor& tensor) const { return at::autocast::cached_cast(dtype_, tensor, device_); }
+  at::Tensor operator()(const at::Tensor& tensor) const {
+    return at::autocast::cached_cast(dtype_, tensor, device_);
+  }
   std::optional<at::Tensor> operator()(const std::optional<at::Tensor>& tensor) const {
     return at::autocast::cached_cast(dtype_, tensor, device_);
   }

@@ -9,37 +9,49 @@
 
 #define FULGURITE_CHECK_TYPE(cond, ...) TORCH_CHECK_TYPE(cond, "fulgurite::", op, ": ", __VA_ARGS__)
 #define FULGURITE_CHECK(cond, ...) TORCH_CHECK(cond, "fulgurite::", op, ": ", __VA_ARGS__)
-#define FULGURITE_CHECK_VALUE(cond, ...) TORCH_CHECK_VALUE(cond, "fulgurite::", op, ": ", __VA_ARGS__)
-#define FULGURITE_CHECK_SERVED(cond, ...) TORCH_CHECK_NOT_IMPLEMENTED(cond, "fulgurite::", op, ": ", __VA_ARGS__)
+#define FULGURITE_CHECK_VALUE(cond, ...) \
+  TORCH_CHECK_VALUE(cond, "fulgurite::", op, ": ", __VA_ARGS__)
+#define FULGURITE_CHECK_SERVED(cond, ...) \
+  TORCH_CHECK_NOT_IMPLEMENTED(cond, "fulgurite::", op, ": ", __VA_ARGS__)
 
 namespace fulgurite {
 
 /// float64, float32, bfloat16 or float16.
 inline bool is_served_float(at::ScalarType dtype) {
-  return dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
+  return dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 ||
+         dtype == at::kHalf;
 }
 
 /// The type that sums are kept in: float64 for float64, else float32.
-inline at::ScalarType accumulate_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+inline at::ScalarType accumulate_type(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 inline void check_float(const char* op, const char* name, const at::Tensor& tensor) {
   FULGURITE_CHECK_TYPE(is_served_float(tensor.scalar_type()), "expected ", name,
-                       " of dtype float64, float32, bfloat16 or float16, got ", tensor.scalar_type());
+                       " of dtype float64, float32, bfloat16 or float16, got ",
+                       tensor.scalar_type());
 }
 
-inline void check_same_dtype(const char* op, const char* name, const at::Tensor& tensor, const char* as, const at::Tensor& other) {
-  FULGURITE_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), "expected ", name, " of ", as, "'s dtype ",
-                       other.scalar_type(), ", got ", tensor.scalar_type());
+inline void check_same_dtype(const char* op, const char* name, const at::Tensor& tensor,
+                             const char* as, const at::Tensor& other) {
+  FULGURITE_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), "expected ", name, " of ", as,
+                       "'s dtype ", other.scalar_type(), ", got ", tensor.scalar_type());
 }
 
 /// Dense and on the device of the operator's first tensor.
-inline void check_place(const char* op, const char* name, const at::Tensor& tensor, const at::Tensor& first) {
-  FULGURITE_CHECK(tensor.layout() == at::kStrided, "expected ", name, " of layout strided, got ", tensor.layout());
-  FULGURITE_CHECK(tensor.device() == first.device(), "expected ", name, " on device ", first.device(), ", got ", tensor.device());
+inline void check_place(const char* op, const char* name, const at::Tensor& tensor,
+                        const at::Tensor& first) {
+  FULGURITE_CHECK(tensor.layout() == at::kStrided, "expected ", name, " of layout strided, got ",
+                  tensor.layout());
+  FULGURITE_CHECK(tensor.device() == first.device(), "expected ", name, " on device ",
+                  first.device(), ", got ", tensor.device());
 }
 
-inline void check_dim(const char* op, const char* name, const at::Tensor& tensor, int64_t dim, const char* shape) {
-  FULGURITE_CHECK(tensor.dim() == dim, "expected ", name, " of shape ", shape, ", got ", tensor.sym_sizes());
+inline void check_dim(const char* op, const char* name, const at::Tensor& tensor, int64_t dim,
+                      const char* shape) {
+  FULGURITE_CHECK(tensor.dim() == dim, "expected ", name, " of shape ", shape, ", got ",
+                  tensor.sym_sizes());
 }
 
 }  // namespace fulgurite

@@ -69,6 +69,7 @@ class Kernel final : public KernelInfo {
   }
 #define FULGURITE_VARIANT_ENTRY(isa, function, Fn) {Isa::isa, &isa::function},
 /// Inside namespace fulgurite: the table `function##_kernel` of `function`, of type Fn, from the file `file` (family_stem).
-#define FULGURITE_KERNEL(file, function, Fn)                        \
-  FULGURITE_VARIANTS_##file(FULGURITE_DECLARE_VARIANT, function, Fn) \
-  static Kernel<Fn> function##_kernel(#function, {FULGURITE_VARIANTS_##file(FULGURITE_VARIANT_ENTRY, function, Fn)})
+#define FULGURITE_KERNEL(file, function, Fn)                                           \
+  FULGURITE_VARIANTS_##file(FULGURITE_DECLARE_VARIANT, function, Fn) static Kernel<Fn> \
+      function##_kernel(#function,                                                     \
+                        {FULGURITE_VARIANTS_##file(FULGURITE_VARIANT_ENTRY, function, Fn)})

@@ -9,7 +9,9 @@ namespace fulgurite {
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> op_handle(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow((std::string("fulgurite::") + name).c_str(), "").typed<Signature>();
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow((std::string("fulgurite::") + name).c_str(), "")
+      .typed<Signature>();
 }
 
 }  // namespace fulgurite

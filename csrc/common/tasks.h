@@ -30,7 +30,8 @@ void run_tasks(KernelInfo& kernel, const TaskSpace& space, const Run& run) {
   const bool inline_run = space.cost < kInlineCost || at::in_parallel_region();
   const int64_t workers = inline_run ? 1 : std::min<int64_t>(at::get_num_threads(), space.count);
   const int64_t stride = (space.scratch_bytes + 63) / 64 * 64;
-  const at::DataPtr scratch = c10::GetCPUAllocator()->allocate(static_cast<size_t>(stride * workers));
+  const at::DataPtr scratch =
+      c10::GetCPUAllocator()->allocate(static_cast<size_t>(stride * workers));
   char* const base = static_cast<char*>(scratch.get());
   if (workers == 1) {
     for (int64_t task = 0; task < space.count; ++task) run(task, static_cast<void*>(base));

@@ -12,7 +12,9 @@ import fulgurite
 
 def _extension() -> Any:
     if fulgurite._C is None:
-        raise RuntimeError("fulgurite was built without its Python module _C: build facts are not available")
+        raise RuntimeError(
+            "fulgurite was built without its Python module _C: build facts are not available"
+        )
     return fulgurite._C
 
 
@@ -32,7 +34,9 @@ def show_config() -> str:
         "kernels:",
     ]
     for kernel in c.kernel_table():
-        lines.append(f"  {kernel['name']}: {kernel['active']} (compiled for {', '.join(kernel['variants'])})")
+        lines.append(
+            f"  {kernel['name']}: {kernel['active']} (compiled for {', '.join(kernel['variants'])})"
+        )
     return "\n".join(lines)
 
 
@@ -60,5 +64,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[dic
         calls = row["calls"] - before[row["name"]]["calls"]
         if calls:
             tasks = row["tasks"] - before[row["name"]]["tasks"]
-            ran.append({"kernel": row["name"], "isa": row["active"], "calls": calls, "tasks": tasks})
+            ran.append(
+                {"kernel": row["name"], "isa": row["active"], "calls": calls, "tasks": tasks}
+            )
     return ran

@@ -34,7 +34,9 @@ def load() -> ModuleType | None:
 
     check_torch(_build_info.TORCH_VERSION, torch.__version__)
     if not _LIBRARY.exists():
-        raise ImportError(f"fulgurite: {_LIBRARY.name} is not beside the package; it has not been built. {_REBUILD}")
+        raise ImportError(
+            f"fulgurite: {_LIBRARY.name} is not beside the package; it has not been built. {_REBUILD}"
+        )
     try:
         torch.ops.load_library(str(_LIBRARY))
     except OSError as error:

@@ -24,14 +24,18 @@ namespace {
 int64_t blocks(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
 Tensor4 heads_of_rows(const OptionalTensor& t) {
-  return t ? Tensor4{t->const_data_ptr(), {t->stride(0), t->stride(1), t->stride(2), t->stride(3)}} : Tensor4{nullptr, {0, 0, 0, 0}};
+  return t ? Tensor4{t->const_data_ptr(), {t->stride(0), t->stride(1), t->stride(2), t->stride(3)}}
+           : Tensor4{nullptr, {0, 0, 0, 0}};
 }
 /// lse and its gradient: (B,Hq,N).
 Tensor4 heads_of_numbers(const OptionalTensor& t) {
-  return t ? Tensor4{t->const_data_ptr(), {t->stride(0), t->stride(1), t->stride(2), 0}} : Tensor4{nullptr, {0, 0, 0, 0}};
+  return t ? Tensor4{t->const_data_ptr(), {t->stride(0), t->stride(1), t->stride(2), 0}}
+           : Tensor4{nullptr, {0, 0, 0, 0}};
 }
 /// Of a tensor that the operator made.
-Output4 output(const Tensor& t) { return {t.mutable_data_ptr(), {t.stride(0), t.stride(1), t.stride(2)}}; }
+Output4 output(const Tensor& t) {
+  return {t.mutable_data_ptr(), {t.stride(0), t.stride(1), t.stride(2)}};
+}
 
 /// Right-aligned to four dimensions; broadcast dimensions get stride 0.
 ScoreTensor score_tensor(const OptionalTensor& t) {
@@ -39,7 +43,8 @@ ScoreTensor score_tensor(const OptionalTensor& t) {
   if (!t) return s;
   s.data = t->const_data_ptr();
   s.batches = t->dim() == 4 ? t->size(0) : 1;
-  for (int64_t d = 0; d < t->dim(); ++d) s.strides[4 - t->dim() + d] = t->size(d) == 1 ? 0 : t->stride(d);
+  for (int64_t d = 0; d < t->dim(); ++d)
+    s.strides[4 - t->dim() + d] = t->size(d) == 1 ? 0 : t->stride(d);
   return s;
 }
 
@@ -65,7 +70,8 @@ DropoutRule dropout_rule(const ScoreArgs& a, int64_t heads) {
   const int64_t stride = a.philox->stride(0);
   const auto* const words = a.philox->const_data_ptr<int64_t>();
   const auto seed = static_cast<uint64_t>(words[0]), offset = static_cast<uint64_t>(words[stride]);
-  d.key = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(offset >> 32)};
+  d.key = {static_cast<uint32_t>(seed),
+           static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(offset >> 32)};
   d.offset = static_cast<uint32_t>(offset);
   d.threshold = static_cast<uint32_t>(std::min(a.dropout_p * 0x1p32, 0x1p32 - 1));
   d.inverse_keep = 1.0 / (1.0 - a.dropout_p);
@@ -74,7 +80,9 @@ DropoutRule dropout_rule(const ScoreArgs& a, int64_t heads) {
 }
 
 ScoreKind score_kind(std::string_view score) {
-  return score == "softmax" ? ScoreKind::kSoftmax : score == "relu2" ? ScoreKind::kRelu2 : ScoreKind::kLaplace;
+  return score == "softmax" ? ScoreKind::kSoftmax
+         : score == "relu2" ? ScoreKind::kRelu2
+                            : ScoreKind::kLaplace;
 }
 
 /// Params with everything that its pointers need to stay alive.
@@ -83,7 +91,8 @@ struct AttentionCall {
   std::vector<Sequence> sequences;
   std::vector<Tensor> buffers;
 
-  AttentionCall(const Tensor& query, const Tensor& key, const Tensor& value, const ScoreArgs& scores) {
+  AttentionCall(const Tensor& query, const Tensor& key, const Tensor& value,
+                const ScoreArgs& scores) {
     const at::ScalarType acc = accumulate_type(query.scalar_type());
     p.dtype = kernel_dtype(query.scalar_type());
     p.Hq = query.size(1);
@@ -126,16 +135,20 @@ struct AttentionCall {
     return buffers.back().mutable_data_ptr();
   }
   void add_packed(void*& pointer, int64_t block_elements, const Tensor& like) {
-    pointer = keep(at::empty({packed_blocks() * block_elements}, like.options().dtype(accumulate_type(like.scalar_type()))));
+    pointer = keep(at::empty({packed_blocks() * block_elements},
+                             like.options().dtype(accumulate_type(like.scalar_type()))));
   }
   void pack(const Tensor& like) {
-    p.key_finite = static_cast<bool*>(keep(at::empty({2, packed_blocks()}, like.options().dtype(at::kBool))));
+    p.key_finite =
+        static_cast<bool*>(keep(at::empty({2, packed_blocks()}, like.options().dtype(at::kBool))));
     p.value_finite = p.key_finite + packed_blocks();
     run(attention_pack_kernel, packed_blocks(), packed_blocks() * kKeyBlock * (p.D + p.Dv), 0);
   }
-  void run(Kernel<AttentionTaskFn>& kernel, int64_t tasks, int64_t cost, int64_t scratch_bytes) const {
+  void run(Kernel<AttentionTaskFn>& kernel, int64_t tasks, int64_t cost,
+           int64_t scratch_bytes) const {
     const auto fn = kernel.get();
-    run_tasks(kernel, {tasks, cost, scratch_bytes}, [&](int64_t task, void* scratch) { fn(p, task, scratch); });
+    run_tasks(kernel, {tasks, cost, scratch_bytes},
+              [&](int64_t task, void* scratch) { fn(p, task, scratch); });
   }
 
   int64_t packed_blocks() const { return p.key_blocks * p.Hkv; }
@@ -151,7 +164,8 @@ void run_forward(AttentionCall& call, const Tensor& like) {
   call.add_packed(p.key_transposed, layout.key_transposed, like);
   call.add_packed(p.value_rows, layout.value_rows, like);
   call.pack(like);
-  call.run(attention_forward_kernel, p.query_blocks * p.Hq, call.products(), layout.forward_scratch);
+  call.run(attention_forward_kernel, p.query_blocks * p.Hq, call.products(),
+           layout.forward_scratch);
 }
 
 void run_backward(AttentionCall& call, const Tensor& like) {
@@ -163,13 +177,20 @@ void run_backward(AttentionCall& call, const Tensor& like) {
   call.add_packed(p.value_transposed, layout.value_transposed, like);
   if (p.grad_query.data) call.add_packed(p.key_rows, layout.key_rows, like);
   call.pack(like);
-  if (p.grad_key.data || p.grad_value.data) call.run(attention_grad_key_value_kernel, p.key_blocks * p.Hkv, call.products(), layout.grad_key_value_scratch);
-  if (p.grad_query.data) call.run(attention_grad_query_kernel, p.query_blocks * p.Hq, call.products(), layout.grad_query_scratch);
-  if (p.grad_sink) call.run(attention_grad_sink_kernel, p.Hq, call.products() / kKeyBlock, layout.grad_sink_scratch);
+  if (p.grad_key.data || p.grad_value.data)
+    call.run(attention_grad_key_value_kernel, p.key_blocks * p.Hkv, call.products(),
+             layout.grad_key_value_scratch);
+  if (p.grad_query.data)
+    call.run(attention_grad_query_kernel, p.query_blocks * p.Hq, call.products(),
+             layout.grad_query_scratch);
+  if (p.grad_sink)
+    call.run(attention_grad_sink_kernel, p.Hq, call.products() / kKeyBlock,
+             layout.grad_sink_scratch);
   if (p.grad_bias) {
     const int64_t rows = p.bias_shape[2] == 1 ? 1 : blocks(p.bias_shape[2], kQueryBlock);
     const int64_t columns = p.bias_shape[3] == 1 ? 1 : blocks(p.bias_shape[3], kKeyBlock);
-    call.run(attention_grad_bias_kernel, p.bias_shape[0] * p.bias_shape[1] * rows * columns, call.products(), layout.grad_bias_scratch);
+    call.run(attention_grad_bias_kernel, p.bias_shape[0] * p.bias_shape[1] * rows * columns,
+             call.products(), layout.grad_bias_scratch);
   }
 }
 
@@ -178,8 +199,10 @@ AttentionResult attention_cpu(const AttentionArgs& args) {
   const Tensor& query = args.query;
   AttentionCall call(query, args.key, args.value, args.scores);
   call.add_batch(query.size(0), query.size(2), args.key.size(2));
-  Tensor out = at::empty({query.size(0), query.size(1), query.size(2), args.value.size(3)}, query.options());
-  Tensor lse = at::empty({query.size(0), query.size(1), query.size(2)}, query.options().dtype(accumulate_type(query.scalar_type())));
+  Tensor out =
+      at::empty({query.size(0), query.size(1), query.size(2), args.value.size(3)}, query.options());
+  Tensor lse = at::empty({query.size(0), query.size(1), query.size(2)},
+                         query.options().dtype(accumulate_type(query.scalar_type())));
   call.p.out = output(out);
   call.p.lse = output(lse);
   run_forward(call, query);
@@ -209,13 +232,17 @@ AttentionGradients attention_backward_cpu(const AttentionBackwardArgs& args) {
   p.saved_out = heads_of_rows(args.out);
   p.saved_lse = heads_of_numbers(args.lse);
   p.grad_out = heads_of_rows(args.grad_out);
-  p.grad_lse = args.scores.score == "softmax" ? heads_of_numbers(args.grad_lse) : Tensor4{nullptr, {0, 0, 0, 0}};
+  p.grad_lse = args.scores.score == "softmax" ? heads_of_numbers(args.grad_lse)
+                                              : Tensor4{nullptr, {0, 0, 0, 0}};
   const auto gradient = [&](AttentionInput input, const OptionalTensor& like) {
-    if (!args.output_mask[input]) return at::empty({0}, query.options().memory_format(at::MemoryFormat::Contiguous));
+    if (!args.output_mask[input])
+      return at::empty({0}, query.options().memory_format(at::MemoryFormat::Contiguous));
     return at::empty(like->sizes(), like->options().memory_format(at::MemoryFormat::Contiguous));
   };
-  Tensor grad_query = gradient(kQuery, args.query), grad_key = gradient(kKey, args.key), grad_value = gradient(kValue, args.value);
-  Tensor grad_bias = gradient(kBias, args.scores.bias), grad_sink = gradient(kSink, args.scores.sink);
+  Tensor grad_query = gradient(kQuery, args.query), grad_key = gradient(kKey, args.key),
+         grad_value = gradient(kValue, args.value);
+  Tensor grad_bias = gradient(kBias, args.scores.bias),
+         grad_sink = gradient(kSink, args.scores.sink);
   if (args.output_mask[kQuery]) p.grad_query = output(grad_query);
   if (args.output_mask[kKey]) p.grad_key = output(grad_key);
   if (args.output_mask[kValue]) p.grad_value = output(grad_value);

@@ -25,15 +25,17 @@ struct KeyValueScratch {
 
 /// dV += Pᵀ·dO and dK += dSᵀ·Q of one tile.
 template <class T>
-void accumulate_key_value(const AttentionParams& p, const ScoreRule& rule, const Tile& t, const BackwardScratch<T>& w, KeyValueScratch<T>& kv) {
+void accumulate_key_value(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
+                          const BackwardScratch<T>& w, KeyValueScratch<T>& kv) {
   const Strided<T> query{w.query, w.query_ld, 1}, grad_out{w.grad_out, w.out_ld, 1};
   pack_rows<T>(query, t.rows, p.D, kv.query_panels);
   pack_rows<T>(grad_out, t.rows, p.Dv, kv.grad_out_panels);
   const int64_t panel = t.rows * kTileColumns<T>;
-  accumulate_tile<T>(rule, t, false, w.grad_out_finite, {w.scores + t.c0, 1, kScoreStride}, {kv.grad_out_panels, panel}, p.Dv,
-                     kv.grad_value + t.c0 * w.value_ld, w.value_ld);
-  accumulate_tile<T>(rule, t, false, w.query_finite, {w.grad_scores + t.c0, 1, kScoreStride}, {kv.query_panels, panel}, p.D,
-                     kv.grad_key + t.c0 * w.key_ld, w.key_ld);
+  accumulate_tile<T>(rule, t, false, w.grad_out_finite, {w.scores + t.c0, 1, kScoreStride},
+                     {kv.grad_out_panels, panel}, p.Dv, kv.grad_value + t.c0 * w.value_ld,
+                     w.value_ld);
+  accumulate_tile<T>(rule, t, false, w.query_finite, {w.grad_scores + t.c0, 1, kScoreStride},
+                     {kv.query_panels, panel}, p.D, kv.grad_key + t.c0 * w.key_ld, w.key_ld);
 }
 
 template <class S>
@@ -59,8 +61,12 @@ void grad_key_value_task(const AttentionParams& p, int64_t task, void* scratch) 
     }
   for (int64_t j = 0; j < keys; ++j) {
     const int64_t row = s.key_start + j0 + j;
-    if (p.grad_key.data) store_row(row_of<S>(p.grad_key, k.b, k.head, row), kv.grad_key + j * w.key_ld, p.D, static_cast<T>(p.scale));
-    if (p.grad_value.data) store_row(row_of<S>(p.grad_value, k.b, k.head, row), kv.grad_value + j * w.value_ld, p.Dv, T(1));
+    if (p.grad_key.data)
+      store_row(row_of<S>(p.grad_key, k.b, k.head, row), kv.grad_key + j * w.key_ld, p.D,
+                static_cast<T>(p.scale));
+    if (p.grad_value.data)
+      store_row(row_of<S>(p.grad_value, k.b, k.head, row), kv.grad_value + j * w.value_ld, p.Dv,
+                T(1));
   }
 }
 
@@ -82,12 +88,14 @@ void grad_query_task(const AttentionParams& p, int64_t task, void* scratch) {
     gradient_tile<S>(p, rule, t, w);
     apply_softcap(t, w);
     const int64_t packed = packed_index(p, q.b, q.head / p.group, block);
-    const T* const key = static_cast<const T*>(p.key_rows) + packed * kKeyBlock * w.key_ld + t.c0 * kTileColumns<T>;
-    accumulate_tile<T>(rule, t, true, p.key_finite[packed], {w.grad_scores + t.c0, kScoreStride, 1}, {key, t.columns * kTileColumns<T>}, p.D,
-                       grad_query, w.key_ld);
+    const T* const key =
+        static_cast<const T*>(p.key_rows) + packed * kKeyBlock * w.key_ld + t.c0 * kTileColumns<T>;
+    accumulate_tile<T>(rule, t, true, p.key_finite[packed], {w.grad_scores + t.c0, kScoreStride, 1},
+                       {key, t.columns * kTileColumns<T>}, p.D, grad_query, w.key_ld);
   }
   for (int64_t r = 0; r < rows; ++r)
-    store_row(row_of<S>(p.grad_query, q.b, q.head, s.query_start + i0 + r), grad_query + r * w.key_ld, p.D, static_cast<T>(p.scale));
+    store_row(row_of<S>(p.grad_query, q.b, q.head, s.query_start + i0 + r),
+              grad_query + r * w.key_ld, p.D, static_cast<T>(p.scale));
 }
 
 }  // namespace

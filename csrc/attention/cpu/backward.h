@@ -16,13 +16,16 @@ template <class T>
 struct BackwardScratch {
   T *query, *grad_out, *lse, *delta;  // of one block of query rows
   T *scores, *grad_scores;            // P and dS of a tile
-  T *slope;                           // of the softcap
-  T *keep;                            // one row of dropout factors
+  T* slope;                           // of the softcap
+  T* keep;                            // one row of dropout factors
   int64_t query_ld, out_ld, key_ld, value_ld;
   bool query_finite, grad_out_finite;
 
   BackwardScratch(const AttentionParams& p, Arena& arena)
-      : query_ld(pad_lanes<T>(p.D)), out_ld(pad_lanes<T>(p.Dv)), key_ld(pad_columns<T>(p.D)), value_ld(pad_columns<T>(p.Dv)) {
+      : query_ld(pad_lanes<T>(p.D)),
+        out_ld(pad_lanes<T>(p.Dv)),
+        key_ld(pad_columns<T>(p.D)),
+        value_ld(pad_columns<T>(p.Dv)) {
     query = arena.take<T>(kQueryBlock * query_ld);
     grad_out = arena.take<T>(kQueryBlock * out_ld);
     lse = arena.take<T>(kQueryBlock);
@@ -38,8 +41,8 @@ struct BackwardScratch {
 /// registers, each summed over d in the order in which the micro-kernel sums dP: where a query keeps one key, dP − δ is
 /// exactly 0, as it should be.
 template <class S>
-void row_deltas(const AttentionParams& p, int64_t b, int64_t h, int64_t first, int64_t rows, const Accumulate<S>* grad_out, int64_t ld,
-                Accumulate<S>* delta) {
+void row_deltas(const AttentionParams& p, int64_t b, int64_t h, int64_t first, int64_t rows,
+                const Accumulate<S>* grad_out, int64_t ld, Accumulate<S>* delta) {
   using T = Accumulate<S>;
   using V = Native<T>;
   constexpr int W = kLanes<T>;
@@ -50,7 +53,9 @@ void row_deltas(const AttentionParams& p, int64_t b, int64_t h, int64_t first, i
       for (int64_t r = 0; r < W; ++r) {
         const bool inside = r0 + r < rows;
         const Strided<S> row = rows_of<S>(p.saved_out, b, h, first + (inside ? r0 + r : 0));
-        out[r] = inside ? load_strided<V>(row.data + d0 * row.column_stride, row.column_stride, p.Dv - d0) : V{};
+        out[r] = inside ? load_strided<V>(row.data + d0 * row.column_stride, row.column_stride,
+                                          p.Dv - d0)
+                        : V{};
         grad[r] = inside ? load<V>(grad_out + (r0 + r) * ld + d0) : V{};
       }
       transpose<W / 2>(out);
@@ -65,7 +70,8 @@ void row_deltas(const AttentionParams& p, int64_t b, int64_t h, int64_t first, i
 
 /// Query rows [i0, i0 + rows) of a sequence, their incoming gradients, lse and δ.
 template <class S>
-void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64_t rows, BackwardScratch<Accumulate<S>>& w) {
+void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64_t rows,
+               BackwardScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   const int64_t first = p.sequences[b].query_start + i0;
   pack_plain<T>(rows_of<S>(p.query, b, h, first), rows, p.D, w.query, w.query_ld);
@@ -84,7 +90,8 @@ void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64
 template <class T>
 FULGURITE_INLINE void softmax_row(const Tile& t, int64_t r, BackwardScratch<T>& w) {
   using V = Native<T>;
-  const T lse = w.lse[r] == kHidden<T> ? T(0) : w.lse[r];  // nothing kept: every score of the row is −inf
+  const T lse =
+      w.lse[r] == kHidden<T> ? T(0) : w.lse[r];  // nothing kept: every score of the row is −inf
   for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
     T* const s = w.scores + r * kScoreStride + c;
     T* const g = w.grad_scores + r * kScoreStride + c;
@@ -97,7 +104,8 @@ FULGURITE_INLINE void softmax_row(const Tile& t, int64_t r, BackwardScratch<T>& 
 }
 
 template <class T>
-FULGURITE_INLINE void activation_row(const AttentionParams& p, const Tile& t, int64_t r, BackwardScratch<T>& w) {
+FULGURITE_INLINE void activation_row(const AttentionParams& p, const Tile& t, int64_t r,
+                                     BackwardScratch<T>& w) {
   using V = Native<T>;
   for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
     T* const s = w.scores + r * kScoreStride + c;
@@ -110,14 +118,15 @@ FULGURITE_INLINE void activation_row(const AttentionParams& p, const Tile& t, in
 
 /// P into scores and dS into grad_scores; both are 0 at pairs that are not kept, whatever stands there.
 template <class S>
-void gradient_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t, BackwardScratch<Accumulate<S>>& w) {
+void gradient_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
+                   BackwardScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   const int64_t packed = packed_index(p, t.b, t.h / p.group, t.j0 / kKeyBlock) * kKeyBlock;
   const T* const key = static_cast<const T*>(p.key_transposed) + packed * p.D;
   const T* const value = static_cast<const T*>(p.value_transposed) + packed * p.Dv;
   score_tile<T>(p, rule, t, w.query, w.query_ld, key, w.scores, w.slope);
-  gemm<T>(t.rows, t.c1 - t.c0, p.Dv, {w.grad_out, w.out_ld, 1}, {value + t.c0 * p.Dv, p.Dv * kTileColumns<T>}, w.grad_scores + t.c0,
-          kScoreStride, false);
+  gemm<T>(t.rows, t.c1 - t.c0, p.Dv, {w.grad_out, w.out_ld, 1},
+          {value + t.c0 * p.Dv, p.Dv * kTileColumns<T>}, w.grad_scores + t.c0, kScoreStride, false);
   for (int64_t r = 0; r < t.rows; ++r) {
     if (p.dropout.active) {
       for (int64_t c = t.c0; c < t.c1; ++c) w.keep[c] = 1;

@@ -20,8 +20,10 @@ struct BiasWalk {
 
 BiasWalk walk_of(const AttentionParams& p, int64_t task) {
   const Sequence& s = p.sequences[0];  // every batch entry has the same N and M
-  const int64_t query_blocks = block_count(s.N, kQueryBlock), key_blocks = block_count(s.M, kKeyBlock);
-  const bool all_heads = p.bias_shape[1] == 1, one_row = p.bias_shape[2] == 1, one_column = p.bias_shape[3] == 1;
+  const int64_t query_blocks = block_count(s.N, kQueryBlock),
+                key_blocks = block_count(s.M, kKeyBlock);
+  const bool all_heads = p.bias_shape[1] == 1, one_row = p.bias_shape[2] == 1,
+             one_column = p.bias_shape[3] == 1;
   BiasWalk w{};
   w.one_row = one_row;
   w.one_column = one_column;
@@ -48,7 +50,8 @@ void add_tile(const BiasWalk& walk, const Tile& t, const T* grad_scores, T* acc)
       for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) total += load<V>(from + c);
       to[0] += sum(total);
     } else {
-      for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) store(to + c, load<V>(to + c) + load<V>(from + c));
+      for (int64_t c = t.c0; c < t.c1; c += kLanes<T>)
+        store(to + c, load<V>(to + c) + load<V>(from + c));
     }
   }
 }
@@ -65,7 +68,8 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
   for (int64_t b = walk.batch; b < p.B; b += p.bias_shape[0]) {
     const ScoreRule rule = rule_of(p, b);
     for (int64_t h = walk.head; h < walk.last_head; ++h)
-      for (int64_t query_block = walk.query_block; query_block < walk.last_query_block; ++query_block) {
+      for (int64_t query_block = walk.query_block; query_block < walk.last_query_block;
+           ++query_block) {
         bool loaded = false;
         for (int64_t key_block = walk.key_block; key_block < walk.last_key_block; ++key_block) {
           const Tile t = make_tile<T>(p, rule, b, h, query_block, key_block);
@@ -82,9 +86,13 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
   const int64_t columns = walk.one_column ? 1 : s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
   with_storage_beside<T>(p.rule.bias_dtype, [&](auto bias) {
     using B = decltype(bias);
-    B* const to = static_cast<B*>(p.grad_bias) + ((walk.batch * p.bias_shape[1] + walk.head) * p.bias_shape[2] + i0) * p.bias_shape[3] + j0;
+    B* const to =
+        static_cast<B*>(p.grad_bias) +
+        ((walk.batch * p.bias_shape[1] + walk.head) * p.bias_shape[2] + i0) * p.bias_shape[3] + j0;
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < columns; ++c) to[r * p.bias_shape[3] + c] = from_accumulate<B>(static_cast<Accumulate<B>>(acc[r * kScoreStride + c]));
+      for (int64_t c = 0; c < columns; ++c)
+        to[r * p.bias_shape[3] + c] =
+            from_accumulate<B>(static_cast<Accumulate<B>>(acc[r * kScoreStride + c]));
   });
 }
 

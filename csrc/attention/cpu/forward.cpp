@@ -18,7 +18,8 @@ struct ForwardScratch {
   T *query, *scores, *acc, *max, *sum, *rescale;
   int64_t query_ld, acc_ld;
 
-  ForwardScratch(const AttentionParams& p, Arena& arena) : query_ld(pad_lanes<T>(p.D)), acc_ld(pad_columns<T>(p.Dv)) {
+  ForwardScratch(const AttentionParams& p, Arena& arena)
+      : query_ld(pad_lanes<T>(p.D)), acc_ld(pad_columns<T>(p.Dv)) {
     query = arena.take<T>(kQueryBlock * query_ld);
     scores = arena.take<T>(kQueryBlock * kScoreStride);
     acc = arena.take<T>(kQueryBlock * acc_ld);
@@ -30,7 +31,8 @@ struct ForwardScratch {
 
 template <class T>
 FULGURITE_INLINE Native<T> finite_base(Native<T> max) {
-  return max == static_cast<T>(-__builtin_inf()) ? Native<T>{} : max;  // nothing kept yet: exp(−inf − 0) = 0
+  return max == static_cast<T>(-__builtin_inf()) ? Native<T>{}
+                                                 : max;  // nothing kept yet: exp(−inf − 0) = 0
 }
 
 /// New maxima and the factors that bring what was summed so far to them.
@@ -39,7 +41,8 @@ void raise_maxima(const Tile& t, ForwardScratch<T>& w) {
   using V = Native<T>;
   for (int64_t r = 0; r < t.rows; ++r) {
     V m = load<V>(w.scores + r * kScoreStride + t.c0);
-    for (int64_t c = t.c0 + kLanes<T>; c < t.c1; c += kLanes<T>) m = max(m, load<V>(w.scores + r * kScoreStride + c));
+    for (int64_t c = t.c0 + kLanes<T>; c < t.c1; c += kLanes<T>)
+      m = max(m, load<V>(w.scores + r * kScoreStride + c));
     const T row_max = max_lane(m);
     w.rescale[r] = w.max[r];  // the old maximum, until the loop below
     if (row_max > w.max[r]) w.max[r] = row_max;
@@ -64,7 +67,8 @@ void exponentiate(const AttentionParams& p, const Tile& t, ForwardScratch<T>& w)
     w.sum[r] = w.sum[r] * w.rescale[r] + sum(total);
     if (p.dropout.active) drop(p, t, r, row);
     if (w.rescale[r] != 1)
-      for (int64_t d = 0; d < w.acc_ld; d += kLanes<T>) store(w.acc + r * w.acc_ld + d, load<V>(w.acc + r * w.acc_ld + d) * w.rescale[r]);
+      for (int64_t d = 0; d < w.acc_ld; d += kLanes<T>)
+        store(w.acc + r * w.acc_ld + d, load<V>(w.acc + r * w.acc_ld + d) * w.rescale[r]);
   }
 }
 
@@ -90,7 +94,8 @@ void start(const AttentionParams& p, int64_t h, int64_t rows, ForwardScratch<T>&
 }
 
 template <class S>
-void finish(const AttentionParams& p, const Block& block, int64_t start_row, int64_t rows, const ForwardScratch<Accumulate<S>>& w) {
+void finish(const AttentionParams& p, const Block& block, int64_t start_row, int64_t rows,
+            const ForwardScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   using V = Native<T>;
   for (int64_t r = 0; r < rows; ++r) {
@@ -98,7 +103,8 @@ void finish(const AttentionParams& p, const Block& block, int64_t start_row, int
     T lse = 0;
     if (p.score == ScoreKind::kSoftmax) {
       const bool empty = w.sum[r] == 0;
-      for (int64_t d = 0; d < p.Dv; d += kLanes<T>) store(acc + d, empty ? V{} : load<V>(acc + d) / w.sum[r]);
+      for (int64_t d = 0; d < p.Dv; d += kLanes<T>)
+        store(acc + d, empty ? V{} : load<V>(acc + d) / w.sum[r]);
       lse = empty ? kHidden<T> : w.max[r] + static_cast<T>(__builtin_log(w.sum[r]));
     }
     store_row(row_of<S>(p.out, block.b, block.head, start_row + r), acc, p.Dv, T(1));
@@ -115,7 +121,8 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   const Sequence& s = p.sequences[q.b];
   const ScoreRule rule = rule_of(p, q.b);
   const int64_t i0 = q.index * kQueryBlock, rows = s.N - i0 < kQueryBlock ? s.N - i0 : kQueryBlock;
-  pack_plain<T>(rows_of<S>(p.query, q.b, q.head, s.query_start + i0), rows, p.D, w.query, w.query_ld);
+  pack_plain<T>(rows_of<S>(p.query, q.b, q.head, s.query_start + i0), rows, p.D, w.query,
+                w.query_ld);
   start(p, q.head, rows, w);
   for (int64_t block = 0; block < block_count(s.M, kKeyBlock); ++block) {
     const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
@@ -131,7 +138,8 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
       activate(p, t, w);
     }
     accumulate_tile<T>(rule, t, true, p.value_finite[packed], {w.scores + t.c0, kScoreStride, 1},
-                       {value + t.c0 * kTileColumns<T>, t.columns * kTileColumns<T>}, p.Dv, w.acc, w.acc_ld);
+                       {value + t.c0 * kTileColumns<T>, t.columns * kTileColumns<T>}, p.Dv, w.acc,
+                       w.acc_ld);
   }
   finish<S>(p, q, s.query_start + i0, rows, w);
 }
@@ -143,15 +151,20 @@ void pack_task(const AttentionParams& p, int64_t task) {
   const Block k = key_block_of(p, task);
   const Sequence& s = p.sequences[k.b];
   const int64_t j0 = k.index * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
-  const Strided<S> key = rows_of<S>(p.key, k.b, k.head, s.key_start + j0), value = rows_of<S>(p.value, k.b, k.head, s.key_start + j0);
-  const int64_t key_ld = pad_columns<T>(p.D), value_ld = pad_columns<T>(p.Dv), padded = pad_columns<T>(keys);
+  const Strided<S> key = rows_of<S>(p.key, k.b, k.head, s.key_start + j0),
+                   value = rows_of<S>(p.value, k.b, k.head, s.key_start + j0);
+  const int64_t key_ld = pad_columns<T>(p.D), value_ld = pad_columns<T>(p.Dv),
+                padded = pad_columns<T>(keys);
   if (p.key_transposed) {
     T* const to = static_cast<T*>(p.key_transposed) + task * kKeyBlock * p.D;
     pack_transposed<T>(key, keys, p.D, to);
     p.key_finite[task] = all_finite(to, padded * p.D);
   }
-  if (p.key_rows) pack_rows<T>(key, keys, p.D, static_cast<T*>(p.key_rows) + task * kKeyBlock * key_ld);
-  if (p.value_transposed) pack_transposed<T>(value, keys, p.Dv, static_cast<T*>(p.value_transposed) + task * kKeyBlock * p.Dv);
+  if (p.key_rows)
+    pack_rows<T>(key, keys, p.D, static_cast<T*>(p.key_rows) + task * kKeyBlock * key_ld);
+  if (p.value_transposed)
+    pack_transposed<T>(value, keys, p.Dv,
+                       static_cast<T*>(p.value_transposed) + task * kKeyBlock * p.Dv);
   if (p.value_rows) {
     T* const to = static_cast<T*>(p.value_rows) + task * kKeyBlock * value_ld;
     pack_rows<T>(value, keys, p.Dv, to);

@@ -16,12 +16,13 @@ struct Tensor4 {
   int64_t strides[4];
 };
 struct Output4 {
-  void* data;  // null: not wanted
+  void* data;          // null: not wanted
   int64_t strides[3];  // the last dimension is contiguous
 };
 
 inline constexpr int64_t kQueryBlock = 96;  // rows of a tile: whole groups of 6
-inline constexpr int64_t kKeyBlock = 128;   // columns of a tile: whole panels on every instruction set
+inline constexpr int64_t kKeyBlock =
+    128;  // columns of a tile: whole panels on every instruction set
 
 /// One problem: a batch entry, or one of the packed sequences. Blocks are numbered over all sequences.
 struct Sequence {
@@ -38,7 +39,7 @@ struct AttentionParams {
   bool bottom_right;
   DropoutRule dropout;
 
-  const Sequence* sequences;  // B of them
+  const Sequence* sequences;            // B of them
   int64_t B, query_blocks, key_blocks;  // over all sequences
 
   Tensor4 query, key, value;  // (B,Hq,N,D) (B,Hkv,M,D) (B,Hkv,M,Dv)
@@ -59,10 +60,10 @@ struct AttentionParams {
   Output4 lse;  // (B,Hq,N) of the accumulation type
 
   // backward: out and lse of the forward; an incoming gradient that is not there has null data
-  Tensor4 saved_out, grad_out;  // (B,Hq,N,Dv)
-  Tensor4 saved_lse, grad_lse;  // (B,Hq,N,·)
+  Tensor4 saved_out, grad_out;               // (B,Hq,N,Dv)
+  Tensor4 saved_lse, grad_lse;               // (B,Hq,N,·)
   Output4 grad_query, grad_key, grad_value;  // of dtype
-  void* grad_bias;  // contiguous, in the bias's shape and dtype
+  void* grad_bias;                           // contiguous, in the bias's shape and dtype
   int64_t bias_shape[4];
   void* grad_sink;  // (Hq) of the accumulation type
 };
@@ -70,7 +71,8 @@ struct AttentionParams {
 /// Sizes that depend on the instruction set's panel width. Elements are of the accumulation type.
 struct AttentionLayout {
   int64_t key_transposed, key_rows, value_transposed, value_rows;  // elements of one packed block
-  int64_t forward_scratch, grad_key_value_scratch, grad_query_scratch, grad_bias_scratch, grad_sink_scratch;  // bytes of one task
+  int64_t forward_scratch, grad_key_value_scratch, grad_query_scratch, grad_bias_scratch,
+      grad_sink_scratch;  // bytes of one task
 };
 
 using AttentionLayoutFn = void(const AttentionParams&, AttentionLayout*);

@@ -21,7 +21,8 @@ void row_strides(const Tensor& table, const Tensor& x, int64_t* strides) {
   }
 }
 
-Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved, bool conjugate) {
+Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
+                bool conjugate) {
   check_rope(x, cos, sin);
   Tensor out = at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
   if (out.numel() == 0) return out;
@@ -48,7 +49,9 @@ Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inte
   const int64_t rows = x.numel() / p.D, rows_per_task = std::max<int64_t>(1, 16384 / p.D);
   const auto fn = attention_rope_kernel.get();
   run_tasks(attention_rope_kernel, {(rows + rows_per_task - 1) / rows_per_task, x.numel()},
-            [&](int64_t task, void*) { fn(p, task * rows_per_task, std::min(rows, (task + 1) * rows_per_task)); });
+            [&](int64_t task, void*) {
+              fn(p, task * rows_per_task, std::min(rows, (task + 1) * rows_per_task));
+            });
   return out;
 }
 

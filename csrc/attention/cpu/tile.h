@@ -11,7 +11,8 @@ namespace FULGURITE_VARIANT {
 
 inline constexpr int64_t kScoreStride = kKeyBlock;  // row stride of a tile of scores
 template <class T>
-inline constexpr T kHidden = static_cast<T>(-__builtin_inf());  // the score of a pair that is not kept
+inline constexpr T kHidden =
+    static_cast<T>(-__builtin_inf());  // the score of a pair that is not kept
 
 /// Hands out aligned pieces of a task's scratch memory; run with null it measures.
 class Arena {
@@ -46,13 +47,15 @@ template <class T, class Visitor>
 FULGURITE_INLINE void with_storage_beside(Dtype dtype, const Visitor& visitor) {
   if (dtype == Dtype::kFloat32) return visitor(float{});
   if constexpr (sizeof(T) == 8) return visitor(double{});
-  if constexpr (sizeof(T) == 4) return dtype == Dtype::kBFloat16 ? visitor(BFloat16{}) : visitor(Half{});
+  if constexpr (sizeof(T) == 4)
+    return dtype == Dtype::kBFloat16 ? visitor(BFloat16{}) : visitor(Half{});
 }
 
 /// Rows [i, …) of head (b, h).
 template <class S>
 FULGURITE_INLINE Strided<S> rows_of(const Tensor4& t, int64_t b, int64_t h, int64_t i) {
-  return {static_cast<const S*>(t.data) + b * t.strides[0] + h * t.strides[1] + i * t.strides[2], t.strides[2], t.strides[3]};
+  return {static_cast<const S*>(t.data) + b * t.strides[0] + h * t.strides[1] + i * t.strides[2],
+          t.strides[2], t.strides[3]};
 }
 template <class S>
 FULGURITE_INLINE S* row_of(const Output4& t, int64_t b, int64_t h, int64_t i) {
@@ -67,7 +70,8 @@ FULGURITE_INLINE int64_t pad_lanes(int64_t n) {
 template <class T>
 inline bool all_finite(const T* x, int64_t n) {
   using V = Native<T>;
-  constexpr T kLargest = sizeof(T) == 8 ? static_cast<T>(1.7976931348623157e308) : static_cast<T>(3.4028234663852886e38f);
+  constexpr T kLargest = sizeof(T) == 8 ? static_cast<T>(1.7976931348623157e308)
+                                        : static_cast<T>(3.4028234663852886e38f);
   IntOf<V> bad{};
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) bad |= ~(abs(load<V>(x + i)) <= kLargest);
@@ -83,13 +87,15 @@ struct Block {
 };
 
 /// The block of a task. Tasks run over sequences, then heads, then blocks of the sequence.
-FULGURITE_INLINE Block block_of(const AttentionParams& p, int64_t task, int64_t heads, int64_t Sequence::*first, int64_t total) {
+FULGURITE_INLINE Block block_of(const AttentionParams& p, int64_t task, int64_t heads,
+                                int64_t Sequence::* first, int64_t total) {
   int64_t low = 0, high = p.B;  // the last sequence whose first task is not beyond `task`
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
     (p.sequences[middle].*first * heads <= task ? low : high) = middle;
   }
-  const int64_t begin = p.sequences[low].*first, end = low + 1 < p.B ? p.sequences[low + 1].*first : total;
+  const int64_t begin = p.sequences[low].*first,
+                end = low + 1 < p.B ? p.sequences[low + 1].*first : total;
   const int64_t within = task - begin * heads;
   return {low, within / (end - begin), within % (end - begin)};
 }
@@ -102,7 +108,8 @@ FULGURITE_INLINE Block key_block_of(const AttentionParams& p, int64_t task) {
 FULGURITE_INLINE int64_t block_count(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
 /// The number of a packed block of keys: the task that packs it.
-FULGURITE_INLINE int64_t packed_index(const AttentionParams& p, int64_t b, int64_t kv_head, int64_t block) {
+FULGURITE_INLINE int64_t packed_index(const AttentionParams& p, int64_t b, int64_t kv_head,
+                                      int64_t block) {
   const Sequence& s = p.sequences[b];
   return s.key_block * p.Hkv + kv_head * block_count(s.M, kKeyBlock) + block;
 }
@@ -123,9 +130,11 @@ struct Tile {
 };
 
 template <class T>
-FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule, int64_t b, int64_t h, int64_t query_block, int64_t key_block) {
+FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule, int64_t b,
+                                int64_t h, int64_t query_block, int64_t key_block) {
   const Sequence& s = p.sequences[b];
-  Tile t{b, h, query_block * kQueryBlock, kQueryBlock, key_block * kKeyBlock, kKeyBlock, 0, 0, TileState::kSkip};
+  Tile t{b, h, query_block * kQueryBlock, kQueryBlock, key_block * kKeyBlock, kKeyBlock,
+         0, 0, TileState::kSkip};
   if (t.i0 + t.rows > s.N) t.rows = s.N - t.i0;
   if (t.j0 + t.columns > s.M) t.columns = s.M - t.j0;
   const KeyReach reach = rule.reach(t.i0, t.i0 + t.rows);
@@ -158,7 +167,8 @@ inline void hide(const ScoreRule& rule, const Tile& t, int64_t r, T* scores) {
     for (int64_t c = t.c0; c < t.c1; ++c)
       if (!rule.in_layout(t.b, t.h, i, t.j0 + c)) scores[c] = kHidden<T>;
   if (rule.mask.data) {
-    const bool* const mask = static_cast<const bool*>(rule.mask.data) + rule.mask.offset(t.b, t.h, i, t.j0);
+    const bool* const mask =
+        static_cast<const bool*>(rule.mask.data) + rule.mask.offset(t.b, t.h, i, t.j0);
     for (int64_t c = t.c0; c < t.c1; ++c)
       if (!mask[c * rule.mask.strides[3]]) scores[c] = kHidden<T>;
   }
@@ -171,13 +181,15 @@ inline void add_bias(const ScoreRule& rule, const Tile& t, int64_t r, T* scores)
     using S = decltype(s);
     using V = Native<T>;
     const int64_t step = rule.bias.strides[3];
-    const S* const bias = static_cast<const S*>(rule.bias.data) + rule.bias.offset(t.b, t.h, t.i0 + r, t.j0);
+    const S* const bias =
+        static_cast<const S*>(rule.bias.data) + rule.bias.offset(t.b, t.h, t.i0 + r, t.j0);
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
       V add{};
       if (step == 1 && c + kLanes<T> <= t.c1) {
         add = load_as<V>(bias + c);
       } else {
-        for (int64_t i = 0; i < kLanes<T> && c + i < t.c1; ++i) add[i] = static_cast<T>(to_accumulate(bias[(c + i) * step]));
+        for (int64_t i = 0; i < kLanes<T> && c + i < t.c1; ++i)
+          add[i] = static_cast<T>(to_accumulate(bias[(c + i) * step]));
       }
       store(scores + c, select(add == kHidden<T>, splat<V>(kHidden<T>), load<V>(scores + c) + add));
     }
@@ -186,18 +198,22 @@ inline void add_bias(const ScoreRule& rule, const Tile& t, int64_t r, T* scores)
 
 /// scores −= slope·|i' − j|
 template <class T>
-inline void add_alibi(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r, T* scores) {
+inline void add_alibi(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r,
+                      T* scores) {
   const T slope = static_cast<const T*>(p.alibi_slopes)[t.b * p.alibi_batch_stride + t.h];
   const int64_t center = t.i0 + r + rule.shift - t.j0;
-  for (int64_t c = t.c0; c < t.c1; ++c) scores[c] -= slope * static_cast<T>(c < center ? center - c : c - center);
+  for (int64_t c = t.c0; c < t.c1; ++c)
+    scores[c] -= slope * static_cast<T>(c < center ? center - c : c - center);
 }
 
 /// The scores of the tile, kHidden where a pair is not kept. query: rows of `ld` elements; key: packed Kᵀ. With a softcap
 /// and slope ≠ null, slope receives its derivative 1 − tanh².
 template <class T>
-inline void score_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t, const T* query, int64_t ld, const T* key, T* scores, T* slope) {
+inline void score_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
+                       const T* query, int64_t ld, const T* key, T* scores, T* slope) {
   using V = Native<T>;
-  gemm<T>(t.rows, t.c1 - t.c0, p.D, {query, ld, 1}, {key + t.c0 * p.D, p.D * kTileColumns<T>}, scores + t.c0, kScoreStride, false);
+  gemm<T>(t.rows, t.c1 - t.c0, p.D, {query, ld, 1}, {key + t.c0 * p.D, p.D * kTileColumns<T>},
+          scores + t.c0, kScoreStride, false);
   const T scale = static_cast<T>(p.scale), cap = static_cast<T>(p.softcap);
   for (int64_t r = 0; r < t.rows; ++r) {
     T* const row = scores + r * kScoreStride;
@@ -221,37 +237,45 @@ template <class T>
 inline void drop(const AttentionParams& p, const Tile& t, int64_t r, T* x) {
   using U = Vec<uint64_t, 4>;
   const T keep = static_cast<T>(p.dropout.inverse_keep);
-  for (int64_t c = t.c0; c < t.c1; c += 16) {  // c0 and j0 are multiples of 4: 16 keys are 4 counters
+  for (int64_t c = t.c0; c < t.c1;
+       c += 16) {  // c0 and j0 are multiples of 4: 16 keys are 4 counters
     U words[4];
     const uint64_t group = static_cast<uint64_t>(t.j0 + c) / 4;
     p.dropout.words(t.b, t.h, t.i0 + r, U{group, group + 1, group + 2, group + 3}, words);
-    for (int64_t k = 0; k < 16 && c + k < t.c1; ++k) x[c + k] = words[k % 4][k / 4] < p.dropout.threshold ? T(0) : x[c + k] * keep;
+    for (int64_t k = 0; k < 16 && c + k < t.c1; ++k)
+      x[c + k] = words[k % 4][k / 4] < p.dropout.threshold ? T(0) : x[c + k] * keep;
   }
 }
 
 /// C[m][n] += Σ over kept pairs of A·B, pair by pair: the product for tiles that hide some pair and whose B has a NaN or
 /// Inf, which 0·B would let through. `queries_are_rows`: m runs over queries and k over keys, else the other way round.
 template <class T>
-inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_rows, MatrixA<T> a, PanelsB<T> b, int64_t N, T* c, int64_t ldc) {
+inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_rows, MatrixA<T> a,
+                         PanelsB<T> b, int64_t N, T* c, int64_t ldc) {
   const int64_t columns = t.c1 - t.c0;
-  const int64_t rows = queries_are_rows ? t.rows : columns, depth = queries_are_rows ? columns : t.rows;
+  const int64_t rows = queries_are_rows ? t.rows : columns,
+                depth = queries_are_rows ? columns : t.rows;
   for (int64_t m = 0; m < rows; ++m)
     for (int64_t k = 0; k < depth; ++k) {
       const int64_t query = queries_are_rows ? m : k, key = t.c0 + (queries_are_rows ? k : m);
       if (!rule.kept(t.b, t.h, t.i0 + query, t.j0 + key)) continue;
       const T x = a.data[m * a.row_stride + k * a.k_stride];
       for (int64_t n = 0; n < N; ++n)
-        c[m * ldc + n] += x * b.data[n / kTileColumns<T> * b.panel_stride + k * kTileColumns<T> + n % kTileColumns<T>];
+        c[m * ldc + n] += x * b.data[n / kTileColumns<T> * b.panel_stride + k * kTileColumns<T> +
+                                     n % kTileColumns<T>];
     }
 }
 
 /// C += A·B over the kept pairs of the tile.
 template <class T>
-FULGURITE_INLINE void accumulate_tile(const ScoreRule& rule, const Tile& t, bool queries_are_rows, bool finite, MatrixA<T> a, PanelsB<T> b,
-                                      int64_t N, T* c, int64_t ldc) {
-  if (t.state == TileState::kPartial && !finite) return careful_gemm(rule, t, queries_are_rows, a, b, N, c, ldc);
+FULGURITE_INLINE void accumulate_tile(const ScoreRule& rule, const Tile& t, bool queries_are_rows,
+                                      bool finite, MatrixA<T> a, PanelsB<T> b, int64_t N, T* c,
+                                      int64_t ldc) {
+  if (t.state == TileState::kPartial && !finite)
+    return careful_gemm(rule, t, queries_are_rows, a, b, N, c, ldc);
   const int64_t columns = t.c1 - t.c0;
-  gemm<T>(queries_are_rows ? t.rows : columns, N, queries_are_rows ? columns : t.rows, a, b, c, ldc, true);
+  gemm<T>(queries_are_rows ? t.rows : columns, N, queries_are_rows ? columns : t.rows, a, b, c, ldc,
+          true);
 }
 
 /// One contiguous row of n results, scaled, rounded once to the storage type.

@@ -30,11 +30,13 @@ struct AttentionOptions {
 };
 
 /// query (B,Hq,N,D), key (B,Hkv,M,D), value (B,Hkv,M,Dv) -> out (B,Hq,N,Dv), lse (B,Hq,N). Differentiable.
-FULGURITE_API std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+FULGURITE_API std::tuple<at::Tensor, at::Tensor> attention(const at::Tensor& query,
+                                                           const at::Tensor& key,
+                                                           const at::Tensor& value,
                                                            const AttentionOptions& options = {});
 
 /// x (…,N,D), cos and sin broadcastable to (…,N,R/2). Differentiable in x.
-FULGURITE_API at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool interleaved = false,
-                              bool conjugate = false);
+FULGURITE_API at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                              bool interleaved = false, bool conjugate = false);
 
 }  // namespace fulgurite

@@ -84,7 +84,9 @@ def _attention_with_lse(
     if query.dim() == 3:
         return out.squeeze(0), lse.squeeze(0)
     if query.dim() == 5:
-        return out.unflatten(0, [query.size(0), query.size(1)]), lse.unflatten(0, [query.size(0), query.size(1)])
+        return out.unflatten(0, [query.size(0), query.size(1)]), lse.unflatten(
+            0, [query.size(0), query.size(1)]
+        )
     return out, lse
 
 
@@ -295,7 +297,9 @@ boolean_dispatched[attention] = {
 }
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, conjugate: bool = False) -> Tensor:
+def rope(
+    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, conjugate: bool = False
+) -> Tensor:
     r"""Rotary position embedding; see docs/ops/rope.md.
 
     ``a' = a·cos − b·sin``, ``b' = b·cos + a·sin`` for each pair (a, b) of a row.
