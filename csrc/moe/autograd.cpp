@@ -1,5 +1,6 @@
 // Gradients. The backward operators have none of their own: differentiating twice raises. The
 // exception is permute, whose gradient is moe_combine.
+#include "common/mutation.h"
 #include "moe/args.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -186,18 +187,6 @@ Tensor experts_autograd(const ExpertsArgs& args) {
   return ExpertsFunction::apply(args.x, args.weights, args.w_in, args.w_out, args);
 }
 
-// ---- selection bias
-
-/// torch's fallback raises the version of results only, and this operator has none.
-void update_bias_inplace(const Tensor& bias, const Tensor& counts, double rate,
-                         std::string_view rule, bool center) {
-  {
-    at::AutoDispatchBelowADInplaceOrView below;
-    call_update_bias(bias, counts, rate, rule, center);
-  }
-  bias.unsafeGetTensorImpl()->bump_version();
-}
-
 }  // namespace
 }  // namespace fulgurite
 
@@ -209,12 +198,13 @@ TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   m.impl("moe_permute", permute_autograd);
   m.impl("moe_combine", combine_autograd);
   m.impl("moe_experts", experts_from_schema<experts_autograd>);
-  for (const char* name : {"_moe_route_backward", "_moe_balance_loss_backward",
-                           "_moe_z_loss_backward", "_moe_combine_backward", "_moe_experts_forward",
-                           "_moe_experts_backward", "moe_plan", "moe_update_bias_"})
+  for (const char* name :
+       {"_moe_route_backward", "_moe_balance_loss_backward", "_moe_z_loss_backward",
+        "_moe_combine_backward", "_moe_experts_forward", "_moe_experts_backward", "moe_plan"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  m.impl("moe_update_bias_", refuses_gradients());
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, ADInplaceOrView, m) {
-  m.impl("moe_update_bias_", fulgurite::update_bias_inplace);
+  m.impl("moe_update_bias_", fulgurite::bumps_versions());
 }

@@ -331,7 +331,10 @@ ExpertsShape check_experts_backward(const ExpertsBackwardArgs& a) {
   constexpr const char* op = "_moe_experts_backward";
   check_float(op, "x", a.x);
   check_same_dtype(op, "grad", a.grad, "x", a.x);
-  if (a.hidden) check_same_dtype(op, "hidden", *a.hidden, "x", a.x);
+  if (a.hidden)
+    FULGURITE_CHECK_TYPE(a.hidden->scalar_type() == accumulate_type(a.x.scalar_type()),
+                         "expected hidden of dtype ", accumulate_type(a.x.scalar_type()), ", got ",
+                         a.hidden->scalar_type());
   const ExpertsShape s = check_experts_tensors(op, a.x, a.ids, a.weights, a.w_in, a.w_out);
   check_shape(op, "grad", a.grad, a.x.sym_sizes(), a.x);
   if (a.hidden) check_shape(op, "hidden", *a.hidden, c10::SymDimVector{s.T * s.K, s.I * 2}, a.x);

@@ -95,8 +95,10 @@ std::tuple<Tensor, Tensor> experts_forward_meta(const Tensor& x, const Tensor& i
                                                 const Tensor& w_out) {
   const ExpertsShape s =
       check_experts_tensors("_moe_experts_forward", x, ids, weights, w_in, w_out);
-  return {at::empty_symint(x.sym_sizes(), x.options()),          // y (T,H)
-          at::empty_symint({s.T * s.K, s.I * 2}, x.options())};  // hidden (T·K,2I)
+  return {
+      at::empty_symint(x.sym_sizes(), x.options()),  // y (T,H)
+      at::empty_symint({s.T * s.K, s.I * 2},
+                       x.options().dtype(accumulate_type(x.scalar_type())))};  // hidden (T·K,2I)
 }
 
 ExpertsGradients experts_backward_meta(const ExpertsBackwardArgs& args) {

@@ -193,8 +193,9 @@ std::tuple<Tensor, Tensor> experts_forward_cpu(const Tensor& x, const Tensor& id
                                                const Tensor& weights, const Tensor& w_in,
                                                const Tensor& w_out) {
   const Sizes s(check_experts_tensors("_moe_experts_forward", x, ids, weights, w_in, w_out));
-  const Tensor hidden = s.nothing() ? at::zeros({s.T * s.K, 2 * s.I}, contiguous_like(x))
-                                    : at::empty({s.T * s.K, 2 * s.I}, contiguous_like(x));
+  const auto options = contiguous_like(x).dtype(accumulate_type(x.scalar_type()));
+  const Tensor hidden = s.nothing() ? at::zeros({s.T * s.K, 2 * s.I}, options)
+                                    : at::empty({s.T * s.K, 2 * s.I}, options);
   return {forward(s, x, ids, weights, w_in, w_out, hidden), hidden};
 }
 
@@ -237,7 +238,7 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
     hidden = a.hidden->contiguous();
     p.hidden = const_cast<void*>(hidden.const_data_ptr());  // read only by the backward
   } else {
-    hidden = at::empty({s.T * s.K, 2 * s.I}, contiguous_like(a.x));
+    hidden = at::empty({s.T * s.K, 2 * s.I}, contiguous_like(w));
     p.hidden = hidden.mutable_data_ptr();
     run_hidden(moe_experts_hidden_kernel, p, s, plan, &HiddenLayout::hidden);
   }

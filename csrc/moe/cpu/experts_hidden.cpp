@@ -47,7 +47,7 @@ void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int
   using T = Accumulate<S>;
   using V = Native<T>;
   for (int64_t r = 0; r < rows; ++r) {
-    S* const gate = p.hidden ? static_cast<S*>(p.hidden) + (first + r) * 2 * p.I + t.i0 : nullptr;
+    T* const gate = p.hidden ? static_cast<T*>(p.hidden) + (first + r) * 2 * p.I + t.i0 : nullptr;
     T* const activated =
         p.activated ? static_cast<T*>(p.activated) + (first + r) * p.I + t.i0 : nullptr;
     for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
@@ -102,7 +102,7 @@ void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
               const Accumulate<S>* grad_activated) {
   using T = Accumulate<S>;
   using V = Native<T>;
-  const S* const hidden = static_cast<const S*>(p.hidden) + position * 2 * p.I + t.i0;
+  const T* const hidden = static_cast<const T*>(p.hidden) + position * 2 * p.I + t.i0;
   T* const activated = p.activated ? static_cast<T*>(p.activated) + position * p.I + t.i0 : nullptr;
   T* const grad_hidden =
       p.need_grad ? static_cast<T*>(p.grad_hidden) + position * 2 * p.I + t.i0 : nullptr;

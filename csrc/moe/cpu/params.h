@@ -126,8 +126,8 @@ struct HiddenParams {
   const int32_t* permutation;  // (T·K)
   Matrix x;                    // (T,H)
   ExpertMatrices w_in, w_out;  // (E,2I,H), (E,H,I)
-  void* hidden;                // (T·K,2I) gate then up; written by the forward if it is there
-  void* activated;             // (T·K,I) of the accumulation type: forward h, backward w·h; or null
+  void* hidden;  // (T·K,2I) of the accumulation type, gate then up; written by the forward, or null
+  void* activated;  // (T·K,I) of the accumulation type: forward h, backward w·h; or null
   // backward
   Matrix grad;          // (T,H)
   const void* weights;  // (T,K) of the accumulation type

@@ -210,8 +210,8 @@ def moe_experts(
         weights: (T,K), float32, float64 or x's dtype.
         w_in: (E,2I,H) in x's dtype, gate rows then up rows.
         w_out: (E,H,I) in x's dtype.
-        save_hidden: keep gate and up, 2·T·K·I elements of x's dtype, for the backward; without it
-            they are computed again.
+        save_hidden: keep gate and up, 2·T·K·I numbers of float32 (float64 for float64), for the
+            backward; without it they are computed again.
         b_in, b_out, activation, gated, interleaved, transposed, alpha, limit: part of the
             signature, not supported yet: any value but the default raises NotImplementedError (or
             ValueError where it means nothing).
