@@ -35,9 +35,8 @@ void check_lengths(const AdamwArgs& a) {
   if (a.keys) check("keys", a.keys->size(), false);
 }
 
-bool has(TensorList list, size_t i) {
-  return i < list.size() && !(list[i].dim() == 1 && list[i].sym_size(0) == 0);
-}
+/// Entry i of an optional list is there.
+bool has(TensorList list, size_t i) { return i < list.size() && list[i].sym_numel() != 0; }
 
 void check_entry_types(const AdamwArgs& a, size_t i) {
   const at::ScalarType param = a.params[i].scalar_type(), wide = accumulate_type(param);

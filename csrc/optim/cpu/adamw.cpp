@@ -68,7 +68,7 @@ struct Block {
 };
 
 template <bool kDecayGradient, bool kAmsgrad, class T>
-void update_block(const Scalars<T>& s, const Block<T>& b, int64_t n) {
+void update_block(Scalars<T> s, Block<T> b, int64_t n) {  // by value: nothing written aliases them
   using V = Native<T>;
   constexpr int W = kLanes<T>;
   int64_t i = 0;

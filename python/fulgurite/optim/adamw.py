@@ -188,6 +188,8 @@ class AdamW(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as torch's optimizers do."""
+        if "decoupled" in param_group:  # torch's name in a group is longer
+            param_group["decoupled_weight_decay"] = param_group.pop("decoupled")
         super().add_param_group(param_group)
         for param in self.param_groups[-1]["params"]:
             if self._master is not None and param.dtype == torch.float16:

@@ -129,3 +129,8 @@ def test_clip_multiplier() -> None:
     assert clip(norm_sq * math.inf, 1.0).item() == 0.0
     assert math.isnan(clip(norm_sq * math.nan, 1.0).item())
     assert clip(norm_sq, math.inf).item() == 1.0
+
+
+def test_sparse_gradients_are_refused_by_name() -> None:
+    with pytest.raises(RuntimeError, match=r"grad_stats: expected grads\[1\] of layout strided"):
+        stats([torch.ones(3), torch.ones(3).to_sparse()])

@@ -309,7 +309,7 @@ def test_entries_without_elements_mean_none() -> None:
     lists = Lists([(5,), (6,)], torch.bfloat16, CPU, 12)
     plain = run(lists)
     lists.masters = [torch.empty(0), lists.params[1].float()]
-    lists.copies = [torch.empty(0), torch.zeros(6)]
+    lists.copies = [torch.empty(2, 0, dtype=torch.int64), torch.zeros(6)]
     mixed = run(lists)
     assert torch.equal(mixed["params[0]"], plain["params[0]"])
     assert torch.equal(mixed["copies[1]"], mixed["masters[1]"])

@@ -70,8 +70,8 @@ def test_groups_of_different_kinds_in_one_optimizer() -> None:
     ours_groups, plain_groups = groups(ours), groups(plain)
     ours_groups[0] |= {"amsgrad": True}
     plain_groups[0] |= {"amsgrad": True}
-    ours_groups[1] |= {"maximize": True}
-    plain_groups[1] |= {"maximize": True}
+    ours_groups[1] |= {"maximize": True, "decoupled": False}
+    plain_groups[1] |= {"maximize": True, "decoupled_weight_decay": False}
     train(ours, AdamW(ours_groups), range(10))
     train(plain, torch.optim.AdamW(plain_groups, fused=True), range(10))
     assert_equal_models(ours, plain)

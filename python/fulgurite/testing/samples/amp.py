@@ -43,7 +43,6 @@ def grad_stats_errors(device: torch.device) -> Iterator[ErrorSample]:
     half = {"inv_scale": scalar(1.0, device).half()}
     yield ErrorSample("grad_dtype", ([grads[0], grads[1].int()],), {}, TypeError, r"grads\[1\]")
     yield ErrorSample("inv_scale_dtype", (grads,), half, TypeError, "inv_scale")
-    yield ErrorSample("sparse", ([grads[0].to_sparse()],), {}, RuntimeError, "layout")
     yield ErrorSample(
         "inv_scale_shape", (grads,), {"inv_scale": grads[0]}, RuntimeError, "inv_scale"
     )
