@@ -12,7 +12,8 @@
 namespace fulgurite {
 namespace {
 
-constexpr const char* kNames[kNumIsas] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx", "neon"};
+constexpr const char* kNames[kNumIsas] = {"baseline",    "avx2", "avx512",
+                                          "avx512_bf16", "amx",  "neon"};
 
 #if defined(__x86_64__)
 // The operating system hands out the tile registers only on request (Linux's arch_prctl ARCH_REQ_XCOMP_PERM, component 18).
@@ -29,9 +30,9 @@ bool machine_has(Isa isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512cd");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   switch (isa) {
     case Isa::baseline: return true;
@@ -60,7 +61,8 @@ Isa parse_isa(const std::string& name) {
     if (name == isa_name(isa)) return isa;
     known += known.empty() ? isa_name(isa) : std::string(", ") + isa_name(isa);
   }
-  throw std::invalid_argument("fulgurite: expected an instruction set of this machine (" + known + "), got '" + name + "'");
+  throw std::invalid_argument("fulgurite: expected an instruction set of this machine (" + known +
+                              "), got '" + name + "'");
 }
 
 std::atomic<int>& selected() {
@@ -103,9 +105,11 @@ void set_isa(const std::string& name) { selected().store(static_cast<int>(parse_
 std::vector<KernelReport> kernel_table() {
   std::vector<KernelReport> table;
   for (const KernelInfo* kernel : registry()) {
-    KernelReport report{kernel->name(), {}, isa_name(kernel->active()), kernel->calls(), kernel->tasks()};
+    KernelReport report{
+        kernel->name(), {}, isa_name(kernel->active()), kernel->calls(), kernel->tasks()};
     for (int i = 0; i < kNumIsas; ++i)
-      if (kernel->has(static_cast<Isa>(i))) report.variants.emplace_back(isa_name(static_cast<Isa>(i)));
+      if (kernel->has(static_cast<Isa>(i)))
+        report.variants.emplace_back(isa_name(static_cast<Isa>(i)));
     table.push_back(std::move(report));
   }
   return table;

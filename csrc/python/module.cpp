@@ -12,9 +12,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("version", &fulgurite::version);
   m.def("torch_version", &fulgurite::torch_version);
   m.def("compiler", &fulgurite::compiler);
-  m.def("available_isas", &fulgurite::available_isas, "Instruction sets of this machine that the build knows, lowest first.");
+  m.def("available_isas", &fulgurite::available_isas,
+        "Instruction sets of this machine that the build knows, lowest first.");
   m.def("get_isa", &fulgurite::get_isa);
-  m.def("set_isa", &fulgurite::set_isa, py::arg("name"), "Select an instruction set; ValueError if the machine lacks it.");
+  m.def("set_isa", &fulgurite::set_isa, py::arg("name"),
+        "Select an instruction set; ValueError if the machine lacks it.");
   m.def("kernel_table", [] {
     py::list table;
     for (const fulgurite::KernelReport& kernel : fulgurite::kernel_table()) {

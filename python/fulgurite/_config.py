@@ -28,8 +28,10 @@ def show_config() -> str:
     """
     c = _extension()
     lines = [
-        f"fulgurite {c.version()} built with torch {c.torch_version()} by {c.compiler()}, running with torch {torch.__version__}",
-        f"instruction set: {c.get_isa()} (this machine has {', '.join(c.available_isas())}; FULGURITE_ISA overrides)",
+        f"fulgurite {c.version()} built with torch {c.torch_version()} by {c.compiler()}, "
+        f"running with torch {torch.__version__}",
+        f"instruction set: {c.get_isa()} (this machine has {', '.join(c.available_isas())}; "
+        "FULGURITE_ISA overrides)",
         "CUDA: not built",
         "kernels:",
     ]
@@ -47,8 +49,9 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[dic
         function: an operator, a module or any callable that uses fulgurite's operators.
 
     Returns:
-        One dict for each kernel that ran, in the order of the kernel table: ``kernel`` (name), ``isa`` (the instruction
-        set whose variant ran), ``calls`` and ``tasks`` (independent pieces of work). Other threads' calls are counted too.
+        One dict for each kernel that ran, in the order of the kernel table: ``kernel`` (name),
+        ``isa`` (the instruction set whose variant ran), ``calls`` and ``tasks`` (independent pieces
+        of work). Other threads' calls are counted too.
 
     Example:
         >>> import torch, fulgurite

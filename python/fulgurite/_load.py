@@ -11,8 +11,8 @@ import torch
 _LIBRARY = Path(__file__).parent / "lib" / "libfulgurite.so"
 
 _REBUILD = (
-    "Rebuild it in this environment: pip install --no-build-isolation --force-reinstall --no-deps fulgurite"
-    " (from a source tree: make build)."
+    "Rebuild it in this environment, from its source tree: "
+    "pip install --no-build-isolation --no-deps --force-reinstall . (or make build)"
 )
 
 
@@ -21,10 +21,11 @@ def _minor(version: str) -> tuple[str, ...]:
 
 
 def check_torch(built_with: str, running: str) -> None:
-    """Raise ImportError unless both versions of torch share their minor version: torch's C++ ABI changes with it."""
+    """Raise ImportError unless both share their minor version: torch's C++ ABI changes with it."""
     if _minor(built_with) != _minor(running):
         raise ImportError(
-            f"fulgurite was built with torch {built_with} and cannot run with torch {running}. {_REBUILD}"
+            f"fulgurite was built with torch {built_with} and cannot run with torch {running}. "
+            f"{_REBUILD}"
         )
 
 
@@ -35,15 +36,17 @@ def load() -> ModuleType | None:
     check_torch(_build_info.TORCH_VERSION, torch.__version__)
     if not _LIBRARY.exists():
         raise ImportError(
-            f"fulgurite: {_LIBRARY.name} is not beside the package; it has not been built. {_REBUILD}"
+            f"fulgurite: {_LIBRARY.name} is not beside the package; it has not been built. "
+            f"{_REBUILD}"
         )
     try:
         torch.ops.load_library(str(_LIBRARY))
     except OSError as error:
         raise ImportError(
             f"fulgurite: loading {_LIBRARY.name} failed: {error}\n"
-            "Likely causes: torch was replaced after the build (another build or version); the library was copied from"
-            f" another machine; a CPU build of torch was swapped for a CUDA build. {_REBUILD}"
+            "Likely causes: torch was replaced after the build (another build or version); "
+            "the library was copied from another machine; a CPU build of torch was swapped for a "
+            f"CUDA build. {_REBUILD}"
         ) from error
     try:
         return importlib.import_module("fulgurite._C")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import subprocess
 from pathlib import Path
@@ -12,13 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import fulgurite.nn.functional as F
+from fulgurite.nn import Attention, MoE, RMSNorm, rotary_table
 
 pytestmark = pytest.mark.slow
-
-
-def rotary_tables(length: int, half: int) -> tuple[Tensor, Tensor]:
-    angle = torch.arange(length)[:, None] * 10000.0 ** -(torch.arange(half) / half)
-    return angle.cos(), angle.sin()
+ops = torch.ops.fulgurite
 
 
 def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -29,27 +25,37 @@ def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 
 
 class Block(nn.Module):
-    """Attention with rotary positions between two projections, and its loss."""
+    """A decoder layer of fulgurite's own modules, and its loss."""
 
     def __init__(self, width: int = 32, heads: int = 4, length: int = 24) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        cos, sin = rotary_tables(length, width // heads // 2)
+        self.attention_norm, self.moe_norm = RMSNorm(width), RMSNorm(width)
+        self.attention = Attention(width, heads, num_kv_heads=2, window=8)
+        self.moe = MoE(
+            width,
+            hidden_dim=24,
+            num_experts=8,
+            top_k=2,
+            num_shared_experts=1,
+            score="sigmoid",
+            bias_update_rate=1e-3,
+            balance_loss_weight=1e-2,
+            z_loss_weight=1e-3,
+        )
+        cos, sin = rotary_table(length, width // heads)
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
 
     def features(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, [3, self.heads, -1])
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        q = F.rope(q, self.cos, self.sin)
-        k = F.rope(k, self.cos, self.sin)
-        mixed = F.attention(q, k, v, causal=True, window_left=8)
-        return x + self.out(mixed.transpose(1, 2).flatten(2))
+        x = x + self.attention(self.attention_norm(x), self.cos, self.sin)
+        return x + self.moe(self.moe_norm(x))
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        return nn.functional.mse_loss(self.features(x), target)
+        return nn.functional.mse_loss(self.features(x), target) + self.moe.aux_loss
+
+    @torch.jit.export
+    def finish_step(self) -> None:
+        self.moe.update_bias()
 
 
 class Features(nn.Module):
@@ -61,12 +67,33 @@ class Features(nn.Module):
         return self.block.features(x)
 
 
+def train_step(module: nn.Module, x: Tensor, target: Tensor, hyper: Tensor) -> dict[str, Tensor]:
+    """What the program's `train` does."""
+    loss = module(x, target)
+    loss.backward()
+    parameters = list(module.parameters())
+    grads = [parameter.grad for parameter in parameters]
+    with torch.no_grad():
+        found_inf, norm_sq, _ = ops.grad_stats(grads)
+        ops.adamw_(
+            *(parameters, grads),
+            *([torch.zeros_like(p) for p in parameters] for _ in range(2)),
+            *([] for _ in range(4)),
+            *([torch.zeros(()) for _ in parameters], hyper, [0] * len(parameters)),
+            grad_multiplier=ops.clip_multiplier(norm_sq, 1.0),
+            found_inf=found_inf,
+        )
+    module.finish_step()
+    state = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return {"loss": loss.detach(), "norm_sq": norm_sq, **state, **dict(module.named_buffers())}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_public_headers_with_gradients(consumer, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     query = torch.randn(2, 4, 33, 16, dtype=dtype)
     key, value = torch.randn(2, 2, 2, 33, 16, dtype=dtype)
-    cos, sin = rotary_tables(33, 8)
+    cos, sin = rotary_table(33, 16)
     inputs = {"query": query, "key": key, "value": value, "cos": cos, "sin": sin}
     inputs |= {"grad_out": torch.randn_like(query), "grad_lse": torch.randn(2, 4, 33)}
     actual = consumer("attention", inputs=inputs)
@@ -85,28 +112,26 @@ def test_public_headers_with_gradients(consumer, dtype: torch.dtype) -> None:
 
 def test_scripted_module_trains_one_step(consumer, tmp_path: Path) -> None:
     torch.manual_seed(1)
+    path = tmp_path / "block.pt"
     block = Block()
-    torch.jit.script(block).save(tmp_path / "block.pt")
+    torch.jit.script(block).save(path)
     x, target = torch.randn(2, 2, 24, 32)
-    inputs = {"x": x, "target": target, "rate": torch.tensor(0.5, dtype=torch.float64)}
-    actual = consumer("train", tmp_path / "block.pt", inputs=inputs)
+    hyper = torch.tensor([[1e-2, 0.9, 0.95, 1e-8, 0.1, 0.0]], dtype=torch.float64)
+    inputs = {"x": x, "target": target, "hyper": hyper}
 
-    before = copy.deepcopy(block.state_dict())
-    loss = block(x, target)
-    loss.backward()
-    expected = {"loss": loss.detach()}
-    with torch.no_grad():
-        for name, parameter in block.named_parameters():
-            assert parameter.grad is not None
-            parameter.add_(parameter.grad, alpha=-0.5)
-            assert not torch.equal(parameter, before[name])
-            expected[name] = parameter.detach()
-    assert_same_bits(actual, expected)
+    actual = consumer("train", path, inputs=inputs)
+    assert_same_bits(actual, train_step(torch.jit.load(path), **inputs))
+    assert actual["moe.selection_bias"].count_nonzero() > 0
+    for name, before in block.named_parameters():
+        assert not torch.equal(actual[name], before), name
+
+    # Eager PyTorch may round elsewhere than TorchScript's interpreter.
+    torch.testing.assert_close(actual["loss"], train_step(block, **inputs)["loss"])
 
 
 def test_aot_inductor_package_runs(consumer, tmp_path: Path) -> None:
     torch.manual_seed(2)
-    model, x = Features(), torch.randn(2, 24, 32)
+    model, x = Features().eval(), torch.randn(2, 24, 32)
     with torch.no_grad():
         expected = model(x)
         exported = torch.export.export(model, (x,))

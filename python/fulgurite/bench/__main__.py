@@ -1,4 +1,7 @@
-"""``python -m fulgurite.bench [attention] [moe] [optim]``: paired ratios to plain PyTorch, as table, JSON and chart."""
+"""``python -m fulgurite.bench [attention] [moe] [optim]``: paired ratios to plain PyTorch.
+
+As a table, JSON and a chart.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ def _run(family: str, quick: bool, seconds: float) -> list[Row]:
     console = Console(width=None if sys.stdout.isatty() else 140)
     facts = machine()
     table = Table(
-        title=f"{family}: {facts['cpu']}, {facts['isa']}, {facts['threads']} threads, torch {facts['torch']}"
+        title=f"{family}: {facts['cpu']}, {facts['isa']}, {facts['threads']} threads, "
+        f"torch {facts['torch']}"
     )
     for column in ("work", "shape", "baseline", "fulgurite ms", "plain ms", "ratio", "quartiles"):
         table.add_column(

@@ -1,4 +1,4 @@
-"""Paired measurement: both sides in one process, taking turns, judged by the median of the ratios of neighbours.
+"""Paired measurement: both sides in one process, taking turns; the median ratio of neighbours.
 
 Times drift with the machine's mood; the ratio of two runs next to each other does not.
 """
@@ -41,7 +41,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured: milliseconds are medians, ratio is plain / ours (above 1 we are faster)."""
+    """What was measured: milliseconds are medians; ratio is plain / ours, above 1 we are faster."""
 
     work: str
     shape: str
@@ -61,7 +61,7 @@ def _seconds(side: Side) -> float:
 
 
 def measure(case: Case, seconds: float = 2.0, least: int = 7, most: int = 200) -> Row:
-    """Run both sides in turn, the order alternating, for about ``seconds`` and at least ``least`` pairs."""
+    """Run both sides in turn, the order alternating, for about ``seconds`` or ``least`` pairs."""
     _seconds(case.ours), _seconds(case.plain)
     pairs: list[tuple[float, float]] = []
     start = time.perf_counter()

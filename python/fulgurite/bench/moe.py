@@ -67,7 +67,10 @@ def _plan(T: int, E: int, k: int) -> Iterator[Case]:
 
 
 def experts_plain(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-    """The grouped_mm experts of transformers 5: sort, gather, two grouped products, weight, restore order, sum over k."""
+    """The grouped_mm experts of transformers 5.
+
+    Sort, gather, two grouped products, weight, restore order, sum over k.
+    """
     T, k = ids.shape
     E = w_in.size(0)
     flat = ids.flatten()

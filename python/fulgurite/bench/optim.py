@@ -1,4 +1,4 @@
-"""AdamW against torch's fused and default implementations, alone and as the whole pipeline of a clipped step."""
+"""AdamW against torch's fused and default ones, alone and as the pipeline of a clipped step."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ using Tensors = c10::Dict<std::string, at::Tensor>;
 /// fulgurite::attention and rope through the public header, with gradients.
 Tensors run_attention(const Tensors& inputs);
 
-/// One SGD step of a TorchScript module: inputs `x`, `target` and `rate`; the loss, and every parameter after the step.
+/// One clipped AdamW step of a TorchScript module: inputs `x`, `target` and `hyper`; the loss, the
+/// squared norm of the gradients, every parameter and buffer after the step.
 Tensors train_step(const std::string& module_path, const Tensors& inputs);
 
 /// A package made by AOTInductor: input `x`, output `out`.

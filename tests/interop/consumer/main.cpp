@@ -24,7 +24,8 @@ Tensors read(const char* path) {
 
 void write(const char* path, const Tensors& tensors) {
   const std::vector<char> bytes = torch::jit::pickle_save(tensors);
-  std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::ofstream(path, std::ios::binary)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
 Tensors run(const std::string& command, const char* path, const Tensors& inputs) {
@@ -38,7 +39,8 @@ Tensors run(const std::string& command, const char* path, const Tensors& inputs)
 
 int main(int argc, char** argv) {
   if (argc < 5) {
-    std::cerr << "usage: consumer THREADS INPUTS OUTPUTS attention | train MODULE.pt | package MODEL.pt2\n";
+    std::cerr << "usage: consumer THREADS INPUTS OUTPUTS attention | train MODULE.pt | package "
+                 "MODEL.pt2\n";
     return 2;
   }
   try {

@@ -1,3 +1,7 @@
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <fulgurite/amp.h>
+#include <fulgurite/optim.h>
 #include <torch/script.h>
 
 #include "commands.h"
@@ -7,13 +11,29 @@ Tensors train_step(const std::string& module_path, const Tensors& inputs) {
   const at::Tensor loss = module.forward({inputs.at("x"), inputs.at("target")}).toTensor();
   loss.backward();
 
+  const at::NoGradGuard no_grad;
+  fulgurite::AdamwTensors tensors;
+  for (const at::Tensor& parameter : module.parameters()) {
+    tensors.params.push_back(parameter);
+    tensors.grads.push_back(parameter.grad());
+    tensors.exp_avgs.push_back(at::zeros_like(parameter));
+    tensors.exp_avg_sqs.push_back(at::zeros_like(parameter));
+    tensors.steps.push_back(at::zeros({}));
+  }
+  const auto [found_inf, norm_sq, first_bad] = fulgurite::grad_stats(tensors.grads);
+  fulgurite::AdamwOptions options;
+  options.grad_multiplier = fulgurite::clip_multiplier(norm_sq, /*max_norm=*/1.0);
+  options.found_inf = found_inf;
+  const std::vector<int64_t> groups(tensors.params.size(), 0);
+  fulgurite::adamw_(tensors, inputs.at("hyper"), groups, options);
+  module.run_method("finish_step");
+
   Tensors outputs;
   outputs.insert("loss", loss.detach());
-  const at::NoGradGuard no_grad;
-  const double rate = inputs.at("rate").item<double>();
+  outputs.insert("norm_sq", norm_sq);
   for (const auto& parameter : module.named_parameters()) {
-    parameter.value.add_(parameter.value.grad(), -rate);
     outputs.insert(parameter.name, parameter.value.detach());
   }
+  for (const auto& buffer : module.named_buffers()) outputs.insert(buffer.name, buffer.value);
   return outputs;
 }

@@ -1,9 +1,10 @@
-"""Attention and rotary embedding as functions. The mathematics: docs/ops/attention.md and docs/ops/rope.md.
+"""Attention and rotary embedding as functions.
 
-Legend: B batch, Hq query heads, Hkv key/value heads, N queries, M keys, D query/key width, Dv value width.
+The mathematics: docs/ops/attention.md and docs/ops/rope.md. Legend: B batch, Hq query heads,
+Hkv key/value heads, N queries, M keys, D query/key width, Dv value width.
 """
 
-from typing import Literal, Optional, overload
+from typing import Any, Literal, Optional, overload
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch._jit_internal import boolean_dispatched
 
 __all__ = ["attention", "rope"]
 
-# Optional[...] instead of `... | None` and positional arguments throughout: what TorchScript compiles.
+# Optional[...] instead of `... | None`, and positional arguments: what TorchScript compiles.
 
 
 def _four_dims(x: Tensor) -> Tensor:
@@ -224,17 +225,21 @@ def attention(
 
     Args:
         query: (B,Hq,N,D), float64, float32, bfloat16 or float16. Also (Hq,N,D), and (B1,B2,Hq,N,D).
-        key: (B,Hkv,M,D) in query's dtype; Hq is a multiple of Hkv and query head h uses head h // (Hq / Hkv).
+        key: (B,Hkv,M,D) in query's dtype; Hq is a multiple of Hkv and query head h uses head
+            h // (Hq / Hkv).
         value: (B,Hkv,M,Dv) in query's dtype.
         mask: bool, broadcastable to (B,Hq,N,M); True keeps the pair.
         scale: factor of the products; None is 1/√D.
-        causal: query i keeps keys j ≤ i', where i' = i + M − N with align "bottom_right" and i with "top_left".
+        causal: query i keeps keys j ≤ i', where i' = i + M − N with align "bottom_right" and i with
+            "top_left".
         align: "bottom_right" or "top_left".
         window_left, window_right: keep i' − window_left ≤ j ≤ i' + window_right; −1 is no bound.
-        bias: query's dtype or float32, broadcastable to (B,Hq,N,M), with a gradient at its own shape; −inf hides a pair.
+        bias: query's dtype or float32, broadcastable to (B,Hq,N,M), with a gradient at its own
+            shape; −inf hides a pair.
         sink: (Hq), a learned extra logit in the denominator, with a gradient.
         alibi_slopes: (Hq) or (B,Hq), float32: subtracts slope·|i' − j|.
-        block_layout: bool or uint8, (1 or Hq, ⌈N/block_size⌉, ⌈M/block_size⌉): keeps whole blocks of pairs.
+        block_layout: bool or uint8, (1 or Hq, ⌈N/block_size⌉, ⌈M/block_size⌉): keeps whole blocks
+            of pairs.
         block_size: of block_layout.
         sink_tokens: the first keys stay in reach of every window.
         chunk_size: queries meet keys of their own chunk only; 0 is no chunks.
@@ -246,11 +251,13 @@ def attention(
         return_lse: a literal in TorchScript; True returns (out, lse).
 
     Returns:
-        out (B,Hq,N,Dv) in query's dtype, contiguous; with return_lse also lse (B,Hq,N), the natural logarithm of the row
-        sums, in float32 (float64 for float64). A row that keeps nothing gives out 0 and lse −inf. Both have gradients.
+        out (B,Hq,N,Dv) in query's dtype, contiguous; with return_lse also lse (B,Hq,N), the natural
+        logarithm of the row sums, in float32 (float64 for float64). A row that keeps nothing gives
+        out 0 and lse −inf. Both have gradients.
 
     Raises:
-        TypeError, ValueError, RuntimeError (shapes, devices), NotImplementedError: before anything is computed.
+        TypeError, ValueError, RuntimeError (shapes, devices), NotImplementedError: before anything
+            is computed.
 
     Example:
         >>> import torch
@@ -286,15 +293,17 @@ def attention(
     )
 
 
-# TorchScript picks by the literal value of return_lse, as torch.nn.functional does. (torch._jit_internal.boolean_dispatch would
-# register the same and return a function that torch.compile refuses to trace.)
-boolean_dispatched[attention] = {
+# TorchScript picks by the literal value of return_lse, as torch.nn.functional does.
+# (torch._jit_internal.boolean_dispatch would register the same and return a function that
+# torch.compile refuses to trace.)
+_by_return_lse: dict[str, Any] = {
     "if_true": _attention_with_lse,
     "if_false": _attention,
     "index": 21,
     "default": False,
     "arg_name": "return_lse",
 }
+boolean_dispatched[attention] = _by_return_lse
 
 
 def rope(
@@ -306,7 +315,8 @@ def rope(
 
     Args:
         x: (…,N,D), float64, float32, bfloat16 or float16.
-        cos, sin: broadcastable to (…,N,R/2), R ≤ D, in x's dtype or float32. Elements of x from R on pass through.
+        cos, sin: broadcastable to (…,N,R/2), R ≤ D, in x's dtype or float32. Elements of x from R
+            on pass through.
         interleaved: pairs are (x_{2i}, x_{2i+1}) instead of (x_i, x_{i+R/2}).
         conjugate: rotate back.
 
@@ -314,7 +324,8 @@ def rope(
         x's shape and dtype, contiguous. The gradient reaches x; cos and sin must not require one.
 
     Raises:
-        TypeError, RuntimeError (shapes, devices), NotImplementedError (cos or sin require a gradient).
+        TypeError, RuntimeError (shapes, devices), NotImplementedError (cos or sin require a
+            gradient).
 
     Example:
         >>> import torch
@@ -325,4 +336,7 @@ def rope(
         >>> torch.allclose(F.rope(y, angle.cos(), angle.sin(), conjugate=True), x, atol=1e-5)
         True
     """
-    return torch.ops.fulgurite.rope(x, cos, sin, interleaved=interleaved, conjugate=conjugate)
+    turned: Tensor = torch.ops.fulgurite.rope(
+        x, cos, sin, interleaved=interleaved, conjugate=conjugate
+    )
+    return turned

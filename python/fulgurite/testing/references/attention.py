@@ -201,7 +201,7 @@ def dropout_keep(shape: tuple[int, int, int, int], p: float, philox: Tensor) -> 
     seed, offset = (int(word) % 2**64 for word in philox)
     b, h, i, j = np.ogrid[tuple(slice(size) for size in shape)]
     counter = [x.astype(np.uint64) for x in (j // 4, i, b * shape[1] + h)]
-    counter.append(np.uint64(offset % 2**32))
+    counter.append(np.array(offset % 2**32, np.uint64))
     words = philox4x32(counter, seed % 2**32, seed >> 32 ^ offset >> 32)
     word = np.choose(j % 4, np.broadcast_arrays(*words))
     keep = np.broadcast_to(word >= np.uint64(min(int(p * 2**32), 2**32 - 1)), shape)
