@@ -1,11 +1,13 @@
 """What the user can put right is told in one line on stderr, with exit code 2."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import fulgurite
 from fulgurite.demo import checkpoint
 from fulgurite.demo.cli import main
 
@@ -115,7 +117,14 @@ def test_resume_with_other_settings_or_text_or_damage(
 
 def test_module_entry_point(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fulgurite.demo", "--text", str(tmp_path / "none")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(fulgurite.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
