@@ -35,13 +35,13 @@ class Arena {
   int64_t used_ = 0;
 };
 
-/// n contiguous results, rounded once to the storage type.
+/// n contiguous results, scaled, rounded once to the storage type.
 template <class S, class T>
-inline void store_row(S* to, const T* from, int64_t n) {
+inline void store_row(S* to, const T* from, int64_t n, T scale = 1) {
   using V = Native<T>;
   int64_t c = 0;
-  for (; c + kLanes<T> <= n; c += kLanes<T>) store_as(to + c, load<V>(from + c));
-  if (c < n) store_first(to + c, load<V>(from + c), n - c);
+  for (; c + kLanes<T> <= n; c += kLanes<T>) store_as(to + c, load<V>(from + c) * scale);
+  if (c < n) store_first(to + c, load<V>(from + c) * scale, n - c);
 }
 
 }  // namespace FULGURITE_VARIANT

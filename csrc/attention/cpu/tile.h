@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/cpu/params.h"
+#include "simd/kernel.h"
 #include "simd/math.h"
 #include "simd/pack.h"
 
@@ -14,35 +15,7 @@ template <class T>
 inline constexpr T kHidden =
     static_cast<T>(-__builtin_inf());  // the score of a pair that is not kept
 
-/// Hands out aligned pieces of a task's scratch memory; run with null it measures.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t n) {
-    T* const p = reinterpret_cast<T*>(base_ + used_);
-    used_ += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return p;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
-
-/// Runs visitor(S{}) for the storage type S of dtype.
-template <class Visitor>
-FULGURITE_INLINE void with_storage(Dtype dtype, const Visitor& visitor) {
-  switch (dtype) {
-    case Dtype::kFloat64: return visitor(double{});
-    case Dtype::kFloat32: return visitor(float{});
-    case Dtype::kBFloat16: return visitor(BFloat16{});
-    case Dtype::kFloat16: return visitor(Half{});
-  }
-}
-
-/// The same for a tensor beside queries that are summed in T: of their dtype, or float32.
+/// Runs visitor(S{}) for a tensor beside queries that are summed in T: of their dtype, or float32.
 template <class T, class Visitor>
 FULGURITE_INLINE void with_storage_beside(Dtype dtype, const Visitor& visitor) {
   if (dtype == Dtype::kFloat32) return visitor(float{});
@@ -276,15 +249,6 @@ FULGURITE_INLINE void accumulate_tile(const ScoreRule& rule, const Tile& t, bool
   const int64_t columns = t.c1 - t.c0;
   gemm<T>(queries_are_rows ? t.rows : columns, N, queries_are_rows ? columns : t.rows, a, b, c, ldc,
           true);
-}
-
-/// One contiguous row of n results, scaled, rounded once to the storage type.
-template <class S, class T>
-inline void store_row(S* to, const T* from, int64_t n, T scale) {
-  using V = Native<T>;
-  int64_t c = 0;
-  for (; c + kLanes<T> <= n; c += kLanes<T>) store_as(to + c, load<V>(from + c) * scale);
-  if (c < n) store_first(to + c, load<V>(from + c) * scale, n - c);
 }
 
 }  // namespace FULGURITE_VARIANT
