@@ -45,12 +45,12 @@ class Settings:
     @property
     def seconds(self) -> float:
         """Time for the training steps; starting up, evaluation and the sample come on top."""
-        return 30.0 if self.quick else 210.0
+        return 20.0 if self.quick else 200.0
 
     @property
     def plain_seconds(self) -> float:
         """Time for a plain arm that is too slow to run all steps."""
-        return 10.0 if self.quick else 60.0
+        return 8.0 if self.quick else 60.0
 
     @property
     def max_steps(self) -> int:
