@@ -29,7 +29,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 LINES_WITHOUT_TERMINAL = 20
 PROMPT_BYTES = 64
-SAMPLE_BYTES = 200
+SAMPLE_BYTES = 160
 
 
 class Reporter:
@@ -66,7 +66,9 @@ class Reporter:
         number = len(self.run.tracks[name].steps)
         if step.skipped:
             self.console.print(
-                f"step {number}, {TITLES[name]}: skipped, {step.note}", style="yellow"
+                f"step {number}, {TITLES[name]}: skipped, {step.note}",
+                style="yellow",
+                soft_wrap=True,
             )
         status = self.status()
         self.bar.update(self.task, completed=self.run.step, total=self.run.steps, status=status)
@@ -186,7 +188,7 @@ def arms_table(result: dict[str, Any]) -> Table:
         marks = {"fulgurite": f"{result['ratio']:.2f}x", "plain": "1x"}
         table.add_row("speed, paired steps", *(marks.get(name, "") for name in arms))
     peaks = (f"{arm['peak_bytes'] / 2**20:.0f} MiB" for arm in columns)
-    table.add_row("peak memory, forward and backward", *peaks)
+    table.add_row("peak memory, fwd + bwd", *peaks)
     table.add_row("train loss, last 10 steps", *(f"{arm['train_loss']:.4f}" for arm in columns))
     table.add_row("held-out loss", *(f"{arm['held_out_loss']:.4f}" for arm in columns))
     table.add_row("skipped steps", *(str(arm["skipped"]) for arm in columns))
