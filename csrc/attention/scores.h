@@ -29,6 +29,9 @@ struct KeyRange {
   FULGURITE_HOST_DEVICE bool meets(int64_t j0, int64_t j1) const {
     return begin < end && j1 > begin && j0 < end;
   }
+  FULGURITE_HOST_DEVICE bool inside(int64_t j0, int64_t j1) const {
+    return begin >= end || (begin >= j0 && end <= j1);
+  }
 };
 
 struct KeyReach {
@@ -36,6 +39,10 @@ struct KeyReach {
   FULGURITE_HOST_DEVICE bool has(int64_t j) const { return sinks.has(j) || window.has(j); }
   FULGURITE_HOST_DEVICE bool meets(int64_t j0, int64_t j1) const {
     return sinks.meets(j0, j1) || window.meets(j0, j1);
+  }
+  /// No key outside [j0, j1) is in reach.
+  FULGURITE_HOST_DEVICE bool within(int64_t j0, int64_t j1) const {
+    return sinks.inside(j0, j1) && window.inside(j0, j1);
   }
 };
 

@@ -14,10 +14,11 @@ namespace FULGURITE_VARIANT {
 
 template <class T>
 struct BackwardScratch {
-  T *query, *grad_out, *lse, *delta;  // of one block of query rows
-  T *scores, *grad_scores;            // P and dS of a tile
-  T* slope;                           // of the softcap
-  T* keep;                            // one row of dropout factors
+  T *query, *grad_out, *lse, *grad_lse, *delta;  // of one block of query rows
+  T *scores, *grad_scores;                       // P and dS of a tile
+  T* slope;                                      // of the softcap
+  T* row;                                        // P of one row
+  T* keep;                                       // one row of dropout factors
   int64_t query_ld, out_ld, key_ld, value_ld;
   bool query_finite, grad_out_finite;
 
@@ -29,43 +30,27 @@ struct BackwardScratch {
     query = arena.take<T>(kQueryBlock * query_ld);
     grad_out = arena.take<T>(kQueryBlock * out_ld);
     lse = arena.take<T>(kQueryBlock);
+    grad_lse = arena.take<T>(kQueryBlock);
     delta = arena.take<T>(kQueryBlock);
     scores = arena.take<T>(kQueryBlock * kScoreStride);
     grad_scores = arena.take<T>(kQueryBlock * kScoreStride);
     slope = p.softcap > 0 ? arena.take<T>(kQueryBlock * kScoreStride) : nullptr;
+    row = arena.take<T>(kScoreStride);
     keep = p.dropout.active ? arena.take<T>(kScoreStride) : nullptr;
   }
 };
 
-/// δ of `rows` rows from `first` on; grad_out holds their gradients in rows of `ld` elements. W rows at a time, transposed in
-/// registers, each summed over d in the order in which the micro-kernel sums dP: where a query keeps one key, dP − δ is
-/// exactly 0, as it should be.
+/// Σ_d dO·O of one row, from gradients in the accumulation type.
 template <class S>
-void row_deltas(const AttentionParams& p, int64_t b, int64_t h, int64_t first, int64_t rows,
-                const Accumulate<S>* grad_out, int64_t ld, Accumulate<S>* delta) {
+FULGURITE_INLINE Accumulate<S> output_dot(const AttentionParams& p, int64_t b, int64_t h,
+                                          int64_t row, const Accumulate<S>* grad_out) {
   using T = Accumulate<S>;
   using V = Native<T>;
-  constexpr int W = kLanes<T>;
-  for (int64_t r0 = 0; r0 < rows; r0 += W) {
-    V dot{};
-    for (int64_t d0 = 0; d0 < p.Dv; d0 += W) {
-      V out[W], grad[W];
-      for (int64_t r = 0; r < W; ++r) {
-        const bool inside = r0 + r < rows;
-        const Strided<S> row = rows_of<S>(p.saved_out, b, h, first + (inside ? r0 + r : 0));
-        out[r] = inside ? load_strided<V>(row.data + d0 * row.column_stride, row.column_stride,
-                                          p.Dv - d0)
-                        : V{};
-        grad[r] = inside ? load<V>(grad_out + (r0 + r) * ld + d0) : V{};
-      }
-      transpose<W / 2>(out);
-      transpose<W / 2>(grad);
-      for (int64_t d = 0; d < W && d0 + d < p.Dv; ++d) dot = madd(grad[d], out[d], dot);
-    }
-    store(delta + r0, dot);
-  }
-  if (!p.grad_lse.data) return;
-  for (int64_t r = 0; r < rows; ++r) delta[r] -= *rows_of<T>(p.grad_lse, b, h, first + r).data;
+  const Strided<S> out = rows_of<S>(p.saved_out, b, h, row);
+  V dot{};
+  for_row<T>(out.data, out.column_stride, p.Dv,
+             [&](int64_t d, V o) { dot = madd(o, load<V>(grad_out + d), dot); });
+  return sum(dot);
 }
 
 /// Query rows [i0, i0 + rows) of a sequence, their incoming gradients, lse and δ.
@@ -83,23 +68,39 @@ void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64
   }
   w.grad_out_finite = all_finite(w.grad_out, rows * w.out_ld);
   if (p.score != ScoreKind::kSoftmax) return;
-  row_deltas<S>(p, b, h, first, rows, w.grad_out, w.out_ld, w.delta);
-  for (int64_t r = 0; r < rows; ++r) w.lse[r] = *rows_of<T>(p.saved_lse, b, h, first + r).data;
+  for (int64_t r = 0; r < rows; ++r) {
+    w.grad_lse[r] = p.grad_lse.data ? *rows_of<T>(p.grad_lse, b, h, first + r).data : T(0);
+    w.delta[r] = output_dot<S>(p, b, h, first + r, w.grad_out + r * w.out_ld) - w.grad_lse[r];
+    w.lse[r] = *rows_of<T>(p.saved_lse, b, h, first + r).data;
+  }
 }
 
+/// P and dS of row r. Where every key in reach of the row lies in this tile, δ is Σ_j P·dP: the
+/// same sum, and what should cancel in dP − δ then does (with one key, to exactly 0).
 template <class T>
-FULGURITE_INLINE void softmax_row(const Tile& t, int64_t r, BackwardScratch<T>& w) {
+FULGURITE_INLINE void softmax_row(const ScoreRule& rule, const Tile& t, int64_t r,
+                                  BackwardScratch<T>& w) {
   using V = Native<T>;
-  const T lse =
-      w.lse[r] == kHidden<T> ? T(0) : w.lse[r];  // nothing kept: every score of the row is −inf
+  T* const scores = w.scores + r * kScoreStride;
+  T* const grads = w.grad_scores + r * kScoreStride;
+  // nothing kept: every score of the row is −inf
+  const T lse = w.lse[r] == kHidden<T> ? T(0) : w.lse[r];
+  V dot{};
   for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
-    T* const s = w.scores + r * kScoreStride + c;
-    T* const g = w.grad_scores + r * kScoreStride + c;
-    const V score = load<V>(s);
+    const V score = load<V>(scores + c);
     const IntOf<V> hidden = score == kHidden<T>;
     const V probability = select(hidden, V{}, exp(score - lse));
-    store(s, probability);
-    store(g, select(hidden, V{}, probability * (load<V>(g) - w.delta[r])));
+    dot = madd(probability, select(hidden, V{}, load<V>(grads + c)), dot);
+    store(w.row + c, probability);
+  }
+  const KeyReach reach = rule.reach(t.i0 + r);
+  const bool whole = reach.within(t.j0, t.j0 + t.columns);
+  const V delta = splat<V>(whole ? sum(dot) - w.grad_lse[r] : w.delta[r]);
+  for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+    const V probability = load<V>(w.row + c);
+    const V ds = probability * (load<V>(grads + c) - delta);
+    store(grads + c, select(load<V>(scores + c) == kHidden<T>, V{}, ds));
+    store(scores + c, probability);
   }
 }
 
@@ -134,7 +135,7 @@ void gradient_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& 
       for (int64_t c = t.c0; c < t.c1; ++c) w.grad_scores[r * kScoreStride + c] *= w.keep[c];
     }
     if (p.score == ScoreKind::kSoftmax)
-      softmax_row(t, r, w);
+      softmax_row(rule, t, r, w);
     else
       activation_row(p, t, r, w);
     if (p.dropout.active)
