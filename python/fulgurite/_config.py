@@ -42,11 +42,11 @@ def show_config() -> str:
     return "\n".join(lines)
 
 
-def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
     """Call ``function(*args, **kwargs)`` and say which kernels ran for it.
 
     Args:
-        function: an operator, a module or any callable that uses fulgurite's operators.
+        function: an operator's name, an operator, a module or any callable that uses them.
 
     Returns:
         One dict for each kernel that ran, in the order of the kernel table: ``kernel`` (name),
@@ -56,10 +56,12 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[dic
     Example:
         >>> import torch, fulgurite
         >>> q = torch.randn(1, 2, 8, 16)
-        >>> [row["kernel"] for row in fulgurite.explain(torch.ops.fulgurite.attention, q, q, q)]
+        >>> [row["kernel"] for row in fulgurite.explain("attention", q, q, q)]
         ['attention_pack', 'attention_forward']
     """
     c = _extension()
+    if isinstance(function, str):
+        function = getattr(torch.ops.fulgurite, function)
     before = {row["name"]: row for row in c.kernel_table()}
     function(*args, **kwargs)
     ran = []
