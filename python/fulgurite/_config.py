@@ -60,10 +60,9 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> li
         ['attention_pack', 'attention_forward']
     """
     c = _extension()
-    if isinstance(function, str):
-        function = getattr(torch.ops.fulgurite, function)
+    run = getattr(torch.ops.fulgurite, function) if isinstance(function, str) else function
     before = {row["name"]: row for row in c.kernel_table()}
-    function(*args, **kwargs)
+    run(*args, **kwargs)
     ran = []
     for row in c.kernel_table():
         calls = row["calls"] - before[row["name"]]["calls"]
