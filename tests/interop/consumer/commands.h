@@ -12,7 +12,7 @@ using Tensors = c10::Dict<std::string, at::Tensor>;
 Tensors run_attention(const Tensors& inputs);
 
 /// One clipped AdamW step of a TorchScript module: inputs `x`, `target` and `hyper`; the loss, the
-/// squared norm of the gradients, every parameter and buffer after the step.
+/// squared norm of the gradients, the router's new selection bias, every parameter after the step.
 Tensors train_step(const std::string& module_path, const Tensors& inputs);
 
 /// A package made by AOTInductor: input `x`, output `out`.

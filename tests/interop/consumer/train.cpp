@@ -26,14 +26,13 @@ Tensors train_step(const std::string& module_path, const Tensors& inputs) {
   options.found_inf = found_inf;
   const std::vector<int64_t> groups(tensors.params.size(), 0);
   fulgurite::adamw_(tensors, inputs.at("hyper"), groups, options);
-  module.run_method("finish_step");
 
   Tensors outputs;
   outputs.insert("loss", loss.detach());
   outputs.insert("norm_sq", norm_sq);
+  outputs.insert("bias", module.run_method("finish_step").toTensor());
   for (const auto& parameter : module.named_parameters()) {
     outputs.insert(parameter.name, parameter.value.detach());
   }
-  for (const auto& buffer : module.named_buffers()) outputs.insert(buffer.name, buffer.value);
   return outputs;
 }
