@@ -73,6 +73,9 @@ std::atomic<int>& selected() {
   return isa;
 }
 
+// Waking a thread costs a few microseconds: about this many multiplications or bytes.
+std::atomic<int64_t> inline_cost_limit{int64_t{1} << 16};
+
 std::vector<KernelInfo*>& registry() {
   static std::vector<KernelInfo*> kernels;
   return kernels;
@@ -102,11 +105,16 @@ std::string get_isa() { return isa_name(current_isa()); }
 
 void set_isa(const std::string& name) { selected().store(static_cast<int>(parse_isa(name))); }
 
+int64_t inline_cost() { return inline_cost_limit.load(std::memory_order_relaxed); }
+
+void set_inline_cost(int64_t cost) { inline_cost_limit.store(cost, std::memory_order_relaxed); }
+
 std::vector<KernelReport> kernel_table() {
   std::vector<KernelReport> table;
   for (const KernelInfo* kernel : registry()) {
     KernelReport report{
-        kernel->name(), {}, isa_name(kernel->active()), kernel->calls(), kernel->tasks()};
+        kernel->name(),   {}, isa_name(kernel->active()), kernel->calls(), kernel->tasks(),
+        kernel->threads()};
     for (int i = 0; i < kNumIsas; ++i)
       if (kernel->has(static_cast<Isa>(i)))
         report.variants.emplace_back(isa_name(static_cast<Isa>(i)));

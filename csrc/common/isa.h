@@ -35,17 +35,19 @@ class KernelInfo {
   virtual bool has(Isa isa) const = 0;
   /// The set whose function a call would run now.
   Isa active() const;
-  void count(int64_t tasks) {
+  void count(int64_t tasks, int64_t threads) {
     calls_.fetch_add(1, std::memory_order_relaxed);
     tasks_.fetch_add(tasks, std::memory_order_relaxed);
+    threads_.store(threads, std::memory_order_relaxed);
   }
   const char* name() const { return name_; }
   int64_t calls() const { return calls_.load(std::memory_order_relaxed); }
   int64_t tasks() const { return tasks_.load(std::memory_order_relaxed); }
+  int64_t threads() const { return threads_.load(std::memory_order_relaxed); }
 
  private:
   const char* name_;
-  std::atomic<int64_t> calls_{0}, tasks_{0};
+  std::atomic<int64_t> calls_{0}, tasks_{0}, threads_{0};
 };
 
 template <class Fn>

@@ -19,16 +19,13 @@ struct TaskSpace {
   int64_t scratch_bytes = 0;  // private to one running task
 };
 
-/// Waking a thread costs a few microseconds: calls below this cost run inline.
-inline constexpr int64_t kInlineCost = int64_t{1} << 16;
-
 /// Calls run(task, scratch) for every task in [0, count). `run` must not throw.
 template <class Run>
 void run_tasks(KernelInfo& kernel, const TaskSpace& space, const Run& run) {
-  kernel.count(space.count);
-  if (space.count == 0) return;
-  const bool inline_run = space.cost < kInlineCost || at::in_parallel_region();
+  const bool inline_run = space.cost < inline_cost() || at::in_parallel_region();
   const int64_t workers = inline_run ? 1 : std::min<int64_t>(at::get_num_threads(), space.count);
+  kernel.count(space.count, workers);
+  if (space.count == 0) return;
   const int64_t stride = (space.scratch_bytes + 63) / 64 * 64;
   const at::DataPtr scratch =
       c10::GetCPUAllocator()->allocate(static_cast<size_t>(stride * workers));

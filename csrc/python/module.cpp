@@ -17,6 +17,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("get_isa", &fulgurite::get_isa);
   m.def("set_isa", &fulgurite::set_isa, py::arg("name"),
         "Select an instruction set; ValueError if the machine lacks it.");
+  m.def("inline_cost", &fulgurite::inline_cost);
+  m.def("set_inline_cost", &fulgurite::set_inline_cost, py::arg("cost"),
+        "Calls that cost less, in arithmetic or bytes, run on the calling thread alone.");
   m.def("kernel_table", [] {
     py::list table;
     for (const fulgurite::KernelReport& kernel : fulgurite::kernel_table()) {
@@ -26,6 +29,7 @@ PYBIND11_MODULE(_C, m) {
       row["active"] = kernel.active;
       row["calls"] = kernel.calls;
       row["tasks"] = kernel.tasks;
+      row["threads"] = kernel.threads;
       table.append(row);
     }
     return table;

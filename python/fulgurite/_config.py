@@ -50,8 +50,9 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> li
 
     Returns:
         One dict for each kernel that ran, in the order of the kernel table: ``kernel`` (name),
-        ``isa`` (the instruction set whose variant ran), ``calls`` and ``tasks`` (independent pieces
-        of work). Other threads' calls are counted too.
+        ``isa`` (the instruction set whose variant ran), ``calls``, ``tasks`` (independent pieces
+        of work) and ``threads`` (that the last call was spread over). Calls made elsewhere at the
+        same time are counted too.
 
     Example:
         >>> import torch, fulgurite
@@ -69,6 +70,12 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> li
         if calls:
             tasks = row["tasks"] - before[row["name"]]["tasks"]
             ran.append(
-                {"kernel": row["name"], "isa": row["active"], "calls": calls, "tasks": tasks}
+                {
+                    "kernel": row["name"],
+                    "isa": row["active"],
+                    "calls": calls,
+                    "tasks": tasks,
+                    "threads": row["threads"],
+                }
             )
     return ran

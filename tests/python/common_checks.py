@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fulgurite import _C
 from fulgurite.testing import (
     OPERATORS,
     Operator,
@@ -51,6 +52,17 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def always_spread() -> Iterator[None]:
+    """Run calls of any size on every thread."""
+    before = _C.inline_cost()
+    _C.set_inline_cost(0)
+    try:
+        yield
+    finally:
+        _C.set_inline_cost(before)
 
 
 def filler(dtype: torch.dtype) -> float:

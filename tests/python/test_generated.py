@@ -16,6 +16,7 @@ from torch.autograd.gradcheck import GradcheckError
 
 from common_checks import (
     CPU,
+    always_spread,
     assert_gaps_untouched,
     assert_same_bits,
     expected,
@@ -233,11 +234,12 @@ def test_strided(operator: Operator, dtype: torch.dtype, sample: str, isa: str) 
 def test_same_bits_for_any_threads(
     operator: Operator, dtype: torch.dtype, sample: str, isa: str
 ) -> None:
+    """Every call is spread, also those too small for it to pay."""
     call = samples_of(operator.name, dtype, 0)[sample]
     with threads(1):
         one = evaluate(operator.op, operator, call)
     for count in (2, 3, 8):
-        with threads(count):
+        with threads(count), always_spread():
             assert_same_bits(evaluate(operator.op, operator, call), one, f"with {count} threads")
 
 

@@ -15,6 +15,7 @@ struct KernelReport {
   std::string active;                 // the one that a call runs now
   int64_t calls;                      // since the library was loaded
   int64_t tasks;
+  int64_t threads;  // that the last call was spread over
 };
 
 FULGURITE_API const char* version();
@@ -26,6 +27,9 @@ FULGURITE_API std::vector<std::string> available_isas();
 FULGURITE_API std::string get_isa();
 /// Selects an instruction set; throws std::invalid_argument if it is unknown or the machine lacks it.
 FULGURITE_API void set_isa(const std::string& name);
+/// Calls that cost less, in arithmetic or bytes, run on the calling thread alone. The bits do not depend on it.
+FULGURITE_API int64_t inline_cost();
+FULGURITE_API void set_inline_cost(int64_t cost);
 FULGURITE_API std::vector<KernelReport> kernel_table();
 
 }  // namespace fulgurite
