@@ -221,22 +221,31 @@ inline void drop(const AttentionParams& p, const Tile& t, int64_t r, T* x) {
 }
 
 /// C[m][n] += Σ over kept pairs of A·B, pair by pair: the product for tiles that hide some pair and whose B has a NaN or
-/// Inf, which 0·B would let through. `queries_are_rows`: m runs over queries and k over keys, else the other way round.
+/// Inf, which 0·B would let through. The same chains as gemm's without the zeros, so the same bits where all is finite.
+/// `queries_are_rows`: m runs over queries and k over keys, else the other way round.
 template <class T>
 inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_rows, MatrixA<T> a,
                          PanelsB<T> b, int64_t N, T* c, int64_t ldc) {
+  using V = Native<T>;
   const int64_t columns = t.c1 - t.c0;
   const int64_t rows = queries_are_rows ? t.rows : columns,
                 depth = queries_are_rows ? columns : t.rows;
-  for (int64_t m = 0; m < rows; ++m)
+  for (int64_t m = 0; m < rows; ++m) {
+    bool kept[kQueryBlock > kKeyBlock ? kQueryBlock : kKeyBlock];
     for (int64_t k = 0; k < depth; ++k) {
       const int64_t query = queries_are_rows ? m : k, key = t.c0 + (queries_are_rows ? k : m);
-      if (!rule.kept(t.b, t.h, t.i0 + query, t.j0 + key)) continue;
-      const T x = a.data[m * a.row_stride + k * a.k_stride];
-      for (int64_t n = 0; n < N; ++n)
-        c[m * ldc + n] += x * b.data[n / kTileColumns<T> * b.panel_stride + k * kTileColumns<T> +
-                                     n % kTileColumns<T>];
+      kept[k] = rule.kept(t.b, t.h, t.i0 + query, t.j0 + key);
     }
+    for (int64_t n = 0; n < N; n += kLanes<T>) {
+      const T* const column = b.data + n / kTileColumns<T> * b.panel_stride + n % kTileColumns<T>;
+      V acc{};
+      for (int64_t k = 0; k < depth; ++k)
+        if (kept[k])
+          acc = madd(splat<V>(a.data[m * a.row_stride + k * a.k_stride]),
+                     load<V>(column + k * kTileColumns<T>), acc);
+      store(c + m * ldc + n, load<V>(c + m * ldc + n) + acc);
+    }
+  }
 }
 
 /// C += A·B over the kept pairs of the tile.

@@ -1,0 +1,131 @@
+// Two packed sequences of different lengths, several tiles long, two query heads on one key/value head; with plain loops
+// for what the kernels should give.
+#pragma once
+
+#include <cmath>
+#include <functional>
+#include <vector>
+
+#include "attention/cpu/params.h"
+#include "catch.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+AttentionTaskFn attention_pack, attention_forward, attention_grad_key_value, attention_grad_query,
+    attention_grad_sink;
+AttentionLayoutFn attention_forward_layout, attention_backward_layout;
+}  // namespace FULGURITE_VARIANT
+
+namespace attention_test {
+
+using Numbers = std::vector<double>;
+
+inline Numbers numbers(int64_t n, int seed) {
+  Numbers x(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) x[i] = std::sin(0.37 * static_cast<double>(i + 1) * seed);
+  return x;
+}
+inline bool near(double a, double b) {
+  return a == b || std::fabs(a - b) <= 1e-11 * (1 + std::fabs(b));
+}
+
+/// Rows of all heads as (head, row, width), as attention_varlen's tensors seen head by head.
+struct Problem {
+  static constexpr int64_t Hq = 2, D = 9, Dv = 5, N = 110 + 7, M = 150 + 20, key_blocks = 3;
+  std::vector<Sequence> sequences{{0, 110, 0, 150, 0, 0}, {110, 7, 150, 20, 2, 2}};
+  Numbers query = numbers(Hq * N * D, 1), key = numbers(M * D, 2), value = numbers(M * Dv, 3);
+  Numbers grad_out = numbers(Hq * N * Dv, 4), grad_lse = numbers(Hq * N, 5), sink{0.3, -0.2};
+  Numbers out = Numbers(Hq * N * Dv), lse = Numbers(Hq * N);
+  Numbers grad_query = Numbers(Hq * N * D), grad_key = Numbers(M * D), grad_value = Numbers(M * Dv),
+          grad_sink = Numbers(Hq);
+  std::vector<Numbers> packed = std::vector<Numbers>(4);
+  bool finite[2 * key_blocks];
+  AttentionLayout layout{};
+  AttentionParams p{};
+
+  Problem() {
+    p.dtype = Dtype::kFloat64;
+    p.Hq = p.group = Hq;
+    p.Hkv = 1;
+    p.D = D;
+    p.Dv = Dv;
+    p.scale = 0.7;
+    p.score_scale = 1;
+    p.rule.window_left = p.rule.window_right = -1;
+    p.bottom_right = true;
+    p.sequences = sequences.data();
+    p.B = 2;
+    p.query_blocks = 3;
+    p.key_blocks = key_blocks;
+    p.query = {query.data(), {0, N * D, D, 1}};
+    p.key = {key.data(), {0, M * D, D, 1}};
+    p.value = {value.data(), {0, M * Dv, Dv, 1}};
+    p.sink = sink.data();
+    p.out = {out.data(), {0, N * Dv, Dv}};
+    p.lse = {lse.data(), {0, N, 1}};
+    p.saved_out = {out.data(), {0, N * Dv, Dv, 1}};
+    p.saved_lse = {lse.data(), {0, N, 1, 0}};
+    p.grad_out = {grad_out.data(), {0, N * Dv, Dv, 1}};
+    p.grad_lse = {grad_lse.data(), {0, N, 1, 0}};
+    p.grad_query = {grad_query.data(), {0, N * D, D}};
+    p.grad_key = {grad_key.data(), {0, M * D, D}};
+    p.grad_value = {grad_value.data(), {0, M * Dv, Dv}};
+    p.grad_sink = grad_sink.data();
+  }
+
+  void run(AttentionTaskFn& kernel, int64_t tasks, int64_t scratch_bytes) {
+    std::vector<char> memory(static_cast<size_t>(scratch_bytes) + 64);
+    const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64;
+    for (int64_t task = 0; task < tasks; ++task) kernel(p, task, reinterpret_cast<void*>(aligned));
+  }
+  void forward() {
+    using namespace FULGURITE_VARIANT;
+    attention_forward_layout(p, &layout);
+    pack();
+    run(attention_forward, p.query_blocks * Hq, layout.forward_scratch);
+  }
+  void backward() {
+    using namespace FULGURITE_VARIANT;
+    attention_backward_layout(p, &layout);
+    run(attention_grad_key_value, p.key_blocks, layout.grad_key_value_scratch);
+    run(attention_grad_query, p.query_blocks * Hq, layout.grad_query_scratch);
+    run(attention_grad_sink, Hq, layout.grad_sink_scratch);
+  }
+
+  /// Calls see(query row, key row) for every kept pair.
+  void for_pairs(const std::function<void(int64_t, int64_t)>& see) const {
+    for (const Sequence& s : sequences)
+      for (int64_t i = 0; i < s.N; ++i)
+        for (int64_t j = 0; j < s.M; ++j) {
+          const int64_t center = i + s.M - s.N;
+          const bool near = p.rule.window_left < 0 || center - p.rule.window_left <= j;
+          if ((!p.rule.causal || j <= center) && (near || j < p.rule.sink_tokens))
+            see(s.query_start + i, s.key_start + j);
+        }
+  }
+  double score(int64_t h, int64_t i, int64_t j) const {
+    return p.scale * dot(&query[(h * N + i) * D], &key[j * D], D);
+  }
+  static double dot(const double* a, const double* b, int64_t n) {
+    double total = 0;
+    for (int64_t d = 0; d < n; ++d) total += a[d] * b[d];
+    return total;
+  }
+
+ private:
+  void pack() {
+    const int64_t sizes[] = {layout.key_transposed, layout.key_rows, layout.value_transposed,
+                             layout.value_rows};
+    void** const pointers[] = {&p.key_transposed, &p.key_rows, &p.value_transposed, &p.value_rows};
+    for (int i = 0; i < 4; ++i) {
+      packed[i].resize(static_cast<size_t>(key_blocks * sizes[i]));
+      *pointers[i] = packed[i].data();
+    }
+    p.key_finite = finite;
+    p.value_finite = finite + key_blocks;
+    run(FULGURITE_VARIANT::attention_pack, key_blocks, 0);
+  }
+};
+
+}  // namespace attention_test
+}  // namespace fulgurite
