@@ -24,7 +24,7 @@ class Arena {
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
   template <class T>
   T* take(int64_t n) {
-    T* const p = reinterpret_cast<T*>(base_ + used_);
+    T* const p = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
     used_ += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
     return p;
   }
