@@ -1,5 +1,6 @@
 // Gradients. The backward operators have none of their own: differentiating twice raises.
 #include "attention/check.h"
+#include "attention/saved_scores.h"
 #include "common/check.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -12,54 +13,17 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-OptionalTensor if_defined(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
-void save_scores(AutogradContext* ctx, const ScoreArgs& s) {
-  auto& saved = ctx->saved_data;
-  saved["block_size"] = s.block_size;
-  saved["scale"] = s.scale;
-  saved["causal"] = s.causal;
-  saved["align"] = std::string(s.align);
-  saved["window_left"] = s.window_left;
-  saved["window_right"] = s.window_right;
-  saved["sink_tokens"] = s.sink_tokens;
-  saved["chunk_size"] = s.chunk_size;
-  saved["softcap"] = s.softcap;
-  saved["score"] = std::string(s.score);
-  saved["score_scale"] = s.score_scale;
-  saved["dropout_p"] = s.dropout_p;
-}
-
-/// The saved arguments again; tensors are bias, mask, sink, alibi_slopes, block_layout, philox from `first` on.
-ScoreArgs saved_scores(AutogradContext* ctx, const variable_list& tensors, size_t first) {
-  auto& saved = ctx->saved_data;
-  return {if_defined(tensors[first]),          if_defined(tensors[first + 1]),
-          if_defined(tensors[first + 2]),      if_defined(tensors[first + 3]),
-          if_defined(tensors[first + 4]),      saved["block_size"].toInt(),
-          saved["scale"].toOptional<double>(), saved["causal"].toBool(),
-          saved["align"].toStringRef(),        saved["window_left"].toInt(),
-          saved["window_right"].toInt(),       saved["sink_tokens"].toInt(),
-          saved["chunk_size"].toInt(),         saved["softcap"].toDouble(),
-          saved["score"].toStringRef(),        saved["score_scale"].toDouble(),
-          saved["dropout_p"].toDouble(),       if_defined(tensors[first + 5])};
-}
-
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& key,
                                const Tensor& value, const OptionalTensor& bias,
                                const OptionalTensor& sink, const AttentionArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto [out, lse] = args.call();
-    const ScoreArgs& s = args.scores;
-    const auto or_undefined = [](const OptionalTensor& t) { return t.value_or(Tensor()); };
-    ctx->save_for_backward({query, key, value, out, lse, or_undefined(bias), or_undefined(s.mask),
-                            or_undefined(sink), or_undefined(s.alibi_slopes),
-                            or_undefined(s.block_layout), or_undefined(s.philox)});
-    save_scores(ctx, s);
+    variable_list saved{query, key, value, out, lse};
+    save_scores(ctx, args.scores, bias, sink, saved);
+    ctx->save_for_backward(saved);
     ctx->set_materialize_grads(false);
-    if (s.score != "softmax") ctx->mark_non_differentiable({lse});
+    if (args.scores.score != "softmax") ctx->mark_non_differentiable({lse});
     return {out, lse};
   }
 
@@ -90,10 +54,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
 };
 
 AttentionResult attention_autograd(const AttentionArgs& args) {
-  constexpr const char* op = "attention";
-  const OptionalTensor& slopes = args.scores.alibi_slopes;
-  FULGURITE_CHECK_SERVED(!slopes || !slopes->requires_grad() || !at::GradMode::is_enabled(),
-                         "the gradient of alibi_slopes is not supported; pass them detached");
+  check_slopes_need_no_gradient("attention", args.scores.alibi_slopes);
   const variable_list results = AttentionFunction::apply(args.query, args.key, args.value,
                                                          args.scores.bias, args.scores.sink, args);
   return {results[0], results[1]};

@@ -52,6 +52,8 @@ void check_dtype_or_float32(const char* op, const char* name, const OptionalTens
       tensor->scalar_type());
 }
 
+}  // namespace
+
 void check_score_types(const char* op, const ScoreArgs& s, const Tensor& query) {
   check_dtype_or_float32(op, "bias", s.bias, query);
   if (s.mask)
@@ -97,6 +99,8 @@ void check_score_shapes(const char* op, const ScoreArgs& a, const Tensor& query,
   }
 }
 
+namespace {
+
 void check_block_layout(const char* op, const ScoreArgs& a, const Tensor& query,
                         const AttentionShape& s) {
   FULGURITE_CHECK_VALUE(a.block_layout ? a.block_size > 0 : a.block_size == 0,
@@ -112,6 +116,8 @@ void check_block_layout(const char* op, const ScoreArgs& a, const Tensor& query,
   FULGURITE_CHECK(fits, "expected block_layout of shape [1 or ", s.Hq, ", ", rows, ", ", columns,
                   "], got ", a.block_layout->sym_sizes());
 }
+
+}  // namespace
 
 void check_score_values(const char* op, const ScoreArgs& a, const AttentionShape& s) {
   FULGURITE_CHECK_VALUE(a.align == "bottom_right" || a.align == "top_left",
@@ -133,8 +139,6 @@ void check_score_values(const char* op, const ScoreArgs& a, const AttentionShape
                         "expected neither sink nor dropout with score '", a.score, "'");
 }
 
-}  // namespace
-
 AttentionShape check_attention(const AttentionArgs& a) {
   constexpr const char* op = "attention";
   check_float(op, "query", a.query);
@@ -148,28 +152,39 @@ AttentionShape check_attention(const AttentionArgs& a) {
   return s;
 }
 
-AttentionShape check_attention_backward(const AttentionBackwardArgs& a) {
-  constexpr const char* op = "_attention_backward";
-  check_float(op, "query", a.query);
-  for (const auto& [name, tensor] :
-       {std::pair{"key", &a.key}, {"value", &a.value}, {"out", &a.out}})
-    check_same_dtype(op, name, *tensor, "query", a.query);
-  if (a.grad_out) check_same_dtype(op, "grad_out", *a.grad_out, "query", a.query);
-  if (a.grad_lse) check_same_dtype(op, "grad_lse", *a.grad_lse, "lse", a.lse);
-  FULGURITE_CHECK_TYPE(a.lse.scalar_type() == accumulate_type(a.query.scalar_type()),
-                       "expected lse of dtype ", accumulate_type(a.query.scalar_type()), ", got ",
-                       a.lse.scalar_type());
-  check_score_types(op, a.scores, a.query);
-  const AttentionShape s = check_query_key_value(op, a.query, a.key, a.value);
-  const c10::SymDimVector out{s.B, s.Hq, s.N, s.Dv}, lse{s.B, s.Hq, s.N};
+void check_backward_types(const char* op, const Tensor& query, const Tensor& key,
+                          const Tensor& value, const Tensor& out, const Tensor& lse,
+                          const OptionalTensor& grad_out, const OptionalTensor& grad_lse) {
+  check_float(op, "query", query);
+  for (const auto& [name, tensor] : {std::pair{"key", &key}, {"value", &value}, {"out", &out}})
+    check_same_dtype(op, name, *tensor, "query", query);
+  if (grad_out) check_same_dtype(op, "grad_out", *grad_out, "query", query);
+  if (grad_lse) check_same_dtype(op, "grad_lse", *grad_lse, "lse", lse);
+  FULGURITE_CHECK_TYPE(lse.scalar_type() == accumulate_type(query.scalar_type()),
+                       "expected lse of dtype ", accumulate_type(query.scalar_type()), ", got ",
+                       lse.scalar_type());
+}
+
+void check_backward_shapes(const char* op, const c10::SymDimVector& out_sizes,
+                           const c10::SymDimVector& lse_sizes, const Tensor& out, const Tensor& lse,
+                           const OptionalTensor& grad_out, const OptionalTensor& grad_lse) {
   const auto check_sizes = [&](const char* name, const Tensor& tensor, c10::SymIntArrayRef sizes) {
     FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ",
                     tensor.sym_sizes());
   };
-  check_sizes("out", a.out, out);
-  check_sizes("lse", a.lse, lse);
-  if (a.grad_out) check_sizes("grad_out", *a.grad_out, out);
-  if (a.grad_lse) check_sizes("grad_lse", *a.grad_lse, lse);
+  check_sizes("out", out, out_sizes);
+  check_sizes("lse", lse, lse_sizes);
+  if (grad_out) check_sizes("grad_out", *grad_out, out_sizes);
+  if (grad_lse) check_sizes("grad_lse", *grad_lse, lse_sizes);
+}
+
+AttentionShape check_attention_backward(const AttentionBackwardArgs& a) {
+  constexpr const char* op = "_attention_backward";
+  check_backward_types(op, a.query, a.key, a.value, a.out, a.lse, a.grad_out, a.grad_lse);
+  check_score_types(op, a.scores, a.query);
+  const AttentionShape s = check_query_key_value(op, a.query, a.key, a.value);
+  check_backward_shapes(op, {s.B, s.Hq, s.N, s.Dv}, {s.B, s.Hq, s.N}, a.out, a.lse, a.grad_out,
+                        a.grad_lse);
   check_score_shapes(op, a.scores, a.query, s);
   check_score_values(op, a.scores, s);
   check_block_layout(op, a.scores, a.query, s);
@@ -181,7 +196,7 @@ AttentionShape check_attention_backward(const AttentionBackwardArgs& a) {
 }
 
 double attention_scale(const std::optional<double>& scale, const Tensor& query) {
-  return scale ? *scale : 1.0 / std::sqrt(static_cast<double>(query.size(3)));
+  return scale ? *scale : 1.0 / std::sqrt(static_cast<double>(query.size(-1)));
 }
 
 void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {

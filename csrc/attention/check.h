@@ -13,6 +13,18 @@ AttentionShape check_attention(const AttentionArgs& args);
 AttentionShape check_attention_backward(const AttentionBackwardArgs& args);
 void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin);
 
+// Parts that the operators of the family share.
+void check_score_types(const char* op, const ScoreArgs& scores, const Tensor& query);
+void check_score_shapes(const char* op, const ScoreArgs& scores, const Tensor& query,
+                        const AttentionShape& shape);
+void check_score_values(const char* op, const ScoreArgs& scores, const AttentionShape& shape);
+void check_backward_types(const char* op, const Tensor& query, const Tensor& key,
+                          const Tensor& value, const Tensor& out, const Tensor& lse,
+                          const OptionalTensor& grad_out, const OptionalTensor& grad_lse);
+void check_backward_shapes(const char* op, const c10::SymDimVector& out_sizes,
+                           const c10::SymDimVector& lse_sizes, const Tensor& out, const Tensor& lse,
+                           const OptionalTensor& grad_out, const OptionalTensor& grad_lse);
+
 /// The factor of q·k: the given one, or 1/√D.
 double attention_scale(const std::optional<double>& scale, const Tensor& query);
 

@@ -29,6 +29,32 @@ TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
       "grad_bias, Tensor grad_sink)",
       tags);
   m.def(
+      "attention_varlen(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor "
+      "cu_seqlens_k, *, Tensor? sink=None, Tensor? alibi_slopes=None, float? scale=None, "
+      "bool causal=False, str align=\"bottom_right\", int window_left=-1, int window_right=-1, int "
+      "sink_tokens=0, float softcap=0.0, float dropout_p=0.0, Tensor? philox=None) -> (Tensor out, "
+      "Tensor lse)",
+      tags);
+  m.def(
+      "_attention_varlen_backward(Tensor? grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
+      "Tensor value, Tensor out, Tensor lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, *, Tensor? "
+      "sink=None, Tensor? alibi_slopes=None, float? scale=None, bool causal=False, str "
+      "align=\"bottom_right\", int window_left=-1, int window_right=-1, int sink_tokens=0, float "
+      "softcap=0.0, float dropout_p=0.0, Tensor? philox=None, bool[4] output_mask) -> (Tensor "
+      "grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_sink)",
+      tags);
+  m.def(
+      "attention_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor cache_lens, *, "
+      "Tensor? page_table=None, Tensor? mask=None, Tensor? sink=None, Tensor? alibi_slopes=None, "
+      "float? scale=None, bool causal=True, int window_left=-1, int sink_tokens=0, float "
+      "softcap=0.0) -> (Tensor out, Tensor lse)",
+      tags);
+  m.def("attention_merge(Tensor[] outs, Tensor[] lses) -> (Tensor out, Tensor lse)", tags);
+  m.def(
+      "_attention_merge_backward(Tensor? grad_out, Tensor? grad_lse, Tensor[] outs, Tensor[] lses, "
+      "Tensor lse, *, bool[] output_mask) -> (Tensor[] grad_outs, Tensor[] grad_lses)",
+      tags);
+  m.def(
       "rope(Tensor x, Tensor cos, Tensor sin, *, bool interleaved=False, bool conjugate=False) -> "
       "Tensor",
       tags);

@@ -79,6 +79,7 @@ inline void gemm(int64_t M, int64_t N, int64_t K, MatrixA<T> a, PanelsB<T> b, T*
     int64_t m = 0;
     for (; m + kTileRows <= M; m += kTileRows)
       gemm_tile<kTileRows>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
+    for (; m + 4 <= M; m += 4) gemm_tile<4>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
     for (; m + 2 <= M; m += 2) gemm_tile<2>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
     for (; m < M; ++m) gemm_tile<1>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
   }

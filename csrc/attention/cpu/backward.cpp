@@ -87,11 +87,12 @@ void grad_query_task(const AttentionParams& p, int64_t task, void* scratch) {
     if (t.state == TileState::kSkip) continue;
     gradient_tile<S>(p, rule, t, w);
     apply_softcap(t, w);
-    const int64_t packed = packed_index(p, q.b, q.head / p.group, block);
+    const PackedBlock packed = packed_block(p, q.b, q.head / p.group, block);
     const T* const key =
-        static_cast<const T*>(p.key_rows) + packed * kKeyBlock * w.key_ld + t.c0 * kTileColumns<T>;
-    accumulate_tile<T>(rule, t, true, p.key_finite[packed], {w.grad_scores + t.c0, kScoreStride, 1},
-                       {key, t.columns * kTileColumns<T>}, p.D, grad_query, w.key_ld);
+        static_cast<const T*>(p.key_rows) + packed.keys * w.key_ld + t.c0 * kTileColumns<T>;
+    accumulate_tile<T>(rule, t, true, p.key_finite[packed.index],
+                       {w.grad_scores + t.c0, kScoreStride, 1}, {key, t.columns * kTileColumns<T>},
+                       p.D, grad_query, w.key_ld);
   }
   for (int64_t r = 0; r < rows; ++r)
     store_row(row_of<S>(p.grad_query, q.b, q.head, s.query_start + i0 + r),

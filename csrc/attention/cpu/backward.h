@@ -122,9 +122,9 @@ template <class S>
 void gradient_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                    BackwardScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
-  const int64_t packed = packed_index(p, t.b, t.h / p.group, t.j0 / kKeyBlock) * kKeyBlock;
-  const T* const key = static_cast<const T*>(p.key_transposed) + packed * p.D;
-  const T* const value = static_cast<const T*>(p.value_transposed) + packed * p.Dv;
+  const PackedBlock packed = packed_block(p, t.b, t.h / p.group, t.j0 / kKeyBlock);
+  const T* const key = static_cast<const T*>(p.key_transposed) + packed.keys * p.D;
+  const T* const value = static_cast<const T*>(p.value_transposed) + packed.keys * p.Dv;
   score_tile<T>(p, rule, t, w.query, w.query_ld, key, w.scores, w.slope);
   gemm<T>(t.rows, t.c1 - t.c0, p.Dv, {w.grad_out, w.out_ld, 1},
           {value + t.c0 * p.Dv, p.Dv * kTileColumns<T>}, w.grad_scores + t.c0, kScoreStride, false);

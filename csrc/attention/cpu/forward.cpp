@@ -1,76 +1,33 @@
 // Attention forward: tiles of queries by keys, softmax computed online, nothing of size N×M in memory.
 //
 // Per row, over the key tiles J in order (m starts at −inf, l and o at 0):
-//   m' = max(m, max_J s)    α = exp(m − m')    p = exp(s − m')    l = α·l + Σ_J p    o = α·o + p·V_J
+//   o = α·o + p·V_J        with α and p of online_softmax.h
 // and at the end out = o/l, lse = m + log l. A row that keeps nothing has l = 0: out 0, lse −inf. A sink is a score without
 // a value: m starts at sink_h and l at 1. Dropout acts on p·V only. Scores of other kinds are not normalised (activation.h).
 // One task is one block of query rows of one head; K and V were packed once per key/value head.
 
 #include "attention/cpu/activation.h"
-#include "attention/cpu/tile.h"
+#include "attention/cpu/online_softmax.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
 template <class T>
-struct ForwardScratch {
-  T *query, *scores, *acc, *max, *sum, *rescale;
-  int64_t query_ld, acc_ld;
+struct ForwardScratch : OnlineSoftmax<T> {
+  T* query;
+  int64_t query_ld;
 
-  ForwardScratch(const AttentionParams& p, Arena& arena)
-      : query_ld(pad_lanes<T>(p.D)), acc_ld(pad_columns<T>(p.Dv)) {
+  ForwardScratch(const AttentionParams& p, Arena& arena) : query_ld(pad_lanes<T>(p.D)) {
+    this->acc_ld = pad_columns<T>(p.Dv);
     query = arena.take<T>(kQueryBlock * query_ld);
-    scores = arena.take<T>(kQueryBlock * kScoreStride);
-    acc = arena.take<T>(kQueryBlock * acc_ld);
-    max = arena.take<T>(kQueryBlock);
-    sum = arena.take<T>(kQueryBlock);
-    rescale = arena.take<T>(kQueryBlock);
+    this->scores = arena.take<T>(kQueryBlock * kScoreStride);
+    this->acc = arena.take<T>(kQueryBlock * this->acc_ld);
+    this->max = arena.take<T>(kQueryBlock);
+    this->sum = arena.take<T>(kQueryBlock);
+    this->rescale = arena.take<T>(kQueryBlock);
   }
 };
-
-template <class T>
-FULGURITE_INLINE Native<T> finite_base(Native<T> max) {
-  return max == static_cast<T>(-__builtin_inf()) ? Native<T>{}
-                                                 : max;  // nothing kept yet: exp(−inf − 0) = 0
-}
-
-/// New maxima and the factors that bring what was summed so far to them.
-template <class T>
-void raise_maxima(const Tile& t, ForwardScratch<T>& w) {
-  using V = Native<T>;
-  for (int64_t r = 0; r < t.rows; ++r) {
-    V m = load<V>(w.scores + r * kScoreStride + t.c0);
-    for (int64_t c = t.c0 + kLanes<T>; c < t.c1; c += kLanes<T>)
-      m = max(m, load<V>(w.scores + r * kScoreStride + c));
-    const T row_max = max_lane(m);
-    w.rescale[r] = w.max[r];  // the old maximum, until the loop below
-    if (row_max > w.max[r]) w.max[r] = row_max;
-  }
-  for (int64_t r = 0; r < t.rows; r += kLanes<T>)
-    store(w.rescale + r, exp(load<V>(w.rescale + r) - finite_base<T>(load<V>(w.max + r))));
-}
-
-/// scores become p = exp(s − m); l and o are brought to the new maximum.
-template <class T>
-void exponentiate(const AttentionParams& p, const Tile& t, ForwardScratch<T>& w) {
-  using V = Native<T>;
-  for (int64_t r = 0; r < t.rows; ++r) {
-    T* const row = w.scores + r * kScoreStride;
-    const V base = finite_base<T>(splat<V>(w.max[r]));
-    V total{};
-    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
-      const V probability = exp(load<V>(row + c) - base);
-      total += probability;
-      store(row + c, probability);
-    }
-    w.sum[r] = w.sum[r] * w.rescale[r] + sum(total);
-    if (p.dropout.active) drop(p, t, r, row);
-    if (w.rescale[r] != 1)
-      for (int64_t d = 0; d < w.acc_ld; d += kLanes<T>)
-        store(w.acc + r * w.acc_ld + d, load<V>(w.acc + r * w.acc_ld + d) * w.rescale[r]);
-  }
-}
 
 /// scores become a(s).
 template <class T>
@@ -127,19 +84,19 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   for (int64_t block = 0; block < block_count(s.M, kKeyBlock); ++block) {
     const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
     if (t.state == TileState::kSkip) continue;
-    const int64_t packed = packed_index(p, q.b, q.head / p.group, block);
-    const T* const key = static_cast<const T*>(p.key_transposed) + packed * kKeyBlock * p.D;
-    const T* const value = static_cast<const T*>(p.value_rows) + packed * kKeyBlock * w.acc_ld;
+    const PackedBlock packed = packed_block(p, q.b, q.head / p.group, block);
+    const T* const key = static_cast<const T*>(p.key_transposed) + packed.keys * p.D;
+    const T* const value = static_cast<const T*>(p.value_rows) + packed.keys * w.acc_ld;
     score_tile<T>(p, rule, t, w.query, w.query_ld, key, w.scores, nullptr);
     if (p.score == ScoreKind::kSoftmax) {
-      raise_maxima(t, w);
-      exponentiate(p, t, w);
+      raise_maxima<T>(t, w);
+      exponentiate<T>(p, t, w);
     } else {
       activate(p, t, w);
     }
-    accumulate_tile<T>(rule, t, true, p.value_finite[packed], {w.scores + t.c0, kScoreStride, 1},
-                       {value + t.c0 * kTileColumns<T>, t.columns * kTileColumns<T>}, p.Dv, w.acc,
-                       w.acc_ld);
+    accumulate_tile<T>(
+        rule, t, true, p.value_finite[packed.index], {w.scores + t.c0, kScoreStride, 1},
+        {value + t.c0 * kTileColumns<T>, t.columns * kTileColumns<T>}, p.Dv, w.acc, w.acc_ld);
   }
   finish<S>(p, q, s.query_start + i0, rows, w);
 }
@@ -154,19 +111,17 @@ void pack_task(const AttentionParams& p, int64_t task) {
   const Strided<S> key = rows_of<S>(p.key, k.b, k.head, s.key_start + j0),
                    value = rows_of<S>(p.value, k.b, k.head, s.key_start + j0);
   const int64_t key_ld = pad_columns<T>(p.D), value_ld = pad_columns<T>(p.Dv),
-                padded = pad_columns<T>(keys);
+                padded = pad_columns<T>(keys), first = packed_block(p, k.b, k.head, k.index).keys;
   if (p.key_transposed) {
-    T* const to = static_cast<T*>(p.key_transposed) + task * kKeyBlock * p.D;
+    T* const to = static_cast<T*>(p.key_transposed) + first * p.D;
     pack_transposed<T>(key, keys, p.D, to);
     p.key_finite[task] = all_finite(to, padded * p.D);
   }
-  if (p.key_rows)
-    pack_rows<T>(key, keys, p.D, static_cast<T*>(p.key_rows) + task * kKeyBlock * key_ld);
+  if (p.key_rows) pack_rows<T>(key, keys, p.D, static_cast<T*>(p.key_rows) + first * key_ld);
   if (p.value_transposed)
-    pack_transposed<T>(value, keys, p.Dv,
-                       static_cast<T*>(p.value_transposed) + task * kKeyBlock * p.Dv);
+    pack_transposed<T>(value, keys, p.Dv, static_cast<T*>(p.value_transposed) + first * p.Dv);
   if (p.value_rows) {
-    T* const to = static_cast<T*>(p.value_rows) + task * kKeyBlock * value_ld;
+    T* const to = static_cast<T*>(p.value_rows) + first * value_ld;
     pack_rows<T>(value, keys, p.Dv, to);
     p.value_finite[task] = all_finite(to, keys * value_ld);
   }
@@ -188,10 +143,11 @@ void attention_forward_layout(const AttentionParams& p, AttentionLayout* layout)
     Arena arena(nullptr);
     ForwardScratch<T> measure(p, arena);
     layout->forward_scratch = arena.used();
-    layout->key_transposed = kKeyBlock * p.D;
-    layout->key_rows = kKeyBlock * pad_columns<T>(p.D);
-    layout->value_transposed = kKeyBlock * p.Dv;
-    layout->value_rows = kKeyBlock * pad_columns<T>(p.Dv);
+    layout->key_panel = kTileColumns<T>;
+    layout->key_transposed = p.D;
+    layout->key_rows = pad_columns<T>(p.D);
+    layout->value_transposed = p.Dv;
+    layout->value_rows = pad_columns<T>(p.Dv);
   });
 }
 

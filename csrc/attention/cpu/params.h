@@ -27,7 +27,8 @@ inline constexpr int64_t kKeyBlock =
 /// One problem: a batch entry, or one of the packed sequences. Blocks are numbered over all sequences.
 struct Sequence {
   int64_t query_start, N, key_start, M;
-  int64_t query_block, key_block;  // numbers of its first blocks
+  int64_t query_block, key_block;     // numbers of its first blocks
+  int64_t packed_start, packed_keys;  // its keys in the packed copies, M rounded up to whole panels
 };
 
 struct AttentionParams {
@@ -47,7 +48,7 @@ struct AttentionParams {
   const void* alibi_slopes;   // (1 or B, Hq) of the accumulation type, or null
   int64_t alibi_batch_stride;
 
-  // Packed once per key block of a key/value head, in the accumulation type; null where a pass does not need it.
+  // Packed once per key/value head, block by block of keys, in the accumulation type; null where a pass does not need it.
   void* key_transposed;    // Kᵀ: D rows of keys
   void* key_rows;          // K: keys by D
   void* value_transposed;  // Vᵀ
@@ -70,7 +71,8 @@ struct AttentionParams {
 
 /// Sizes that depend on the instruction set's panel width. Elements are of the accumulation type.
 struct AttentionLayout {
-  int64_t key_transposed, key_rows, value_transposed, value_rows;  // elements of one packed block
+  int64_t key_panel;                                               // keys of a panel
+  int64_t key_transposed, key_rows, value_transposed, value_rows;  // elements of one packed key
   int64_t forward_scratch, grad_key_value_scratch, grad_query_scratch, grad_bias_scratch,
       grad_sink_scratch;  // bytes of one task
 };

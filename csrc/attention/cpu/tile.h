@@ -80,11 +80,16 @@ FULGURITE_INLINE Block key_block_of(const AttentionParams& p, int64_t task) {
 }
 FULGURITE_INLINE int64_t block_count(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
-/// The number of a packed block of keys: the task that packs it.
-FULGURITE_INLINE int64_t packed_index(const AttentionParams& p, int64_t b, int64_t kv_head,
-                                      int64_t block) {
+/// A packed block of keys of one key/value head.
+struct PackedBlock {
+  int64_t index;  // the task that packs it
+  int64_t keys;   // packed keys before it
+};
+FULGURITE_INLINE PackedBlock packed_block(const AttentionParams& p, int64_t b, int64_t kv_head,
+                                          int64_t block) {
   const Sequence& s = p.sequences[b];
-  return s.key_block * p.Hkv + kv_head * block_count(s.M, kKeyBlock) + block;
+  return {s.key_block * p.Hkv + kv_head * block_count(s.M, kKeyBlock) + block,
+          s.packed_start * p.Hkv + kv_head * s.packed_keys + block * kKeyBlock};
 }
 
 /// The rule of sequence b.
@@ -179,30 +184,35 @@ inline void add_alibi(const AttentionParams& p, const ScoreRule& rule, const Til
     scores[c] -= slope * static_cast<T>(c < center ? center - c : c - center);
 }
 
-/// The scores of the tile, kHidden where a pair is not kept. query: rows of `ld` elements; key: packed Kᵀ. With a softcap
-/// and slope ≠ null, slope receives its derivative 1 − tanh².
+/// Products of row r become its scores, kHidden where a pair is not kept. With a softcap and slope ≠ null, slope receives
+/// its derivative 1 − tanh².
+template <class T>
+inline void score_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r,
+                      T* scores, T* slope) {
+  using V = Native<T>;
+  const T scale = static_cast<T>(p.scale), cap = static_cast<T>(p.softcap);
+  for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+    V s = load<V>(scores + c) * scale;
+    if (cap > 0) {
+      const V u = tanh(s / cap);
+      if (slope) store(slope + c, 1 - u * u);
+      s = cap * u;
+    }
+    store(scores + c, s);
+  }
+  if (rule.bias.data) add_bias(rule, t, r, scores);
+  if (p.alibi_slopes) add_alibi(p, rule, t, r, scores);
+  hide(rule, t, r, scores);
+}
+
+/// The scores of the tile. query: rows of `ld` elements; key: packed Kᵀ.
 template <class T>
 inline void score_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                        const T* query, int64_t ld, const T* key, T* scores, T* slope) {
-  using V = Native<T>;
   gemm<T>(t.rows, t.c1 - t.c0, p.D, {query, ld, 1}, {key + t.c0 * p.D, p.D * kTileColumns<T>},
           scores + t.c0, kScoreStride, false);
-  const T scale = static_cast<T>(p.scale), cap = static_cast<T>(p.softcap);
-  for (int64_t r = 0; r < t.rows; ++r) {
-    T* const row = scores + r * kScoreStride;
-    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
-      V s = load<V>(row + c) * scale;
-      if (cap > 0) {
-        const V u = tanh(s / cap);
-        if (slope) store(slope + r * kScoreStride + c, 1 - u * u);
-        s = cap * u;
-      }
-      store(row + c, s);
-    }
-    if (rule.bias.data) add_bias(rule, t, r, row);
-    if (p.alibi_slopes) add_alibi(p, rule, t, r, row);
-    hide(rule, t, r, row);
-  }
+  for (int64_t r = 0; r < t.rows; ++r)
+    score_row(p, rule, t, r, scores + r * kScoreStride, slope ? slope + r * kScoreStride : nullptr);
 }
 
 /// Sets x to 0 where the pair's keep bit is 0 and multiplies the rest by 1/(1 − p), for row r of the tile.

@@ -32,7 +32,7 @@ inline bool near(double a, double b) {
 /// Rows of all heads as (head, row, width), as attention_varlen's tensors seen head by head.
 struct Problem {
   static constexpr int64_t Hq = 2, D = 9, Dv = 5, N = 110 + 7, M = 150 + 20, key_blocks = 3;
-  std::vector<Sequence> sequences{{0, 110, 0, 150, 0, 0}, {110, 7, 150, 20, 2, 2}};
+  std::vector<Sequence> sequences{{0, 110, 0, 150, 0, 0, 0, 0}, {110, 7, 150, 20, 2, 2, 0, 0}};
   Numbers query = numbers(Hq * N * D, 1), key = numbers(M * D, 2), value = numbers(M * Dv, 3);
   Numbers grad_out = numbers(Hq * N * Dv, 4), grad_lse = numbers(Hq * N, 5), sink{0.3, -0.2};
   Numbers out = Numbers(Hq * N * Dv), lse = Numbers(Hq * N);
@@ -81,6 +81,11 @@ struct Problem {
   void forward() {
     using namespace FULGURITE_VARIANT;
     attention_forward_layout(p, &layout);
+    for (int b = 0; b < 2; ++b) {
+      Sequence& s = sequences[b];
+      s.packed_start = b == 0 ? 0 : sequences[0].packed_keys;
+      s.packed_keys = (s.M + layout.key_panel - 1) / layout.key_panel * layout.key_panel;
+    }
     pack();
     run(attention_forward, p.query_blocks * Hq, layout.forward_scratch);
   }
@@ -116,9 +121,10 @@ struct Problem {
   void pack() {
     const int64_t sizes[] = {layout.key_transposed, layout.key_rows, layout.value_transposed,
                              layout.value_rows};
+    const int64_t packed_keys = sequences[1].packed_start + sequences[1].packed_keys;
     void** const pointers[] = {&p.key_transposed, &p.key_rows, &p.value_transposed, &p.value_rows};
     for (int i = 0; i < 4; ++i) {
-      packed[i].resize(static_cast<size_t>(key_blocks * sizes[i]));
+      packed[i].resize(static_cast<size_t>(packed_keys * sizes[i]));
       *pointers[i] = packed[i].data();
     }
     p.key_finite = finite;

@@ -1,0 +1,72 @@
+// One call of attention on the CPU, batched or over packed sequences: Params with everything that its pointers need to stay
+// alive, and the order of the kernels.
+#pragma once
+
+#include <vector>
+
+#include "attention/args.h"
+#include "attention/cpu/params.h"
+
+namespace fulgurite {
+
+inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+/// Strides of (batch, head, row, column).
+struct HeadStrides {
+  int64_t batch, head, row, column;
+};
+Tensor4 head_rows(const OptionalTensor& tensor, const HeadStrides& strides);
+
+/// (B,H,N,D), and (B,H,N) with width 1.
+HeadStrides batch_strides(const Tensor& tensor);
+/// (T,H,D) of packed sequences.
+HeadStrides packed_strides(const Tensor& tensor);
+/// (H,T) of packed sequences: lse and its gradient.
+HeadStrides packed_lse_strides(const Tensor& tensor);
+
+/// Of a tensor that the operator made, contiguous in its last dimension.
+inline Output4 head_output(const Tensor& tensor, const HeadStrides& s) {
+  return {tensor.mutable_data_ptr(), {s.batch, s.head, s.row}};
+}
+/// Right-aligned to four dimensions; broadcast dimensions get stride 0.
+ScoreTensor score_tensor(const OptionalTensor& tensor);
+
+class AttentionCall {
+ public:
+  AttentionParams p{};
+
+  /// query, key and value as (B,H,·,·), or (T,H,·) with `packed`; `widest` bounds every distance between positions.
+  AttentionCall(const Tensor& query, const Tensor& key, const Tensor& value, bool packed,
+                int64_t widest, const ScoreArgs& scores);
+
+  /// Every batch entry a problem of the same size.
+  void add_batch(int64_t B, int64_t N, int64_t M) {
+    for (int64_t b = 0; b < B; ++b) add_sequence(0, N, 0, M);
+  }
+  void add_sequence(int64_t query_start, int64_t N, int64_t key_start, int64_t M);
+  /// A sequence whose key blocks are splits of `split_keys` keys, which nobody packs.
+  void add_splits(int64_t N, int64_t M, int64_t split_keys);
+  int64_t pairs() const { return pairs_; }
+  int64_t products() const { return pairs_ * p.Hq * (p.D + p.Dv + 1); }
+
+  /// p.out and p.lse from the inputs.
+  void forward();
+  /// The gradients that p has places for.
+  void backward();
+
+ private:
+  void* keep(Tensor tensor);
+  void add_packed(void*& pointer, int64_t elements_per_key);
+  void pack();
+  int64_t packed_blocks() const { return p.key_blocks * p.Hkv; }
+  void add(const Sequence& sequence, int64_t key_blocks);
+
+  at::TensorOptions options_;  // of the accumulation type
+  AttentionLayout layout_{};
+  std::vector<Sequence> sequences_;
+  std::vector<Tensor> buffers_;
+  int64_t packed_keys_ = 0;  // over all sequences, per head
+  int64_t pairs_ = 0;        // of queries and keys, over all sequences, per head
+};
+
+}  // namespace fulgurite

@@ -1,0 +1,217 @@
+// Attention of few queries over a long cache, contiguous or paged.
+//
+// The keys are cut into splits, so that one sequence keeps every core busy; a task is one split of one key/value head for
+// all queries of the head's group, so that the cache is read once:
+//   o_s, m_s, l_s per split (online_softmax.h)     m = max(sink, max_s m_s)     l = e^{sink − m} + Σ_s l_s·e^{m_s − m}
+//   out = Σ_s o_s·e^{m_s − m} / l                  lse = m + log l
+// Splits depend on the problem's size alone and are merged in order.
+
+#include "attention/cpu/decode.h"
+#include "attention/cpu/online_softmax.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+namespace {
+
+template <class T>
+struct DecodeScratch {
+  T *query, *scores, *rescale, *key, *value, *gathered;
+  int64_t query_ld, acc_ld, gathered_ld;
+
+  DecodeScratch(const DecodeParams& d, Arena& arena)
+      : query_ld(pad_lanes<T>(d.attention.D)), acc_ld(pad_columns<T>(d.attention.Dv)) {
+    const AttentionParams& p = d.attention;
+    gathered_ld = pad_lanes<T>(p.D > p.Dv ? p.D : p.Dv);
+    query = arena.take<T>(d.rows * query_ld);
+    scores = arena.take<T>(kQueryBlock * kScoreStride);
+    rescale = arena.take<T>(kQueryBlock);
+    key = arena.take<T>(kKeyBlock * p.D);
+    value = arena.take<T>(kKeyBlock * acc_ld);
+    gathered = d.page_table ? arena.take<T>(kKeyBlock * gathered_ld) : nullptr;
+  }
+};
+
+/// Row r of a group is query r mod N of head first + r / N.
+struct GroupRow {
+  int64_t head, query;
+};
+FULGURITE_INLINE GroupRow group_row(const AttentionParams& p, const Block& split, int64_t r) {
+  const int64_t N = p.sequences[split.b].N;
+  return {split.head * p.group + r / N, r % N};
+}
+
+/// Keys [j0, j0 + keys) of a paged cache, row after row in the accumulation type.
+template <class S>
+Strided<Accumulate<S>> gather(const DecodeParams& d, const Tensor4& cache, const Block& split,
+                              int64_t j0, int64_t keys, int64_t width,
+                              const DecodeScratch<Accumulate<S>>& w) {
+  const int32_t* const table = d.page_table + split.b * d.pages;
+  for (int64_t j = 0; j < keys;) {
+    const int64_t slot = (j0 + j) % d.page;
+    const int64_t run = d.page - slot < keys - j ? d.page - slot : keys - j;
+    pack_plain<Accumulate<S>>(rows_of<S>(cache, table[(j0 + j) / d.page], split.head, slot), run,
+                              width, w.gathered + j * w.gathered_ld, w.gathered_ld);
+    j += run;
+  }
+  return {w.gathered, w.gathered_ld, 1};
+}
+
+/// Packs a block of keys and values; whether every value is finite.
+template <class S>
+bool pack_block(const DecodeParams& d, const Block& split, int64_t j0, int64_t keys,
+                const DecodeScratch<Accumulate<S>>& w) {
+  using T = Accumulate<S>;
+  const AttentionParams& p = d.attention;
+  if (d.page_table) {
+    pack_transposed<T>(gather<S>(d, p.key, split, j0, keys, p.D, w), keys, p.D, w.key);
+    pack_rows<T>(gather<S>(d, p.value, split, j0, keys, p.Dv, w), keys, p.Dv, w.value);
+  } else {
+    pack_transposed<T>(rows_of<S>(p.key, split.b, split.head, j0), keys, p.D, w.key);
+    pack_rows<T>(rows_of<S>(p.value, split.b, split.head, j0), keys, p.Dv, w.value);
+  }
+  return all_finite(w.value, keys * w.acc_ld);
+}
+
+/// The keys of a block that some query has in reach, seen by no query in particular.
+template <class T>
+Tile block_tile(const DecodeParams& d, const ScoreRule& rule, const Block& split, int64_t j0,
+                int64_t keys) {
+  const int64_t N = d.attention.sequences[split.b].N;
+  Tile t{split.b, split.head * d.attention.group, 0, 0, j0, keys, 0, keys, TileState::kSkip};
+  if (!rule.reach(0, N).meets(j0, j0 + keys)) return t;
+  const KeyReach first = rule.reach(0), last = rule.reach(N - 1);
+  const bool all =
+      !rule.mask.data && first.window.covers(j0, j0 + keys) && last.window.covers(j0, j0 + keys);
+  t.state = all ? TileState::kFull : TileState::kPartial;
+  return t;
+}
+
+/// Rows [r0, r0 + rows) of the group against one block.
+template <class T>
+void attend(const DecodeParams& d, const ScoreRule& rule, const Block& split, Tile t, int64_t r0,
+            bool finite, const DecodeScratch<T>& w, OnlineSoftmax<T> softmax) {
+  const AttentionParams& p = d.attention;
+  gemm<T>(t.rows, t.c1, p.D, {w.query + r0 * w.query_ld, w.query_ld, 1},
+          {w.key, p.D * kTileColumns<T>}, w.scores, kScoreStride, false);
+  const auto row_tile = [&](int64_t r) {
+    const GroupRow row = group_row(p, split, r0 + r);
+    Tile one = t;
+    one.h = row.head;
+    one.i0 = row.query - r;
+    return one;
+  };
+  for (int64_t r = 0; r < t.rows; ++r)
+    score_row<T>(p, rule, row_tile(r), r, w.scores + r * kScoreStride, nullptr);
+  raise_maxima(t, softmax);
+  exponentiate(p, t, softmax);
+  const PanelsB<T> value{w.value, t.columns * kTileColumns<T>};
+  if (t.state == TileState::kFull || finite)
+    return gemm<T>(t.rows, p.Dv, t.c1, {w.scores, kScoreStride, 1}, value, softmax.acc,
+                   softmax.acc_ld, true);
+  for (int64_t r = 0; r < t.rows; ++r) {
+    Tile one = row_tile(r);
+    one.i0 += r;
+    one.rows = 1;
+    careful_gemm<T>(rule, one, true, {w.scores + r * kScoreStride, kScoreStride, 1}, value, p.Dv,
+                    softmax.acc + r * softmax.acc_ld, softmax.acc_ld);
+  }
+}
+
+template <class S>
+void decode_task(const DecodeParams& d, int64_t task, void* scratch) {
+  using T = Accumulate<S>;
+  Arena arena(scratch);
+  const DecodeScratch<T> w(d, arena);
+  const AttentionParams& p = d.attention;
+  const Block split = key_block_of(p, task);
+  const Sequence& s = p.sequences[split.b];
+  const ScoreRule rule = rule_of(p, split.b);
+  T* const acc = static_cast<T*>(d.acc) + task * d.rows_padded * w.acc_ld;
+  T* const max = static_cast<T*>(d.max) + task * d.rows_padded;
+  T* const sum = static_cast<T*>(d.sum) + task * d.rows_padded;
+  __builtin_memset(acc, 0, sizeof(T) * d.rows * w.acc_ld);
+  for (int64_t r = 0; r < d.rows_padded; ++r) {
+    max[r] = kHidden<T>;
+    sum[r] = 0;
+  }
+  for (int64_t r = 0; r < d.rows; r += s.N)
+    pack_plain<T>(rows_of<S>(p.query, split.b, group_row(p, split, r).head, 0), s.N, p.D,
+                  w.query + r * w.query_ld, w.query_ld);
+  const int64_t begin = split.index * d.split_keys,
+                end = s.M - begin < d.split_keys ? s.M : begin + d.split_keys;
+  for (int64_t j0 = begin; j0 < end; j0 += kKeyBlock) {
+    Tile t = block_tile<T>(d, rule, split, j0, end - j0 < kKeyBlock ? end - j0 : kKeyBlock);
+    if (t.state == TileState::kSkip) continue;
+    const bool finite = pack_block<S>(d, split, j0, t.columns, w);
+    for (int64_t r = 0; r < d.rows; r += kQueryBlock) {
+      t.rows = d.rows - r < kQueryBlock ? d.rows - r : kQueryBlock;
+      attend<T>(d, rule, split, t, r, finite, w,
+                {w.scores, acc + r * w.acc_ld, max + r, sum + r, w.rescale, w.acc_ld});
+    }
+  }
+}
+
+/// The splits of one sequence and key/value head.
+template <class S>
+void merge_task(const DecodeParams& d, int64_t task, void* scratch) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  const AttentionParams& p = d.attention;
+  const int64_t acc_ld = pad_columns<T>(p.Dv);
+  T* const out = static_cast<T*>(scratch);
+  const Block whole{task / p.Hkv, task % p.Hkv, 0};
+  const Sequence& s = p.sequences[whole.b];
+  const int64_t splits = block_count(s.M, d.split_keys),
+                first = s.key_block * p.Hkv + whole.head * splits;
+  for (int64_t r = 0; r < d.rows; ++r) {
+    const GroupRow row = group_row(p, whole, r);
+    const auto at = [&](int64_t split) { return (first + split) * d.rows_padded + r; };
+    const T *const maxima = static_cast<const T*>(d.max), *const sums =
+                                                              static_cast<const T*>(d.sum);
+    const T sink = p.sink ? static_cast<const T*>(p.sink)[row.head] : kHidden<T>;
+    T max = sink;
+    for (int64_t i = 0; i < splits; ++i)
+      if (maxima[at(i)] > max) max = maxima[at(i)];
+    const T base = max == kHidden<T> ? T(0) : max;
+    T sum = exp(splat<V>(sink - base))[0];
+    for (int64_t c = 0; c < acc_ld; c += kLanes<T>) store(out + c, V{});
+    for (int64_t i = 0; i < splits; ++i) {
+      if (sums[at(i)] == 0) continue;
+      const T factor = exp(splat<V>(maxima[at(i)] - base))[0];
+      const T* const acc = static_cast<const T*>(d.acc) + at(i) * acc_ld;
+      sum += sums[at(i)] * factor;
+      for (int64_t c = 0; c < acc_ld; c += kLanes<T>)
+        store(out + c, load<V>(out + c) + load<V>(acc + c) * factor);
+    }
+    const bool empty = sum == 0;
+    for (int64_t c = 0; c < acc_ld && !empty; c += kLanes<T>)
+      store(out + c, load<V>(out + c) / sum);
+    store_row(row_of<S>(p.out, whole.b, row.head, row.query), out, p.Dv, T(1));
+    *row_of<T>(p.lse, whole.b, row.head, row.query) =
+        empty ? kHidden<T> : base + static_cast<T>(__builtin_log(sum));
+  }
+}
+
+}  // namespace
+
+void attention_decode(const DecodeParams& d, int64_t task, void* scratch) {
+  with_storage(d.attention.dtype, [&](auto s) { decode_task<decltype(s)>(d, task, scratch); });
+}
+
+void attention_decode_merge(const DecodeParams& d, int64_t task, void* scratch) {
+  with_storage(d.attention.dtype, [&](auto s) { merge_task<decltype(s)>(d, task, scratch); });
+}
+
+void attention_decode_layout(const DecodeParams& d, DecodeLayout* layout) {
+  with_storage(d.attention.dtype, [&](auto s) {
+    using T = Accumulate<decltype(s)>;
+    Arena arena(nullptr);
+    const DecodeScratch<T> measure(d, arena);
+    layout->acc_row = measure.acc_ld;
+    layout->rows_multiple = kLanes<T>;
+    layout->scratch = arena.used();
+  });
+}
+
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite

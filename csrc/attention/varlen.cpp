@@ -1,0 +1,192 @@
+// Attention over packed sequences: checks, Meta, gradients and autocast. Its schemas stand in ops.cpp.
+#include "attention/varlen.h"
+
+#include "attention/saved_scores.h"
+#include "common/autocast.h"
+#include "common/check.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+namespace fulgurite {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+void check_offsets_type(const char* op, const char* name, const Tensor& offsets) {
+  FULGURITE_CHECK_TYPE(offsets.scalar_type() == at::kInt || offsets.scalar_type() == at::kLong,
+                       "expected ", name, " of dtype int32 or int64, got ", offsets.scalar_type());
+}
+
+VarlenShape check_shapes(const char* op, const Tensor& query, const Tensor& key,
+                         const Tensor& value, const Tensor& cu_seqlens_q,
+                         const Tensor& cu_seqlens_k) {
+  check_dim(op, "query", query, 3, "[Tq, Hq, D]");
+  check_dim(op, "key", key, 3, "[Tk, Hkv, D]");
+  check_dim(op, "value", value, 3, "[Tk, Hkv, Dv]");
+  check_dim(op, "cu_seqlens_q", cu_seqlens_q, 1, "[sequences + 1]");
+  check_dim(op, "cu_seqlens_k", cu_seqlens_k, 1, "[sequences + 1]");
+  const VarlenShape s{cu_seqlens_q.sym_size(0) - 1,
+                      query.sym_size(1),
+                      key.sym_size(1),
+                      query.sym_size(0),
+                      key.sym_size(0),
+                      query.sym_size(2),
+                      value.sym_size(2)};
+  FULGURITE_CHECK(key.sym_size(2) == s.D, "expected key of shape [Tk, Hkv, ", s.D, "], got ",
+                  key.sym_sizes());
+  FULGURITE_CHECK(value.sym_size(0) == s.key_rows && value.sym_size(1) == s.Hkv,
+                  "expected value of shape [", s.key_rows, ", ", s.Hkv, ", Dv], got ",
+                  value.sym_sizes());
+  FULGURITE_CHECK(s.Hkv == 0 ? s.Hq == 0 : s.Hq % s.Hkv == 0,
+                  "expected Hq to be a multiple of Hkv = ", s.Hkv, ", got ", s.Hq);
+  FULGURITE_CHECK(s.sequences >= 0, "expected cu_seqlens_q of shape [sequences + 1], got ",
+                  cu_seqlens_q.sym_sizes());
+  FULGURITE_CHECK(cu_seqlens_k.sym_size(0) == s.sequences + 1,
+                  "expected cu_seqlens_k of cu_seqlens_q's shape [", s.sequences + 1, "], got ",
+                  cu_seqlens_k.sym_sizes());
+  check_place(op, "query", query, query);
+  check_place(op, "key", key, query);
+  check_place(op, "value", value, query);
+  check_place(op, "cu_seqlens_q", cu_seqlens_q, query);
+  check_place(op, "cu_seqlens_k", cu_seqlens_k, query);
+  return s;
+}
+
+void check_scores(const char* op, const ScoreArgs& scores, const Tensor& query,
+                  const VarlenShape& s) {
+  // Nothing here has the shape of the scores, so N and M do not matter.
+  const AttentionShape as_batch{s.sequences, s.Hq, s.Hkv, 0, 0, s.D, s.Dv};
+  check_score_shapes(op, scores, query, as_batch);
+  check_score_values(op, scores, as_batch);
+}
+
+}  // namespace
+
+VarlenShape check_varlen(const VarlenArgs& a) {
+  constexpr const char* op = "attention_varlen";
+  check_float(op, "query", a.query);
+  check_same_dtype(op, "key", a.key, "query", a.query);
+  check_same_dtype(op, "value", a.value, "query", a.query);
+  check_offsets_type(op, "cu_seqlens_q", a.cu_seqlens_q);
+  check_offsets_type(op, "cu_seqlens_k", a.cu_seqlens_k);
+  check_score_types(op, a.scores, a.query);
+  const VarlenShape s = check_shapes(op, a.query, a.key, a.value, a.cu_seqlens_q, a.cu_seqlens_k);
+  check_scores(op, a.scores, a.query, s);
+  return s;
+}
+
+VarlenShape check_varlen_backward(const VarlenBackwardArgs& a) {
+  constexpr const char* op = "_attention_varlen_backward";
+  check_backward_types(op, a.query, a.key, a.value, a.out, a.lse, a.grad_out, a.grad_lse);
+  check_offsets_type(op, "cu_seqlens_q", a.cu_seqlens_q);
+  check_offsets_type(op, "cu_seqlens_k", a.cu_seqlens_k);
+  check_score_types(op, a.scores, a.query);
+  const VarlenShape s = check_shapes(op, a.query, a.key, a.value, a.cu_seqlens_q, a.cu_seqlens_k);
+  check_backward_shapes(op, {s.query_rows, s.Hq, s.Dv}, {s.Hq, s.query_rows}, a.out, a.lse,
+                        a.grad_out, a.grad_lse);
+  check_scores(op, a.scores, a.query, s);
+  FULGURITE_CHECK_VALUE(a.scores.sink || !a.output_mask[kVarlenSink],
+                        "expected sink, whose gradient is asked for, got none");
+  return s;
+}
+
+namespace {
+
+AttentionResult varlen_meta(const VarlenArgs& args) {
+  const VarlenShape s = check_varlen(args);
+  const auto options = args.query.options();
+  return {at::empty_symint({s.query_rows, s.Hq, s.Dv}, options),
+          at::empty_symint({s.Hq, s.query_rows},
+                           options.dtype(accumulate_type(args.query.scalar_type())))};
+}
+
+VarlenGradients varlen_backward_meta(const VarlenBackwardArgs& args) {
+  check_varlen_backward(args);
+  const auto gradient = [&](VarlenInput input, const OptionalTensor& like) {
+    return args.output_mask[input] ? at::empty_symint(like->sym_sizes(), like->options())
+                                   : at::empty_symint({0}, args.query.options());
+  };
+  return {gradient(kVarlenQuery, args.query), gradient(kVarlenKey, args.key),
+          gradient(kVarlenValue, args.value), gradient(kVarlenSink, args.scores.sink)};
+}
+
+struct VarlenFunction : torch::autograd::Function<VarlenFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& key,
+                               const Tensor& value, const OptionalTensor& sink,
+                               const VarlenArgs& args) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto [out, lse] = args.call();
+    variable_list saved{query, key, value, out, lse, args.cu_seqlens_q, args.cu_seqlens_k};
+    save_scores(ctx, args.scores, {}, sink, saved);
+    ctx->save_for_backward(saved);
+    ctx->set_materialize_grads(false);
+    return {out, lse};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined() && !grads[1].defined()) return variable_list(5);
+    const variable_list saved = ctx->get_saved_variables();
+    const ScoreArgs scores = saved_scores(ctx, saved, 7);
+    const VarlenBackwardArgs args{
+        if_defined(grads[0]),
+        if_defined(grads[1]),
+        saved[0],
+        saved[1],
+        saved[2],
+        saved[3],
+        saved[4],
+        saved[5],
+        saved[6],
+        scores,
+        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
+         scores.sink && ctx->needs_input_grad(3)}};
+    const auto [grad_query, grad_key, grad_value, grad_sink] = args.call();
+    const auto wanted = [&](VarlenInput input, const Tensor& grad) {
+      return args.output_mask[input] ? grad : Tensor();
+    };
+    return {wanted(kVarlenQuery, grad_query), wanted(kVarlenKey, grad_key),
+            wanted(kVarlenValue, grad_value), wanted(kVarlenSink, grad_sink), Tensor()};
+  }
+};
+
+AttentionResult varlen_autograd(const VarlenArgs& args) {
+  check_slopes_need_no_gradient("attention_varlen", args.scores.alibi_slopes);
+  const variable_list results =
+      VarlenFunction::apply(args.query, args.key, args.value, args.scores.sink, args);
+  return {results[0], results[1]};
+}
+
+AttentionResult varlen_autocast(const VarlenArgs& args) {
+  const AutocastTo lower(args.query.device().type());
+  VarlenArgs cast = args;
+  cast.query = lower(args.query);
+  cast.key = lower(args.key);
+  cast.value = lower(args.value);
+  return cast.call();
+}
+
+}  // namespace
+}  // namespace fulgurite
+
+TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
+  using namespace fulgurite;
+  m.impl("attention_varlen", varlen_from_schema<varlen_meta>);
+  m.impl("_attention_varlen_backward", varlen_backward_from_schema<varlen_backward_meta>);
+}
+
+TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
+  m.impl("attention_varlen", fulgurite::varlen_from_schema<fulgurite::varlen_autograd>);
+  m.impl("_attention_varlen_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(fulgurite, AutocastCPU, m) {
+  m.impl("attention_varlen", fulgurite::varlen_from_schema<fulgurite::varlen_autocast>);
+}
+
+TORCH_LIBRARY_IMPL(fulgurite, AutocastCUDA, m) {
+  m.impl("attention_varlen", fulgurite::varlen_from_schema<fulgurite::varlen_autocast>);
+}
