@@ -1,8 +1,29 @@
-"""Modules in the manner of :mod:`torch.nn`, on the operators of ``fulgurite.nn.functional``."""
+"""Modules in the manner of :mod:`torch.nn`, on the operators of ``fulgurite.nn.functional``.
+
+Beside them, what the operators take as inputs: positions, masks and layouts of published models.
+"""
 
 from fulgurite.nn import functional as functional
-from fulgurite.nn.attention import Attention, rotary_table
+from fulgurite.nn.attention import Attention
 from fulgurite.nn.moe import MoE, aux_losses
 from fulgurite.nn.norm import RMSNorm
+from fulgurite.nn.rotary import (
+    rotary_table,
+    rotary_table_2d,
+    rotary_table_interpolated,
+    rotary_table_ntk,
+    rotary_table_yarn,
+)
 
-__all__ = ["Attention", "MoE", "RMSNorm", "aux_losses", "functional", "rotary_table"]
+__all__ = [
+    "Attention",
+    "MoE",
+    "RMSNorm",
+    "aux_losses",
+    "functional",
+    "rotary_table",
+    "rotary_table_2d",
+    "rotary_table_interpolated",
+    "rotary_table_ntk",
+    "rotary_table_yarn",
+]
