@@ -7,6 +7,12 @@ from fulgurite.nn import functional as functional
 from fulgurite.nn.attention import Attention
 from fulgurite.nn.moe import MoE, aux_losses
 from fulgurite.nn.norm import RMSNorm
+from fulgurite.nn.position import (
+    RelativePositionBias,
+    alibi_slopes,
+    log_n_scale,
+    relative_position_bucket,
+)
 from fulgurite.nn.rotary import (
     rotary_table,
     rotary_table_2d,
@@ -19,8 +25,12 @@ __all__ = [
     "Attention",
     "MoE",
     "RMSNorm",
+    "RelativePositionBias",
+    "alibi_slopes",
     "aux_losses",
     "functional",
+    "log_n_scale",
+    "relative_position_bucket",
     "rotary_table",
     "rotary_table_2d",
     "rotary_table_interpolated",
