@@ -20,20 +20,34 @@ from fulgurite.nn.rotary import (
     rotary_table_ntk,
     rotary_table_yarn,
 )
+from fulgurite.nn.window import shifted_window_mask, window_partition, window_reverse
+from fulgurite.nn.window_bias import (
+    ContinuousPositionBias,
+    WindowPositionBias,
+    log_spaced_coordinates,
+    window_position_index,
+)
 
 __all__ = [
     "Attention",
+    "ContinuousPositionBias",
     "MoE",
     "RMSNorm",
     "RelativePositionBias",
+    "WindowPositionBias",
     "alibi_slopes",
     "aux_losses",
     "functional",
     "log_n_scale",
+    "log_spaced_coordinates",
     "relative_position_bucket",
     "rotary_table",
     "rotary_table_2d",
     "rotary_table_interpolated",
     "rotary_table_ntk",
     "rotary_table_yarn",
+    "shifted_window_mask",
+    "window_partition",
+    "window_position_index",
+    "window_reverse",
 ]
