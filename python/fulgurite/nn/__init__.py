@@ -5,6 +5,7 @@ Beside them, what the operators take as inputs: positions, masks and layouts of 
 
 from fulgurite.nn import functional as functional
 from fulgurite.nn.attention import Attention
+from fulgurite.nn.decomposed import decomposed_bias_inputs
 from fulgurite.nn.moe import MoE, aux_losses
 from fulgurite.nn.norm import RMSNorm
 from fulgurite.nn.position import (
@@ -37,6 +38,7 @@ __all__ = [
     "WindowPositionBias",
     "alibi_slopes",
     "aux_losses",
+    "decomposed_bias_inputs",
     "functional",
     "log_n_scale",
     "log_spaced_coordinates",
