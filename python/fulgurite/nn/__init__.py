@@ -6,6 +6,14 @@ Beside them, what the operators take as inputs: positions, masks and layouts of 
 from fulgurite.nn import functional as functional
 from fulgurite.nn.attention import Attention
 from fulgurite.nn.decomposed import decomposed_bias_inputs
+from fulgurite.nn.layout import (
+    fixed_layout,
+    fixed_mask,
+    local_layout,
+    local_mask,
+    strided_layout,
+    strided_mask,
+)
 from fulgurite.nn.moe import MoE, aux_losses
 from fulgurite.nn.norm import RMSNorm
 from fulgurite.nn.position import (
@@ -39,7 +47,11 @@ __all__ = [
     "alibi_slopes",
     "aux_losses",
     "decomposed_bias_inputs",
+    "fixed_layout",
+    "fixed_mask",
     "functional",
+    "local_layout",
+    "local_mask",
     "log_n_scale",
     "log_spaced_coordinates",
     "relative_position_bucket",
@@ -49,6 +61,8 @@ __all__ = [
     "rotary_table_ntk",
     "rotary_table_yarn",
     "shifted_window_mask",
+    "strided_layout",
+    "strided_mask",
     "window_partition",
     "window_position_index",
     "window_reverse",
