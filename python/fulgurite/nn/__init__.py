@@ -29,6 +29,7 @@ from fulgurite.nn.rotary import (
     rotary_table_ntk,
     rotary_table_yarn,
 )
+from fulgurite.nn.tree import tree_depths, tree_mask, tree_parents
 from fulgurite.nn.window import shifted_window_mask, window_partition, window_reverse
 from fulgurite.nn.window_bias import (
     ContinuousPositionBias,
@@ -63,6 +64,9 @@ __all__ = [
     "shifted_window_mask",
     "strided_layout",
     "strided_mask",
+    "tree_depths",
+    "tree_mask",
+    "tree_parents",
     "window_partition",
     "window_position_index",
     "window_reverse",
