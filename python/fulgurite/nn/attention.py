@@ -7,45 +7,7 @@ from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
 from fulgurite.nn.norm import RMSNorm
-
-
-def rotary_table(
-    length: int,
-    dim: int,
-    base: float = 10000.0,
-    start: int = 0,
-    device: torch.device | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles of ``length`` consecutive positions.
-
-    ``angle[n, i] = (start + n) · base^(-2i/dim)``, computed in float64 and rounded once.
-
-    Args:
-        length: number of positions N.
-        dim: number of rotated dims R of a head; even.
-        base: wavelength base; 10000 in RoFormer, larger for longer contexts.
-        start: position of the first row; the number of keys already cached when decoding.
-        device: where the table is made.
-
-    Returns:
-        ``(cos, sin)``, each (N, R/2), float32: what :func:`fulgurite.nn.functional.rope` takes.
-
-    Raises:
-        ValueError: ``dim`` is odd or not positive.
-
-    >>> cos, sin = rotary_table(3, 4)
-    >>> cos.shape, cos.dtype
-    (torch.Size([3, 2]), torch.float32)
-    >>> torch.allclose(cos**2 + sin**2, torch.ones(3, 2))
-    True
-    """
-    if dim <= 0 or dim % 2 != 0:
-        raise ValueError(f"rotary_table: expected an even, positive dim, got {dim}")
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float64, device=device) * (-2.0 / dim)
-    positions = torch.arange(start, start + length, dtype=torch.float64, device=device)
-    angles = positions[:, None] * torch.pow(base, exponents)  # (N, R/2)
-    return angles.cos().to(torch.float32), angles.sin().to(torch.float32)
+from fulgurite.nn.rotary import rotary_table as rotary_table
 
 
 class Attention(nn.Module):

@@ -100,12 +100,6 @@ def test_causal_window_sees_no_further() -> None:
     assert same.tolist() == [True, True, True, False, False, False, True, True]
 
 
-def test_rotary_table_continues() -> None:
-    whole, rest = rotary_table(7, 6), rotary_table(3, 6, start=4)
-    for table, tail in zip(whole, rest, strict=True):
-        assert torch.equal(table[4:], tail)
-
-
 def test_qk_norm_under_autocast_rounds_once(recwarn: pytest.WarningsRecorder) -> None:
     torch.manual_seed(0)
     module = Attention(16, 2, qk_norm=True)
@@ -126,8 +120,6 @@ def test_errors() -> None:
         Attention(16, 3)
     with pytest.raises(ValueError, match="window of at least -1, got -2"):
         Attention(16, 4, window=-2)
-    with pytest.raises(ValueError, match="even, positive dim, got 3"):
-        rotary_table(4, 3)
     cos, _ = rotary_table(4, 4)
     with pytest.raises(ValueError, match="both cos and sin"):
         Attention(16, 4)(torch.randn(1, 4, 16), cos)
