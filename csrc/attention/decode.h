@@ -22,13 +22,11 @@ struct DecodeArgs {
   }
 };
 
-template <AttentionResult (*f)(const DecodeArgs&)>
-AttentionResult decode_from_schema(const Tensor& query, const Tensor& key_cache,
-                                   const Tensor& value_cache, const Tensor& cache_lens,
-                                   const OptionalTensor& page_table, const OptionalTensor& mask,
-                                   const OptionalTensor& sink, const OptionalTensor& alibi_slopes,
-                                   std::optional<double> scale, bool causal, int64_t window_left,
-                                   int64_t sink_tokens, double softcap) {
+/// The scores of decoding: every other argument as if it was not given.
+inline ScoreArgs decode_scores(const OptionalTensor& mask, const OptionalTensor& sink,
+                               const OptionalTensor& alibi_slopes, std::optional<double> scale,
+                               bool causal, int64_t window_left, int64_t sink_tokens,
+                               double softcap) {
   ScoreArgs s{};
   s.mask = mask;
   s.sink = sink;
@@ -42,7 +40,19 @@ AttentionResult decode_from_schema(const Tensor& query, const Tensor& key_cache,
   s.softcap = softcap;
   s.score = "softmax";
   s.score_scale = 1.0;
-  return f({query, key_cache, value_cache, cache_lens, page_table, s});
+  return s;
+}
+
+template <AttentionResult (*f)(const DecodeArgs&)>
+AttentionResult decode_from_schema(const Tensor& query, const Tensor& key_cache,
+                                   const Tensor& value_cache, const Tensor& cache_lens,
+                                   const OptionalTensor& page_table, const OptionalTensor& mask,
+                                   const OptionalTensor& sink, const OptionalTensor& alibi_slopes,
+                                   std::optional<double> scale, bool causal, int64_t window_left,
+                                   int64_t sink_tokens, double softcap) {
+  return f(
+      {query, key_cache, value_cache, cache_lens, page_table,
+       decode_scores(mask, sink, alibi_slopes, scale, causal, window_left, sink_tokens, softcap)});
 }
 
 /// M is Mmax.

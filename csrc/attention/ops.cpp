@@ -1,5 +1,7 @@
 // Schemas of the attention family and its public C++ functions.
-#include "attention/args.h"
+#include "attention/decode.h"
+#include "attention/merge.h"
+#include "attention/varlen_args.h"
 #include "fulgurite/attention.h"
 
 #include <torch/library.h>
@@ -71,6 +73,38 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
                         o.scale, o.causal, o.align, o.window_left, o.window_right, o.sink_tokens,
                         o.chunk_size, o.softcap, o.score, o.score_scale, o.dropout_p, o.philox}}
       .call();
+}
+
+std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Tensor& key,
+                                            const Tensor& value, const Tensor& cu_seqlens_q,
+                                            const Tensor& cu_seqlens_k,
+                                            const AttentionVarlenOptions& o) {
+  return VarlenArgs{query,
+                    key,
+                    value,
+                    cu_seqlens_q,
+                    cu_seqlens_k,
+                    varlen_scores(o.sink, o.alibi_slopes, o.scale, o.causal, o.align, o.window_left,
+                                  o.window_right, o.sink_tokens, o.softcap, o.dropout_p, o.philox)}
+      .call();
+}
+
+std::tuple<Tensor, Tensor> attention_decode(const Tensor& query, const Tensor& key_cache,
+                                            const Tensor& value_cache, const Tensor& cache_lens,
+                                            const AttentionDecodeOptions& o) {
+  return DecodeArgs{query,
+                    key_cache,
+                    value_cache,
+                    cache_lens,
+                    o.page_table,
+                    decode_scores(o.mask, o.sink, o.alibi_slopes, o.scale, o.causal, o.window_left,
+                                  o.sink_tokens, o.softcap)}
+      .call();
+}
+
+std::tuple<Tensor, Tensor> attention_merge(TensorList outs, TensorList lses) {
+  static const auto op = op_handle<MergeSignature>("attention_merge");
+  return op.call(outs, lses);
 }
 
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,

@@ -50,6 +50,43 @@ TEST_CASE("out, lse and every gradient against plain ATen") {
   for (size_t i = 0; i < inputs.size(); ++i) REQUIRE(grads[i].allclose(plain[i], 1e-9, 1e-10));
 }
 
+TEST_CASE("packed sequences equal each sequence alone") {
+  const Tensor query = input({9, H, D}), key = input({12, 1, D}), value = input({12, 1, Dv});
+  const Tensor query_starts = at::arange(0, 10, 3), key_starts = at::arange(0, 13, 4);
+  fulgurite::AttentionVarlenOptions options;
+  options.causal = true;
+  const auto [out, lse] =
+      fulgurite::attention_varlen(query, key, value, query_starts, key_starts, options);
+  fulgurite::AttentionOptions alone;
+  alone.causal = true;
+  const auto sequence = [](const Tensor& rows, int64_t start, int64_t length) {
+    return rows.narrow(0, start, length).transpose(0, 1).unsqueeze(0);
+  };
+  for (int64_t s = 0; s < 3; ++s) {
+    const auto [one, one_lse] = fulgurite::attention(
+        sequence(query, 3 * s, 3), sequence(key, 4 * s, 4), sequence(value, 4 * s, 4), alone);
+    REQUIRE(sequence(out, 3 * s, 3).equal(one));
+    REQUIRE(lse.narrow(1, 3 * s, 3).equal(one_lse[0]));
+  }
+  REQUIRE(torch::autograd::grad({out.sum()}, {key})[0].sizes() == key.sizes());
+}
+
+TEST_CASE("two halves of a cache, merged, equal the whole") {
+  const Tensor query = at::randn({B, H, 1, D}, at::kDouble),
+               key = at::randn({B, 1, M, D}, at::kDouble);
+  const Tensor all = at::arange(2) * 0 + M, first = at::arange(2) * 0 + 6, rest = all - first;
+  fulgurite::AttentionDecodeOptions options;
+  options.causal = false;
+  const auto [out, lse] = fulgurite::attention_decode(query, key, key, all, options);
+  const auto [left, left_lse] = fulgurite::attention_decode(query, key, key, first, options);
+  const Tensor tail = key.narrow(2, 6, M - 6);
+  const auto [right, right_lse] = fulgurite::attention_decode(query, tail, tail, rest, options);
+  const auto [merged, merged_lse] =
+      fulgurite::attention_merge({left, right}, {left_lse, right_lse});
+  REQUIRE(merged.allclose(out, 1e-12, 1e-14));
+  REQUIRE(merged_lse.allclose(lse, 1e-12, 1e-14));
+}
+
 TEST_CASE("rotations: turned back they are where they were, and so are gradients") {
   const Tensor x = input({B, H, N, D}),
                angle = at::randn({N, D / 2}, at::TensorOptions(at::kDouble));

@@ -1,6 +1,11 @@
 """One typed, scriptable function for each operator."""
 
 from fulgurite.nn.functional.attention import attention, rope
+from fulgurite.nn.functional.attention_cache import (
+    attention_decode,
+    attention_merge,
+    attention_varlen,
+)
 from fulgurite.nn.functional.moe import (
     moe_balance_loss,
     moe_combine,
@@ -14,6 +19,9 @@ from fulgurite.nn.functional.moe import (
 
 __all__ = [
     "attention",
+    "attention_decode",
+    "attention_merge",
+    "attention_varlen",
     "moe_balance_loss",
     "moe_combine",
     "moe_experts",
