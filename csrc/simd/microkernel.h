@@ -66,8 +66,35 @@ FULGURITE_INLINE void gemm_tile(MatrixA<T> a, const T* b, int64_t K, T* c, int64
     }
 }
 
+/// A part [begin, end) of the sum over k; empty: the block of C stays as it is.
+struct Depth {
+  int64_t begin, end;
+};
+
 /// M rows of C; N is rounded up to whole panels, so C's rows hold pad_columns(N) elements. Every element of C is one chain
-/// over k in order, whatever M is: a row's bits do not depend on its neighbours.
+/// over k in order, whatever M is: a row's bits do not depend on its neighbours. depth(m0, m1, n0, n1) names the part of k
+/// that the block C[m0 … m1)[n0 … n1) needs; what it leaves out must be zeros of A or go unread.
+template <class T, class DepthOf>
+inline void gemm(int64_t M, int64_t N, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc,
+                 bool accumulate, const DepthOf& depth) {
+  for (int64_t n = 0; n < N; n += kTileColumns<T>) {
+    const T* const panel = b.data + n / kTileColumns<T> * b.panel_stride;
+    const auto block = [&](auto rows, int64_t m) {
+      constexpr int MR = decltype(rows)::value;
+      const Depth k = depth(m, m + MR, n, n + kTileColumns<T>);
+      if (k.begin >= k.end) return;
+      gemm_tile<MR>(
+          MatrixA<T>{a.data + m * a.row_stride + k.begin * a.k_stride, a.row_stride, a.k_stride},
+          panel + k.begin * kTileColumns<T>, k.end - k.begin, c + m * ldc + n, ldc, accumulate);
+    };
+    int64_t m = 0;
+    for (; m + kTileRows <= M; m += kTileRows) block(std::integral_constant<int, kTileRows>{}, m);
+    for (; m + 4 <= M; m += 4) block(std::integral_constant<int, 4>{}, m);
+    for (; m + 2 <= M; m += 2) block(std::integral_constant<int, 2>{}, m);
+    for (; m < M; ++m) block(std::integral_constant<int, 1>{}, m);
+  }
+}
+/// The whole of k. K = 0 gives zeros.
 template <class T>
 inline void gemm(int64_t M, int64_t N, int64_t K, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc,
                  bool accumulate) {

@@ -1,9 +1,10 @@
-// Attention backward from the saved out and lse: dQ, dK and dV. Scores are computed again, tile by tile.
+// Attention backward from the saved out and lse: dQ, dK and dV. Scores are computed again, tile by tile, once.
 //
 //   dV = Pᵀ·dO    dQ = scale·dS·K    dK = scale·dSᵀ·Q                                 (P and dS: backward.h)
 //
-// Two passes, so that no sum crosses a task: dK and dV by blocks of keys (the heads of a group inside the task, in order),
-// dQ by blocks of queries. Scores and dP are computed twice (7 products instead of 5) and every core has work at B·Hkv = 1.
+// A task is every splits-th key block of one key/value head: it owns the dK and dV of its keys, with the heads of the group
+// in order, and its own part of the group's dQ. The parts are added in order afterwards. The number of splits depends on
+// the sequence's length alone; taking every splits-th block evens out what causality leaves of each.
 
 #include "attention/cpu/backward.h"
 
@@ -27,86 +28,120 @@ struct KeyValueScratch {
 template <class T>
 void accumulate_key_value(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                           const BackwardScratch<T>& w, KeyValueScratch<T>& kv) {
-  const Strided<T> query{w.query, w.query_ld, 1}, grad_out{w.grad_out, w.out_ld, 1};
-  pack_rows<T>(query, t.rows, p.D, kv.query_panels);
-  pack_rows<T>(grad_out, t.rows, p.Dv, kv.grad_out_panels);
   const int64_t panel = t.rows * kTileColumns<T>;
-  accumulate_tile<T>(rule, t, false, w.grad_out_finite, {w.scores + t.c0, 1, kScoreStride},
-                     {kv.grad_out_panels, panel}, p.Dv, kv.grad_value + t.c0 * w.value_ld,
-                     w.value_ld);
-  accumulate_tile<T>(rule, t, false, w.query_finite, {w.grad_scores + t.c0, 1, kScoreStride},
-                     {kv.query_panels, panel}, p.D, kv.grad_key + t.c0 * w.key_ld, w.key_ld);
+  if (p.grad_value.data) {
+    pack_rows<T>(Strided<T>{w.grad_out, w.out_ld, 1}, t.rows, p.Dv, kv.grad_out_panels);
+    accumulate_tile<T>(rule, t, false, w.grad_out_finite, {w.scores + t.c0, 1, kScoreStride},
+                       {kv.grad_out_panels, panel}, p.Dv, kv.grad_value + t.c0 * w.value_ld,
+                       w.value_ld);
+  }
+  if (p.grad_key.data) {
+    pack_rows<T>(Strided<T>{w.query, w.query_ld, 1}, t.rows, p.D, kv.query_panels);
+    accumulate_tile<T>(rule, t, false, w.query_finite, {w.grad_scores + t.c0, 1, kScoreStride},
+                       {kv.query_panels, panel}, p.D, kv.grad_key + t.c0 * w.key_ld, w.key_ld);
+  }
 }
 
+/// This split's part of the dQ of head h, without the scale.
+template <class T>
+FULGURITE_INLINE T* query_part(const AttentionParams& p, int64_t b, int64_t h, int64_t split,
+                               int64_t ld) {
+  const Sequence& s = p.sequences[b];
+  return static_cast<T*>(p.grad_query_parts) +
+         (s.part_start * p.Hq + (h * s.splits + split) * s.N) * ld;
+}
+
+/// dQ += dS·K of one tile.
+template <class T>
+void accumulate_query(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
+                      const BackwardScratch<T>& w, T* part) {
+  const PackedBlock packed = packed_block(p, t.b, t.h / p.group, t.j0 / kKeyBlock);
+  const T* const key =
+      static_cast<const T*>(p.key_rows) + packed.keys * w.key_ld + t.c0 * kTileColumns<T>;
+  accumulate_tile<T>(rule, t, true, p.key_finite[packed.index],
+                     {w.grad_scores + t.c0, kScoreStride, 1}, {key, t.columns * kTileColumns<T>},
+                     p.D, part + t.i0 * w.key_ld, w.key_ld);
+}
+
+/// Every tile of one key block, and its dK and dV.
 template <class S>
-void grad_key_value_task(const AttentionParams& p, int64_t task, void* scratch) {
+void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block& split,
+                    int64_t key_block, BackwardScratch<Accumulate<S>>& w,
+                    KeyValueScratch<Accumulate<S>>& kv) {
   using T = Accumulate<S>;
-  Arena arena(scratch);
-  BackwardScratch<T> w(p, arena);
-  KeyValueScratch<T> kv(w, arena);
-  const Block k = key_block_of(p, task);
-  const Sequence& s = p.sequences[k.b];
-  const ScoreRule rule = rule_of(p, k.b);
-  const int64_t j0 = k.index * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
+  const Sequence& s = p.sequences[split.b];
+  const int64_t j0 = key_block * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
   __builtin_memset(kv.grad_key, 0, sizeof(T) * keys * w.key_ld);
   __builtin_memset(kv.grad_value, 0, sizeof(T) * keys * w.value_ld);
-  for (int64_t h = k.head * p.group; h < (k.head + 1) * p.group; ++h)
+  for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
     for (int64_t block = 0; block < block_count(s.N, kQueryBlock); ++block) {
-      const Tile t = make_tile<T>(p, rule, k.b, h, block, k.index);
+      const Tile t = make_tile<T>(p, rule, split.b, h, block, key_block);
       if (t.state == TileState::kSkip) continue;
-      load_rows<S>(p, k.b, h, t.i0, t.rows, w);
+      load_rows<S>(p, split.b, h, t.i0, t.rows, w);
       gradient_tile<S>(p, rule, t, w);
       apply_softcap(t, w);
       accumulate_key_value(p, rule, t, w, kv);
+      if (p.grad_query.data)
+        accumulate_query(p, rule, t, w, query_part<T>(p, split.b, h, split.index, w.key_ld));
     }
   for (int64_t j = 0; j < keys; ++j) {
     const int64_t row = s.key_start + j0 + j;
     if (p.grad_key.data)
-      store_row(row_of<S>(p.grad_key, k.b, k.head, row), kv.grad_key + j * w.key_ld, p.D,
+      store_row(row_of<S>(p.grad_key, split.b, split.head, row), kv.grad_key + j * w.key_ld, p.D,
                 static_cast<T>(p.scale));
     if (p.grad_value.data)
-      store_row(row_of<S>(p.grad_value, k.b, k.head, row), kv.grad_value + j * w.value_ld, p.Dv,
-                T(1));
+      store_row(row_of<S>(p.grad_value, split.b, split.head, row), kv.grad_value + j * w.value_ld,
+                p.Dv, T(1));
   }
 }
 
 template <class S>
-void grad_query_task(const AttentionParams& p, int64_t task, void* scratch) {
+void backward_task(const AttentionParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
   BackwardScratch<T> w(p, arena);
-  T* const grad_query = arena.take<T>(kQueryBlock * w.key_ld);
+  KeyValueScratch<T> kv(w, arena);
+  const Block split = split_of(p, task);
+  const Sequence& s = p.sequences[split.b];
+  const ScoreRule rule = rule_of(p, split.b);
+  if (p.grad_query.data)
+    for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
+      __builtin_memset(query_part<T>(p, split.b, h, split.index, w.key_ld), 0,
+                       sizeof(T) * s.N * w.key_ld);
+  for (int64_t block = split.index; block < block_count(s.M, kKeyBlock); block += s.splits)
+    backward_block<S>(p, rule, split, block, w, kv);
+}
+
+/// The parts of one block of dQ, added in order.
+template <class S>
+void reduce_query_task(const AttentionParams& p, int64_t task, void* scratch) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  T* const row = static_cast<T*>(scratch);
   const Block q = query_block_of(p, task);
   const Sequence& s = p.sequences[q.b];
-  const ScoreRule rule = rule_of(p, q.b);
-  const int64_t i0 = q.index * kQueryBlock, rows = s.N - i0 < kQueryBlock ? s.N - i0 : kQueryBlock;
-  load_rows<S>(p, q.b, q.head, i0, rows, w);
-  __builtin_memset(grad_query, 0, sizeof(T) * rows * w.key_ld);
-  for (int64_t block = 0; block < block_count(s.M, kKeyBlock); ++block) {
-    const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
-    if (t.state == TileState::kSkip) continue;
-    gradient_tile<S>(p, rule, t, w);
-    apply_softcap(t, w);
-    const PackedBlock packed = packed_block(p, q.b, q.head / p.group, block);
-    const T* const key =
-        static_cast<const T*>(p.key_rows) + packed.keys * w.key_ld + t.c0 * kTileColumns<T>;
-    accumulate_tile<T>(rule, t, true, p.key_finite[packed.index],
-                       {w.grad_scores + t.c0, kScoreStride, 1}, {key, t.columns * kTileColumns<T>},
-                       p.D, grad_query, w.key_ld);
+  const int64_t ld = pad_columns<T>(p.D), i0 = q.index * kQueryBlock,
+                end = s.N - i0 < kQueryBlock ? s.N : i0 + kQueryBlock;
+  for (int64_t i = i0; i < end; ++i) {
+    for (int64_t d = 0; d < ld; d += kLanes<T>) {
+      V sum{};
+      for (int64_t split = 0; split < s.splits; ++split)
+        sum += load<V>(query_part<T>(p, q.b, q.head, split, ld) + i * ld + d);
+      store(row + d, sum);
+    }
+    store_row(row_of<S>(p.grad_query, q.b, q.head, s.query_start + i), row, p.D,
+              static_cast<T>(p.scale));
   }
-  for (int64_t r = 0; r < rows; ++r)
-    store_row(row_of<S>(p.grad_query, q.b, q.head, s.query_start + i0 + r),
-              grad_query + r * w.key_ld, p.D, static_cast<T>(p.scale));
 }
 
 }  // namespace
 
-void attention_grad_key_value(const AttentionParams& p, int64_t task, void* scratch) {
-  with_storage(p.dtype, [&](auto s) { grad_key_value_task<decltype(s)>(p, task, scratch); });
+void attention_backward(const AttentionParams& p, int64_t task, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { backward_task<decltype(s)>(p, task, scratch); });
 }
 
-void attention_grad_query(const AttentionParams& p, int64_t task, void* scratch) {
-  with_storage(p.dtype, [&](auto s) { grad_query_task<decltype(s)>(p, task, scratch); });
+void attention_reduce_query(const AttentionParams& p, int64_t task, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { reduce_query_task<decltype(s)>(p, task, scratch); });
 }
 
 void attention_backward_layout(const AttentionParams& p, AttentionLayout* layout) {
@@ -114,12 +149,12 @@ void attention_backward_layout(const AttentionParams& p, AttentionLayout* layout
     using T = Accumulate<decltype(s)>;
     Arena shared(nullptr);
     BackwardScratch<T> measure(p, shared);
-    Arena keys = shared, queries = shared, bias = shared;
+    Arena keys = shared, bias = shared;
     KeyValueScratch<T> measure_keys(measure, keys);
-    queries.take<T>(kQueryBlock * measure.key_ld);
     bias.take<T>(kQueryBlock * kScoreStride);
-    layout->grad_key_value_scratch = keys.used();
-    layout->grad_query_scratch = queries.used();
+    layout->query_part = measure.key_ld;
+    layout->backward_scratch = keys.used();
+    layout->reduce_query_scratch = measure.key_ld * static_cast<int64_t>(sizeof(T));
     layout->grad_bias_scratch = bias.used();
     layout->grad_sink_scratch = shared.used();
   });

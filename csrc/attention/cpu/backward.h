@@ -1,6 +1,6 @@
 // What the passes of the backward share: a block of query rows with its incoming gradients, and P and dS of one tile.
 //
-//   P = exp(s − lse)    δ_i = Σ_d dO·O − g_lse    dP = dO·Vᵀ    dS = P∘(dP − δ)       softmax
+//   P = exp(u·s − lse)    δ_i = Σ_d dO·O − g_lse    dP = dO·Vᵀ    dS = P∘(dP − δ)       softmax
 //   P = a(s)                                      dP = dO·Vᵀ    dS = a'(s)∘dP         relu2, laplace
 //
 // Dropout multiplies P (in dV) and dP by its keep factors; softcap multiplies dS by 1 − tanh² on the way to the product.
@@ -17,7 +17,6 @@ struct BackwardScratch {
   T *query, *grad_out, *lse, *grad_lse, *delta;  // of one block of query rows
   T *scores, *grad_scores;                       // P and dS of a tile
   T* slope;                                      // of the softcap
-  T* row;                                        // P of one row
   T* keep;                                       // one row of dropout factors
   int64_t query_ld, out_ld, key_ld, value_ld;
   bool query_finite, grad_out_finite;
@@ -35,7 +34,6 @@ struct BackwardScratch {
     scores = arena.take<T>(kQueryBlock * kScoreStride);
     grad_scores = arena.take<T>(kQueryBlock * kScoreStride);
     slope = p.softcap > 0 ? arena.take<T>(kQueryBlock * kScoreStride) : nullptr;
-    row = arena.take<T>(kScoreStride);
     keep = p.dropout.active ? arena.take<T>(kScoreStride) : nullptr;
   }
 };
@@ -75,31 +73,34 @@ void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64
   }
 }
 
-/// P and dS of row r. Where every key in reach of the row lies in this tile, δ is Σ_j P·dP: the
-/// same sum, and what should cancel in dP − δ then does (with one key, to exactly 0).
+/// P and dS of row r, both 0 where a pair is hidden. Where every key in reach of the row lies in this tile, δ is Σ_j P·dP:
+/// the same sum, and what should cancel in dP − δ then does (with one key, to exactly 0).
 template <class T>
-FULGURITE_INLINE void softmax_row(const ScoreRule& rule, const Tile& t, int64_t r,
-                                  BackwardScratch<T>& w) {
+FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
+                                  int64_t r, BackwardScratch<T>& w) {
   using V = Native<T>;
   T* const scores = w.scores + r * kScoreStride;
   T* const grads = w.grad_scores + r * kScoreStride;
+  const V unit = splat<V>(static_cast<T>(p.score_unit));
   // nothing kept: every score of the row is −inf
-  const T lse = w.lse[r] == kHidden<T> ? T(0) : w.lse[r];
-  V dot{};
+  const V lse = splat<V>(w.lse[r] == kHidden<T> ? T(0) : w.lse[r]);
+  V delta = splat<V>(w.delta[r]);
+  if (rule.reach(t.i0 + r).within(t.j0, t.j0 + t.columns)) {
+    V dot{};
+    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+      const V score = load<V>(scores + c);
+      const IntOf<V> hidden = score == kHidden<T>;
+      const V probability = select(hidden, V{}, exp_flushed(score * unit - lse));
+      dot = madd(probability, select(hidden, V{}, load<V>(grads + c)), dot);
+    }
+    delta = splat<V>(sum(dot) - w.grad_lse[r]);
+  }
   for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
     const V score = load<V>(scores + c);
     const IntOf<V> hidden = score == kHidden<T>;
-    const V probability = select(hidden, V{}, exp(score - lse));
-    dot = madd(probability, select(hidden, V{}, load<V>(grads + c)), dot);
-    store(w.row + c, probability);
-  }
-  const KeyReach reach = rule.reach(t.i0 + r);
-  const bool whole = reach.within(t.j0, t.j0 + t.columns);
-  const V delta = splat<V>(whole ? sum(dot) - w.grad_lse[r] : w.delta[r]);
-  for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
-    const V probability = load<V>(w.row + c);
+    const V probability = select(hidden, V{}, exp_flushed(score * unit - lse));
     const V ds = probability * (load<V>(grads + c) - delta);
-    store(grads + c, select(load<V>(scores + c) == kHidden<T>, V{}, ds));
+    store(grads + c, select(hidden, V{}, ds));
     store(scores + c, probability);
   }
 }
@@ -126,8 +127,7 @@ void gradient_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& 
   const T* const key = static_cast<const T*>(p.key_transposed) + packed.keys * p.D;
   const T* const value = static_cast<const T*>(p.value_transposed) + packed.keys * p.Dv;
   score_tile<T>(p, rule, t, w.query, w.query_ld, key, w.scores, w.slope);
-  gemm<T>(t.rows, t.c1 - t.c0, p.Dv, {w.grad_out, w.out_ld, 1},
-          {value + t.c0 * p.Dv, p.Dv * kTileColumns<T>}, w.grad_scores + t.c0, kScoreStride, false);
+  multiply_tile<T>(rule, t, p.Dv, {w.grad_out, w.out_ld, 1}, value, w.grad_scores);
   for (int64_t r = 0; r < t.rows; ++r) {
     if (p.dropout.active) {
       for (int64_t c = t.c0; c < t.c1; ++c) w.keep[c] = 1;
@@ -135,7 +135,7 @@ void gradient_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& 
       for (int64_t c = t.c0; c < t.c1; ++c) w.grad_scores[r * kScoreStride + c] *= w.keep[c];
     }
     if (p.score == ScoreKind::kSoftmax)
-      softmax_row(rule, t, r, w);
+      softmax_row(p, rule, t, r, w);
     else
       activation_row(p, t, r, w);
     if (p.dropout.active)

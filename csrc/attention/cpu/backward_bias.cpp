@@ -111,7 +111,8 @@ void grad_sink_task(const AttentionParams& p, int64_t head, void* scratch) {
       load_rows<S>(p, b, head, i0, rows, w);
       T block = 0;  // shorter chains of additions
       for (int64_t r = 0; r < rows; ++r)
-        if (sink != kHidden<T>) block -= exp(splat<Native<T>>(sink - w.lse[r]))[0] * w.delta[r];
+        if (sink != kHidden<T>)
+          block -= exp_flushed(splat<Native<T>>(sink - w.lse[r]))[0] * w.delta[r];
       total += block;
     }
   }

@@ -12,13 +12,17 @@ namespace fulgurite {
 FULGURITE_KERNEL(attention_forward, attention_pack, AttentionTaskFn);
 FULGURITE_KERNEL(attention_forward, attention_forward, AttentionTaskFn);
 FULGURITE_KERNEL(attention_forward, attention_forward_layout, AttentionLayoutFn);
-FULGURITE_KERNEL(attention_backward, attention_grad_key_value, AttentionTaskFn);
-FULGURITE_KERNEL(attention_backward, attention_grad_query, AttentionTaskFn);
+FULGURITE_KERNEL(attention_backward, attention_backward, AttentionTaskFn);
+FULGURITE_KERNEL(attention_backward, attention_reduce_query, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward, attention_backward_layout, AttentionLayoutFn);
 FULGURITE_KERNEL(attention_backward_bias, attention_grad_bias, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward_bias, attention_grad_sink, AttentionTaskFn);
 
 namespace {
+
+/// Tasks of a key/value head in the backward: each holds a part of dQ, so few, and enough for one head alone to keep a few
+/// cores busy.
+constexpr int64_t kMostSplits = 4;
 
 ScoreRule score_rule(const ScoreArgs& a, int64_t widest) {
   ScoreRule rule{};
@@ -101,6 +105,9 @@ AttentionCall::AttentionCall(const Tensor& query, const Tensor& key, const Tenso
   p.softcap = scores.softcap;
   p.score = score_kind(scores.score);
   p.score_scale = scores.score_scale;
+  p.plain_scores = p.score == ScoreKind::kSoftmax && p.scale > 0 && p.softcap == 0 &&
+                   !scores.bias && !scores.alibi_slopes;
+  p.score_unit = p.plain_scores ? p.scale : 1.0;
   p.rule = score_rule(scores, widest);
   p.bottom_right = scores.align == "bottom_right";
   p.dropout = dropout_rule(scores, p.Hq);
@@ -117,14 +124,18 @@ AttentionCall::AttentionCall(const Tensor& query, const Tensor& key, const Tenso
 }
 
 void AttentionCall::add_sequence(int64_t query_start, int64_t N, int64_t key_start, int64_t M) {
-  const int64_t packed = ceil_div(M, layout_.key_panel) * layout_.key_panel;
-  add({query_start, N, key_start, M, p.query_blocks, p.key_blocks, packed_keys_, packed},
-      ceil_div(M, kKeyBlock));
+  const int64_t packed = ceil_div(M, layout_.key_panel) * layout_.key_panel,
+                blocks = ceil_div(M, kKeyBlock), splits = std::min(blocks, kMostSplits);
+  add({query_start, N, key_start, M, p.query_blocks, p.key_blocks, packed_keys_, packed, p.splits,
+       splits, part_rows_},
+      blocks);
   packed_keys_ += packed;
+  p.splits += splits;
+  part_rows_ += splits * N;
 }
 
 void AttentionCall::add_splits(int64_t N, int64_t M, int64_t split_keys) {
-  add({0, N, 0, M, p.query_blocks, p.key_blocks, 0, 0}, ceil_div(M, split_keys));
+  add({0, N, 0, M, p.query_blocks, p.key_blocks, 0, 0, 0, 0, 0}, ceil_div(M, split_keys));
 }
 
 void AttentionCall::add(const Sequence& sequence, int64_t key_blocks) {
@@ -164,12 +175,13 @@ void AttentionCall::backward() {
   add_packed(p.value_transposed, layout_.value_transposed);
   if (p.grad_query.data) add_packed(p.key_rows, layout_.key_rows);
   pack();
-  if (p.grad_key.data || p.grad_value.data)
-    run(attention_grad_key_value_kernel, p, p.key_blocks * p.Hkv, products(),
-        layout_.grad_key_value_scratch);
   if (p.grad_query.data)
-    run(attention_grad_query_kernel, p, p.query_blocks * p.Hq, products(),
-        layout_.grad_query_scratch);
+    p.grad_query_parts = keep(at::empty({part_rows_ * p.Hq * layout_.query_part}, options_));
+  if (p.grad_query.data || p.grad_key.data || p.grad_value.data)
+    run(attention_backward_kernel, p, p.splits * p.Hkv, products(), layout_.backward_scratch);
+  if (p.grad_query.data)
+    run(attention_reduce_query_kernel, p, p.query_blocks * p.Hq,
+        part_rows_ * p.Hq * layout_.query_part, layout_.reduce_query_scratch);
   if (p.grad_sink)
     run(attention_grad_sink_kernel, p, p.Hq, products() / kKeyBlock, layout_.grad_sink_scratch);
   if (p.grad_bias) {

@@ -65,7 +65,8 @@ class AttentionCall {
   AttentionLayout layout_{};
   std::vector<Sequence> sequences_;
   std::vector<Tensor> buffers_;
-  int64_t packed_keys_ = 0;  // over all sequences, per head
+  int64_t packed_keys_ = 0;  // over all sequences, per key/value head
+  int64_t part_rows_ = 0;    // over all sequences, per head
   int64_t pairs_ = 0;        // of queries and keys, over all sequences, per head
 };
 

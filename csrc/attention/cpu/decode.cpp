@@ -102,7 +102,7 @@ void attend(const DecodeParams& d, const ScoreRule& rule, const Block& split, Ti
   };
   for (int64_t r = 0; r < t.rows; ++r)
     score_row<T>(p, rule, row_tile(r), r, w.scores + r * kScoreStride, nullptr);
-  raise_maxima(t, softmax);
+  raise_maxima(p, t, softmax);
   exponentiate(p, t, softmax);
   const PanelsB<T> value{w.value, t.columns * kTileColumns<T>};
   if (t.state == TileState::kFull || finite)
@@ -173,11 +173,11 @@ void merge_task(const DecodeParams& d, int64_t task, void* scratch) {
     for (int64_t i = 0; i < splits; ++i)
       if (maxima[at(i)] > max) max = maxima[at(i)];
     const T base = max == kHidden<T> ? T(0) : max;
-    T sum = exp(splat<V>(sink - base))[0];
+    T sum = exp_flushed(splat<V>(sink - base))[0];
     for (int64_t c = 0; c < acc_ld; c += kLanes<T>) store(out + c, V{});
     for (int64_t i = 0; i < splits; ++i) {
       if (sums[at(i)] == 0) continue;
-      const T factor = exp(splat<V>(maxima[at(i)] - base))[0];
+      const T factor = exp_flushed(splat<V>(maxima[at(i)] - base))[0];
       const T* const acc = static_cast<const T*>(d.acc) + at(i) * acc_ld;
       sum += sums[at(i)] * factor;
       for (int64_t c = 0; c < acc_ld; c += kLanes<T>)

@@ -89,7 +89,7 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
     const T* const value = static_cast<const T*>(p.value_rows) + packed.keys * w.acc_ld;
     score_tile<T>(p, rule, t, w.query, w.query_ld, key, w.scores, nullptr);
     if (p.score == ScoreKind::kSoftmax) {
-      raise_maxima<T>(t, w);
+      raise_maxima<T>(p, t, w);
       exponentiate<T>(p, t, w);
     } else {
       activate(p, t, w);

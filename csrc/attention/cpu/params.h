@@ -20,7 +20,7 @@ struct Output4 {
   int64_t strides[3];  // the last dimension is contiguous
 };
 
-inline constexpr int64_t kQueryBlock = 96;  // rows of a tile: whole groups of 6
+inline constexpr int64_t kQueryBlock = 48;  // rows of a tile: whole groups of 6
 inline constexpr int64_t kKeyBlock =
     128;  // columns of a tile: whole panels on every instruction set
 
@@ -29,19 +29,25 @@ struct Sequence {
   int64_t query_start, N, key_start, M;
   int64_t query_block, key_block;     // numbers of its first blocks
   int64_t packed_start, packed_keys;  // its keys in the packed copies, M rounded up to whole panels
+  int64_t split_start, splits;        // the backward's tasks per key/value head
+  int64_t part_start;                 // rows before its parts of dQ: N for each split, per head
 };
 
 struct AttentionParams {
   Dtype dtype;
   int64_t Hq, Hkv, group, D, Dv;
   double scale, softcap, score_scale;
+  // Without softcap, bias and slopes the scores are left as the bare products, and softmax multiplies them by their unit,
+  // the scale, on the way. Else the unit is 1.
+  bool plain_scores;
+  double score_unit;
   ScoreKind score;
   ScoreRule rule;  // M and shift: of the sequence at hand, set by the task
   bool bottom_right;
   DropoutRule dropout;
 
-  const Sequence* sequences;            // B of them
-  int64_t B, query_blocks, key_blocks;  // over all sequences
+  const Sequence* sequences;                    // B of them
+  int64_t B, query_blocks, key_blocks, splits;  // over all sequences
 
   Tensor4 query, key, value;  // (B,Hq,N,D) (B,Hkv,M,D) (B,Hkv,M,Dv)
   const void* sink;           // (Hq) of the accumulation type, or null
@@ -64,6 +70,7 @@ struct AttentionParams {
   Tensor4 saved_out, grad_out;               // (B,Hq,N,Dv)
   Tensor4 saved_lse, grad_lse;               // (B,Hq,N,·)
   Output4 grad_query, grad_key, grad_value;  // of dtype
+  void* grad_query_parts;                    // rows of query_part elements of the accumulation type
   void* grad_bias;                           // contiguous, in the bias's shape and dtype
   int64_t bias_shape[4];
   void* grad_sink;  // (Hq) of the accumulation type
@@ -73,7 +80,8 @@ struct AttentionParams {
 struct AttentionLayout {
   int64_t key_panel;                                               // keys of a panel
   int64_t key_transposed, key_rows, value_transposed, value_rows;  // elements of one packed key
-  int64_t forward_scratch, grad_key_value_scratch, grad_query_scratch, grad_bias_scratch,
+  int64_t query_part;  // elements of a row of dQ's parts
+  int64_t forward_scratch, backward_scratch, reduce_query_scratch, grad_bias_scratch,
       grad_sink_scratch;  // bytes of one task
 };
 

@@ -78,6 +78,9 @@ FULGURITE_INLINE Block query_block_of(const AttentionParams& p, int64_t task) {
 FULGURITE_INLINE Block key_block_of(const AttentionParams& p, int64_t task) {
   return block_of(p, task, p.Hkv, &Sequence::key_block, p.key_blocks);
 }
+FULGURITE_INLINE Block split_of(const AttentionParams& p, int64_t task) {
+  return block_of(p, task, p.Hkv, &Sequence::split_start, p.splits);
+}
 FULGURITE_INLINE int64_t block_count(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
 /// A packed block of keys of one key/value head.
@@ -124,6 +127,62 @@ FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule,
   t.c1 = high - t.j0 < t.columns ? high - t.j0 : t.columns;
   if (t.c0 < t.c1) t.state = rule.state(b, h, t.i0, t.i0 + t.rows, t.j0 + t.c0, t.j0 + t.c1);
   return t;
+}
+
+/// The columns that each row of a partly hidden tile has in reach, counted from c0: products leave out the rest.
+struct Spans {
+  int begin[kQueryBlock], end[kQueryBlock];
+
+  FULGURITE_INLINE Spans(const ScoreRule& rule, const Tile& t) {
+    for (int64_t r = 0; r < t.rows; ++r) {
+      const KeyReach reach = rule.reach(t.i0 + r);
+      int64_t low = t.j0 + t.c1, high = 0;
+      for (const KeyRange& range : {reach.sinks, reach.window}) {
+        if (range.begin >= range.end) continue;
+        low = range.begin < low ? range.begin : low;
+        high = range.end > high ? range.end : high;
+      }
+      begin[r] = clamp(low - t.j0 - t.c0, t);
+      end[r] = clamp(high - t.j0 - t.c0, t);
+    }
+  }
+  /// The columns that some row of [r0, r1) has in reach.
+  FULGURITE_INLINE Depth columns(int64_t r0, int64_t r1) const {
+    Depth d{begin[r0], end[r0]};
+    for (int64_t r = r0 + 1; r < r1; ++r) {
+      d.begin = begin[r] < d.begin ? begin[r] : d.begin;
+      d.end = end[r] > d.end ? end[r] : d.end;
+    }
+    return d;
+  }
+  /// The rows from the first to the last that has some column of [c0, c1) in reach.
+  FULGURITE_INLINE Depth rows(int64_t rows, int64_t c0, int64_t c1) const {
+    int64_t first = 0, last = rows;
+    while (first < last && !(begin[first] < c1 && end[first] > c0)) ++first;
+    while (first < last && !(begin[last - 1] < c1 && end[last - 1] > c0)) --last;
+    return {first, last};
+  }
+
+ private:
+  static FULGURITE_INLINE int clamp(int64_t c, const Tile& t) {
+    return static_cast<int>(c < 0 ? 0 : c > t.c1 - t.c0 ? t.c1 - t.c0 : c);
+  }
+};
+
+/// products = A·B over the tile, A by query rows of depth K. What no row of a block has in reach is left as it was.
+template <class T>
+FULGURITE_INLINE void multiply_tile(const ScoreRule& rule, const Tile& t, int64_t K, MatrixA<T> a,
+                                    const T* panels, T* products) {
+  const PanelsB<T> b{panels + t.c0 * K, K * kTileColumns<T>};
+  T* const c = products + t.c0;
+  if (t.state == TileState::kFull || K == 0)
+    return gemm<T>(t.rows, t.c1 - t.c0, K, a, b, c, kScoreStride, false);
+  const Spans spans(rule, t);
+  gemm<T>(t.rows, t.c1 - t.c0, a, b, c, kScoreStride, false,
+          [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+            const Depth reach = spans.columns(r0, r1);
+            return reach.begin < c1 && reach.end > c0 ? Depth{0, K} : Depth{0, 0};
+          });
 }
 
 /// kHidden at the pairs of row r that are not kept by position, layout and mask, and at the columns that fill the last vector.
@@ -190,6 +249,7 @@ template <class T>
 inline void score_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r,
                       T* scores, T* slope) {
   using V = Native<T>;
+  if (p.plain_scores) return hide(rule, t, r, scores);
   const T scale = static_cast<T>(p.scale), cap = static_cast<T>(p.softcap);
   for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
     V s = load<V>(scores + c) * scale;
@@ -209,8 +269,7 @@ inline void score_row(const AttentionParams& p, const ScoreRule& rule, const Til
 template <class T>
 inline void score_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                        const T* query, int64_t ld, const T* key, T* scores, T* slope) {
-  gemm<T>(t.rows, t.c1 - t.c0, p.D, {query, ld, 1}, {key + t.c0 * p.D, p.D * kTileColumns<T>},
-          scores + t.c0, kScoreStride, false);
+  multiply_tile<T>(rule, t, p.D, {query, ld, 1}, key, scores);
   for (int64_t r = 0; r < t.rows; ++r)
     score_row(p, rule, t, r, scores + r * kScoreStride, slope ? slope + r * kScoreStride : nullptr);
 }
@@ -258,16 +317,19 @@ inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_
   }
 }
 
-/// C += A·B over the kept pairs of the tile.
+/// C += A·B over the kept pairs of the tile, whose hidden pairs are zeros of A.
 template <class T>
 FULGURITE_INLINE void accumulate_tile(const ScoreRule& rule, const Tile& t, bool queries_are_rows,
                                       bool finite, MatrixA<T> a, PanelsB<T> b, int64_t N, T* c,
                                       int64_t ldc) {
-  if (t.state == TileState::kPartial && !finite)
-    return careful_gemm(rule, t, queries_are_rows, a, b, N, c, ldc);
   const int64_t columns = t.c1 - t.c0;
-  gemm<T>(queries_are_rows ? t.rows : columns, N, queries_are_rows ? columns : t.rows, a, b, c, ldc,
-          true);
+  const int64_t M = queries_are_rows ? t.rows : columns, K = queries_are_rows ? columns : t.rows;
+  if (t.state == TileState::kFull) return gemm<T>(M, N, K, a, b, c, ldc, true);
+  if (!finite) return careful_gemm(rule, t, queries_are_rows, a, b, N, c, ldc);
+  const Spans spans(rule, t);
+  gemm<T>(M, N, a, b, c, ldc, true, [&](int64_t m0, int64_t m1, int64_t, int64_t) {
+    return queries_are_rows ? spans.columns(m0, m1) : spans.rows(t.rows, m0, m1);
+  });
 }
 
 }  // namespace FULGURITE_VARIANT

@@ -11,7 +11,7 @@
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
-AttentionTaskFn attention_pack, attention_forward, attention_grad_key_value, attention_grad_query,
+AttentionTaskFn attention_pack, attention_forward, attention_backward, attention_reduce_query,
     attention_grad_sink;
 AttentionLayoutFn attention_forward_layout, attention_backward_layout;
 }  // namespace FULGURITE_VARIANT
@@ -32,7 +32,10 @@ inline bool near(double a, double b) {
 /// Rows of all heads as (head, row, width), as attention_varlen's tensors seen head by head.
 struct Problem {
   static constexpr int64_t Hq = 2, D = 9, Dv = 5, N = 110 + 7, M = 150 + 20, key_blocks = 3;
-  std::vector<Sequence> sequences{{0, 110, 0, 150, 0, 0, 0, 0}, {110, 7, 150, 20, 2, 2, 0, 0}};
+  static constexpr int64_t query_blocks = 4, part_rows = 2 * 110 + 7;
+  std::vector<Sequence> sequences{{0, 110, 0, 150, 0, 0, 0, 0, 0, 2, 0},
+                                  {110, 7, 150, 20, 3, 2, 0, 0, 2, 1, 2 * 110}};
+  Numbers parts;
   Numbers query = numbers(Hq * N * D, 1), key = numbers(M * D, 2), value = numbers(M * Dv, 3);
   Numbers grad_out = numbers(Hq * N * Dv, 4), grad_lse = numbers(Hq * N, 5), sink{0.3, -0.2};
   Numbers out = Numbers(Hq * N * Dv), lse = Numbers(Hq * N);
@@ -49,13 +52,15 @@ struct Problem {
     p.Hkv = 1;
     p.D = D;
     p.Dv = Dv;
-    p.scale = 0.7;
+    p.scale = p.score_unit = 0.7;
+    p.plain_scores = true;
     p.score_scale = 1;
     p.rule.window_left = p.rule.window_right = -1;
     p.bottom_right = true;
     p.sequences = sequences.data();
     p.B = 2;
-    p.query_blocks = 3;
+    p.query_blocks = query_blocks;
+    p.splits = 3;
     p.key_blocks = key_blocks;
     p.query = {query.data(), {0, N * D, D, 1}};
     p.key = {key.data(), {0, M * D, D, 1}};
@@ -92,8 +97,10 @@ struct Problem {
   void backward() {
     using namespace FULGURITE_VARIANT;
     attention_backward_layout(p, &layout);
-    run(attention_grad_key_value, p.key_blocks, layout.grad_key_value_scratch);
-    run(attention_grad_query, p.query_blocks * Hq, layout.grad_query_scratch);
+    parts.resize(static_cast<size_t>(part_rows * Hq * layout.query_part));
+    p.grad_query_parts = parts.data();
+    run(attention_backward, p.splits, layout.backward_scratch);
+    run(attention_reduce_query, p.query_blocks * Hq, layout.reduce_query_scratch);
     run(attention_grad_sink, Hq, layout.grad_sink_scratch);
   }
 

@@ -61,6 +61,23 @@ FUNCTION(erf, std::erf(x), -6, 6, 1.2, 1.2, 0.6)
 FUNCTION(sigmoid, x < 0 ? std::exp(x) / (1 + std::exp(x)) : 1 / (1 + std::exp(-x)), -746, 40, 2.2,
          2.2, 0.8)
 
+/// Its domain ends at 88.
+struct exp_flushed_function {
+  static constexpr const char* kName = "exp_flushed";
+  static constexpr double low = -746, high = 88, subnormal_bound = 0;
+  template <class T>
+  static constexpr double bound = sizeof(T) == 4 ? 1.1 : 1.0;
+  template <class V>
+  static V apply(V x) {
+    return set::exp_flushed(set::min(set::splat<V>(88), x));
+  }
+  template <class R>
+  static R reference(R x) {
+    constexpr R kLowest = sizeof(R) == 8 ? -87 : -708;  // one precision up
+    return x < kLowest ? R(0) : std::exp(x > 88 ? R(88) : x);
+  }
+};
+
 /// Sixteen (eight) inputs through every width: the bits must agree. Returns the widest vector's results.
 template <class F, class T>
 bool all_widths(const T* x, T* y) {
@@ -175,26 +192,28 @@ set::Element<V> first(set::Element<V> x, const G& g) {
 }  // namespace
 
 TEMPLATE_TEST_CASE("errors stay within the stated bounds and widths agree bit for bit, float32",
-                   "[math]", exp_function, exp2_function, log_function, tanh_function, erf_function,
-                   sigmoid_function) {
+                   "[math]", exp_function, exp_flushed_function, exp2_function, log_function,
+                   tanh_function, erf_function, sigmoid_function) {
   check_function<TestType, float>();
 }
 
 TEMPLATE_TEST_CASE("errors stay within the stated bounds and widths agree bit for bit, float64",
-                   "[math]", exp_function, exp2_function, log_function, tanh_function, erf_function,
-                   sigmoid_function) {
+                   "[math]", exp_function, exp_flushed_function, exp2_function, log_function,
+                   tanh_function, erf_function, sigmoid_function) {
   check_function<TestType, double>();
 }
 
 // One constant for all sets: this is what "the same bits on every instruction set" means. A changed polynomial changes them.
 TEST_CASE("results have the same bits on every instruction set", "[math]") {
   CHECK(fingerprint<exp_function, float>() == 0x934b6c3095f4b9cfu);
+  CHECK(fingerprint<exp_flushed_function, float>() == 0xd4f3967bb9bf2732u);
   CHECK(fingerprint<exp2_function, float>() == 0x29610a0af8aa5e11u);
   CHECK(fingerprint<log_function, float>() == 0xc5d3eeeac8b96033u);
   CHECK(fingerprint<tanh_function, float>() == 0xb90557440ce3785fu);
   CHECK(fingerprint<erf_function, float>() == 0x5954aa667be35a1au);
   CHECK(fingerprint<sigmoid_function, float>() == 0x412abad5b3cb2661u);
   CHECK(fingerprint<exp_function, double>() == 0xc63a2aa32d9be096u);
+  CHECK(fingerprint<exp_flushed_function, double>() == 0x835bfa7251049c85u);
   CHECK(fingerprint<exp2_function, double>() == 0x85f291e7e4afaa15u);
   CHECK(fingerprint<log_function, double>() == 0x2f613e6162189fecu);
   CHECK(fingerprint<tanh_function, double>() == 0xcd86c6c309e1d819u);
@@ -210,6 +229,7 @@ TEMPLATE_TEST_CASE("special values", "[math]", (Vec<float, 4>), (Vec<float, 16>)
   const T inf = L::infinity(), nan = L::quiet_NaN(), tiny = L::denorm_min();
   const auto exp = [](V v) { return set::exp(v); };
   const auto exp2 = [](V v) { return set::exp2(v); };
+  const auto exp_flushed = [](V v) { return set::exp_flushed(v); };
   const auto log = [](V v) { return set::log(v); };
   const auto tanh = [](V v) { return set::tanh(v); };
   const auto erf = [](V v) { return set::erf(v); };
@@ -219,6 +239,7 @@ TEMPLATE_TEST_CASE("special values", "[math]", (Vec<float, 4>), (Vec<float, 16>)
   for (const T zero : {T(0), T(-0.)}) {
     CHECK(first<V>(zero, exp) == 1);
     CHECK(first<V>(zero, exp2) == 1);
+    CHECK(first<V>(zero, exp_flushed) == 1);
     CHECK(first<V>(zero, log) == -inf);
     CHECK(first<V>(zero, sigmoid) == T(0.5));
     CHECK(same(first<V>(zero, tanh), zero));
@@ -233,6 +254,7 @@ TEMPLATE_TEST_CASE("special values", "[math]", (Vec<float, 4>), (Vec<float, 16>)
   CHECK(same(first<V>(-inf, exp), T(0)));
   CHECK(first<V>(inf, exp2) == inf);
   CHECK(same(first<V>(-inf, exp2), T(0)));
+  CHECK(same(first<V>(-inf, exp_flushed), T(0)));
   CHECK(first<V>(inf, log) == inf);
   CHECK(std::isnan(first<V>(-inf, log)));
   CHECK(std::isnan(first<V>(-tiny, log)));
@@ -247,7 +269,8 @@ TEMPLATE_TEST_CASE("special values", "[math]", (Vec<float, 4>), (Vec<float, 16>)
   }
   CHECK(first<V>(tiny, log) == Approx(std::log(tiny)));
   for (const T x : {nan, -nan})
-    for (const T y : {first<V>(x, exp), first<V>(x, exp2), first<V>(x, log), first<V>(x, tanh),
-                      first<V>(x, erf), first<V>(x, sigmoid), first<V>(x, silu)})
+    for (const T y :
+         {first<V>(x, exp), first<V>(x, exp_flushed), first<V>(x, exp2), first<V>(x, log),
+          first<V>(x, tanh), first<V>(x, erf), first<V>(x, sigmoid), first<V>(x, silu)})
       CHECK(std::isnan(y));
 }
