@@ -19,6 +19,9 @@ struct TaskSpace {
   int64_t scratch_bytes = 0;  // private to one running task
 };
 
+/// Arithmetic or bytes that pay for taking a task from the counter.
+inline constexpr int64_t kBatchCost = int64_t{1} << 14;
+
 /// Calls run(task, scratch) for every task in [0, count). `run` must not throw.
 template <class Run>
 void run_tasks(KernelInfo& kernel, const TaskSpace& space, const Run& run) {
@@ -34,11 +37,16 @@ void run_tasks(KernelInfo& kernel, const TaskSpace& space, const Run& run) {
     for (int64_t task = 0; task < space.count; ++task) run(task, static_cast<void*>(base));
     return;
   }
+  // Small tasks are taken several at a time: the counter's cache line goes round among the threads.
+  const int64_t batch =
+      std::clamp<int64_t>(kBatchCost * space.count / std::max<int64_t>(space.cost, 1), 1,
+                          std::max<int64_t>(space.count / (8 * workers), 1));
   std::atomic<int64_t> next{0};
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker)
-      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < space.count;)
-        run(task, static_cast<void*>(base + worker * stride));
+      for (int64_t first; (first = next.fetch_add(batch, std::memory_order_relaxed)) < space.count;)
+        for (int64_t task = first; task < std::min(first + batch, space.count); ++task)
+          run(task, static_cast<void*>(base + worker * stride));
   });
 }
 

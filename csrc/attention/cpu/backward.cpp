@@ -17,8 +17,8 @@ struct KeyValueScratch {
   T *query_panels, *grad_out_panels, *grad_key, *grad_value;
 
   KeyValueScratch(const BackwardScratch<T>& w, Arena& arena) {
-    query_panels = arena.take<T>(kQueryBlock * w.key_ld);
-    grad_out_panels = arena.take<T>(kQueryBlock * w.value_ld);
+    query_panels = arena.take<T>(kMostQueryRows * w.key_ld);
+    grad_out_panels = arena.take<T>(kMostQueryRows * w.value_ld);
     grad_key = arena.take<T>(kKeyBlock * w.key_ld);
     grad_value = arena.take<T>(kKeyBlock * w.value_ld);
   }
@@ -63,6 +63,32 @@ void accumulate_query(const AttentionParams& p, const ScoreRule& rule, const Til
                      p.D, part + t.i0 * w.key_ld, w.key_ld);
 }
 
+/// dbias += dS of one tile, in part q.
+template <class T>
+void accumulate_bias(const AttentionParams& p, const Tile& t, int64_t q,
+                     const BackwardScratch<T>& w) {
+  using V = Native<T>;
+  const int64_t* const shape = p.bias_shape;
+  const int64_t head = shape[1] == 1 ? 0 : t.h;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const int64_t row = shape[2] == 1 ? 0 : t.i0 + r;
+    T* const to =
+        static_cast<T*>(p.grad_bias_parts) + ((q * shape[1] + head) * shape[2] + row) * shape[3];
+    const T* const from = w.grad_scores + r * kScoreStride;
+    int64_t c = t.c0;
+    if (shape[3] == 1) {
+      V total{};  // the columns that fill the last vector are zeros
+      for (; c < t.c1; c += kLanes<T>) total += load<V>(from + c);
+      to[0] += sum(total);
+      continue;
+    }
+    T* const columns = to + t.j0;
+    for (; c + kLanes<T> <= t.c1; c += kLanes<T>)
+      store(columns + c, load<V>(columns + c) + load<V>(from + c));
+    for (; c < t.c1; ++c) columns[c] += from[c];
+  }
+}
+
 /// Every tile of one key block, and its dK and dV.
 template <class S>
 void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block& split,
@@ -74,11 +100,12 @@ void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block
   __builtin_memset(kv.grad_key, 0, sizeof(T) * keys * w.key_ld);
   __builtin_memset(kv.grad_value, 0, sizeof(T) * keys * w.value_ld);
   for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
-    for (int64_t block = 0; block < block_count(s.N, kQueryBlock); ++block) {
+    for (int64_t block = 0; block < block_count(s.N, s.query_rows); ++block) {
       const Tile t = make_tile<T>(p, rule, split.b, h, block, key_block);
       if (t.state == TileState::kSkip) continue;
       load_rows<S>(p, split.b, h, t.i0, t.rows, w);
       gradient_tile<S>(p, rule, t, w);
+      if (p.grad_bias_parts) accumulate_bias(p, t, split.b % p.batch_stride, w);
       apply_softcap(t, w);
       accumulate_key_value(p, rule, t, w, kv);
       if (p.grad_query.data)
@@ -101,15 +128,16 @@ void backward_task(const AttentionParams& p, int64_t task, void* scratch) {
   Arena arena(scratch);
   BackwardScratch<T> w(p, arena);
   KeyValueScratch<T> kv(w, arena);
-  const Block split = split_of(p, task);
-  const Sequence& s = p.sequences[split.b];
-  const ScoreRule rule = rule_of(p, split.b);
-  if (p.grad_query.data)
-    for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
-      __builtin_memset(query_part<T>(p, split.b, h, split.index, w.key_ld), 0,
-                       sizeof(T) * s.N * w.key_ld);
-  for (int64_t block = split.index; block < block_count(s.M, kKeyBlock); block += s.splits)
-    backward_block<S>(p, rule, split, block, w, kv);
+  for (Block split = split_of(p, task); split.b < p.B; split.b += p.batch_stride) {
+    const Sequence& s = p.sequences[split.b];
+    const ScoreRule rule = rule_of(p, split.b);
+    if (p.grad_query.data)
+      for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
+        __builtin_memset(query_part<T>(p, split.b, h, split.index, w.key_ld), 0,
+                         sizeof(T) * s.N * w.key_ld);
+    for (int64_t block = split.index; block < block_count(s.M, kKeyBlock); block += s.splits)
+      backward_block<S>(p, rule, split, block, w, kv);
+  }
 }
 
 /// The parts of one block of dQ, added in order.
@@ -120,8 +148,8 @@ void reduce_query_task(const AttentionParams& p, int64_t task, void* scratch) {
   T* const row = static_cast<T*>(scratch);
   const Block q = query_block_of(p, task);
   const Sequence& s = p.sequences[q.b];
-  const int64_t ld = pad_columns<T>(p.D), i0 = q.index * kQueryBlock,
-                end = s.N - i0 < kQueryBlock ? s.N : i0 + kQueryBlock;
+  const int64_t ld = pad_columns<T>(p.D), i0 = q.index * s.query_rows,
+                end = s.N - i0 < s.query_rows ? s.N : i0 + s.query_rows;
   for (int64_t i = i0; i < end; ++i) {
     for (int64_t d = 0; d < ld; d += kLanes<T>) {
       V sum{};
@@ -151,7 +179,7 @@ void attention_backward_layout(const AttentionParams& p, AttentionLayout* layout
     BackwardScratch<T> measure(p, shared);
     Arena keys = shared, bias = shared;
     KeyValueScratch<T> measure_keys(measure, keys);
-    bias.take<T>(kQueryBlock * kScoreStride);
+    bias.take<T>(kMostQueryRows * kScoreStride);
     layout->query_part = measure.key_ld;
     layout->backward_scratch = keys.used();
     layout->reduce_query_scratch = measure.key_ld * static_cast<int64_t>(sizeof(T));

@@ -26,14 +26,14 @@ struct BackwardScratch {
         out_ld(pad_lanes<T>(p.Dv)),
         key_ld(pad_columns<T>(p.D)),
         value_ld(pad_columns<T>(p.Dv)) {
-    query = arena.take<T>(kQueryBlock * query_ld);
-    grad_out = arena.take<T>(kQueryBlock * out_ld);
-    lse = arena.take<T>(kQueryBlock);
-    grad_lse = arena.take<T>(kQueryBlock);
-    delta = arena.take<T>(kQueryBlock);
-    scores = arena.take<T>(kQueryBlock * kScoreStride);
-    grad_scores = arena.take<T>(kQueryBlock * kScoreStride);
-    slope = p.softcap > 0 ? arena.take<T>(kQueryBlock * kScoreStride) : nullptr;
+    query = arena.take<T>(kMostQueryRows * query_ld);
+    grad_out = arena.take<T>(kMostQueryRows * out_ld);
+    lse = arena.take<T>(kMostQueryRows);
+    grad_lse = arena.take<T>(kMostQueryRows);
+    delta = arena.take<T>(kMostQueryRows);
+    scores = arena.take<T>(kMostQueryRows * kScoreStride);
+    grad_scores = arena.take<T>(kMostQueryRows * kScoreStride);
+    slope = p.softcap > 0 ? arena.take<T>(kMostQueryRows * kScoreStride) : nullptr;
     keep = p.dropout.active ? arena.take<T>(kScoreStride) : nullptr;
   }
 };

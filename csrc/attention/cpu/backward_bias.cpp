@@ -2,8 +2,10 @@
 //
 //   dbias = Σ dS over the dimensions it broadcasts      dsink_h = −Σ_{b,i} exp(sink_h − lse)·δ        (dS, δ: backward.h)
 //
-// One task owns one block of dbias and walks everything that broadcasts onto it in order (batches, heads, query blocks, key
-// blocks), so every element is one sum in one order. Scores and dP are computed once more for it.
+// Where the tasks of the backward own whole parts of dbias they add it up (backward.cpp), and the parts are summed here in
+// order. Else, for a bias that broadcasts over heads or keys, one task owns one block of dbias and walks everything that
+// broadcasts onto it in order (batches, heads, query blocks, key blocks); scores and dP are computed once more for it.
+// Either way every element is one sum in one order.
 
 #include "attention/cpu/backward.h"
 
@@ -20,7 +22,7 @@ struct BiasWalk {
 
 BiasWalk walk_of(const AttentionParams& p, int64_t task) {
   const Sequence& s = p.sequences[0];  // every batch entry has the same N and M
-  const int64_t query_blocks = block_count(s.N, kQueryBlock),
+  const int64_t query_blocks = block_count(s.N, s.query_rows),
                 key_blocks = block_count(s.M, kKeyBlock);
   const bool all_heads = p.bias_shape[1] == 1, one_row = p.bias_shape[2] == 1,
              one_column = p.bias_shape[3] == 1;
@@ -61,8 +63,8 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
   BackwardScratch<T> w(p, arena);
-  T* const acc = arena.take<T>(kQueryBlock * kScoreStride);
-  __builtin_memset(acc, 0, sizeof(T) * kQueryBlock * kScoreStride);
+  T* const acc = arena.take<T>(kMostQueryRows * kScoreStride);
+  __builtin_memset(acc, 0, sizeof(T) * kMostQueryRows * kScoreStride);
   const BiasWalk walk = walk_of(p, task);
   const Sequence& s = p.sequences[0];
   for (int64_t b = walk.batch; b < p.B; b += p.bias_shape[0]) {
@@ -81,8 +83,8 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
         }
       }
   }
-  const int64_t i0 = walk.query_block * kQueryBlock, j0 = walk.key_block * kKeyBlock;
-  const int64_t rows = walk.one_row ? 1 : s.N - i0 < kQueryBlock ? s.N - i0 : kQueryBlock;
+  const int64_t i0 = walk.query_block * s.query_rows, j0 = walk.key_block * kKeyBlock;
+  const int64_t rows = walk.one_row ? 1 : s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows;
   const int64_t columns = walk.one_column ? 1 : s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
   with_storage_beside<T>(p.rule.bias_dtype, [&](auto bias) {
     using B = decltype(bias);
@@ -96,6 +98,24 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
   });
 }
 
+/// Elements [task·kBiasChunk, …) of dbias: the sum of the parts.
+template <class S>
+void reduce_bias_task(const AttentionParams& p, int64_t task) {
+  using T = Accumulate<S>;
+  const int64_t per_batch = p.bias_shape[1] * p.bias_shape[2] * p.bias_shape[3],
+                total = p.bias_shape[0] * per_batch, first = task * kBiasChunk,
+                last = first + kBiasChunk < total ? first + kBiasChunk : total;
+  const T* const parts = static_cast<const T*>(p.grad_bias_parts);
+  with_storage_beside<T>(p.rule.bias_dtype, [&](auto bias) {
+    using B = decltype(bias);
+    for (int64_t e = first; e < last; ++e) {
+      T sum = 0;
+      for (int64_t q = 0; q < p.batch_stride; q += p.bias_shape[0]) sum += parts[q * per_batch + e];
+      static_cast<B*>(p.grad_bias)[e] = from_accumulate<B>(static_cast<Accumulate<B>>(sum));
+    }
+  });
+}
+
 /// One head: rows in order of batch and position.
 template <class S>
 void grad_sink_task(const AttentionParams& p, int64_t head, void* scratch) {
@@ -106,8 +126,8 @@ void grad_sink_task(const AttentionParams& p, int64_t head, void* scratch) {
   T total = 0;
   for (int64_t b = 0; b < p.B; ++b) {
     const Sequence& s = p.sequences[b];
-    for (int64_t i0 = 0; i0 < s.N; i0 += kQueryBlock) {
-      const int64_t rows = s.N - i0 < kQueryBlock ? s.N - i0 : kQueryBlock;
+    for (int64_t i0 = 0; i0 < s.N; i0 += s.query_rows) {
+      const int64_t rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows;
       load_rows<S>(p, b, head, i0, rows, w);
       T block = 0;  // shorter chains of additions
       for (int64_t r = 0; r < rows; ++r)
@@ -123,6 +143,10 @@ void grad_sink_task(const AttentionParams& p, int64_t head, void* scratch) {
 
 void attention_grad_bias(const AttentionParams& p, int64_t task, void* scratch) {
   with_storage(p.dtype, [&](auto s) { grad_bias_task<decltype(s)>(p, task, scratch); });
+}
+
+void attention_reduce_bias(const AttentionParams& p, int64_t task, void*) {
+  with_storage(p.dtype, [&](auto s) { reduce_bias_task<decltype(s)>(p, task); });
 }
 
 void attention_grad_sink(const AttentionParams& p, int64_t head, void* scratch) {

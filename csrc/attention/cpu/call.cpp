@@ -6,6 +6,7 @@
 #include "common/tasks.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 namespace fulgurite {
 
@@ -16,13 +17,18 @@ FULGURITE_KERNEL(attention_backward, attention_backward, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward, attention_reduce_query, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward, attention_backward_layout, AttentionLayoutFn);
 FULGURITE_KERNEL(attention_backward_bias, attention_grad_bias, AttentionTaskFn);
+FULGURITE_KERNEL(attention_backward_bias, attention_reduce_bias, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward_bias, attention_grad_sink, AttentionTaskFn);
 
 namespace {
 
-/// Tasks of a key/value head in the backward: each holds a part of dQ, so few, and enough for one head alone to keep a few
-/// cores busy.
+/// Tasks of a key/value head in the backward, and tasks that share a bias: each holds a part of dQ or dbias, so few, and
+/// enough for one head alone to keep a few cores busy.
 constexpr int64_t kMostSplits = 4;
+
+int64_t query_rows(int64_t N) {
+  return N <= kMostQueryRows ? std::max<int64_t>(N, 1) : kQueryBlock;
+}
 
 ScoreRule score_rule(const ScoreArgs& a, int64_t widest) {
   ScoreRule rule{};
@@ -126,8 +132,8 @@ AttentionCall::AttentionCall(const Tensor& query, const Tensor& key, const Tenso
 void AttentionCall::add_sequence(int64_t query_start, int64_t N, int64_t key_start, int64_t M) {
   const int64_t packed = ceil_div(M, layout_.key_panel) * layout_.key_panel,
                 blocks = ceil_div(M, kKeyBlock), splits = std::min(blocks, kMostSplits);
-  add({query_start, N, key_start, M, p.query_blocks, p.key_blocks, packed_keys_, packed, p.splits,
-       splits, part_rows_},
+  add({query_start, N, key_start, M, query_rows(N), p.query_blocks, p.key_blocks, packed_keys_,
+       packed, p.splits, splits, part_rows_},
       blocks);
   packed_keys_ += packed;
   p.splits += splits;
@@ -135,12 +141,13 @@ void AttentionCall::add_sequence(int64_t query_start, int64_t N, int64_t key_sta
 }
 
 void AttentionCall::add_splits(int64_t N, int64_t M, int64_t split_keys) {
-  add({0, N, 0, M, p.query_blocks, p.key_blocks, 0, 0, 0, 0, 0}, ceil_div(M, split_keys));
+  add({0, N, 0, M, query_rows(N), p.query_blocks, p.key_blocks, 0, 0, 0, 0, 0},
+      ceil_div(M, split_keys));
 }
 
 void AttentionCall::add(const Sequence& sequence, int64_t key_blocks) {
   sequences_.push_back(sequence);
-  p.query_blocks += ceil_div(sequence.N, kQueryBlock);
+  p.query_blocks += ceil_div(sequence.N, sequence.query_rows);
   p.key_blocks += key_blocks;
   pairs_ += sequence.N * sequence.M;
   p.B = static_cast<int64_t>(sequences_.size());
@@ -177,19 +184,47 @@ void AttentionCall::backward() {
   pack();
   if (p.grad_query.data)
     p.grad_query_parts = keep(at::empty({part_rows_ * p.Hq * layout_.query_part}, options_));
-  if (p.grad_query.data || p.grad_key.data || p.grad_value.data)
-    run(attention_backward_kernel, p, p.splits * p.Hkv, products(), layout_.backward_scratch);
+  p.batch_stride = p.B;
+  if (p.grad_bias && tasks_own_bias()) add_bias_parts();
+  if (p.grad_query.data || p.grad_key.data || p.grad_value.data || p.grad_bias_parts)
+    run(attention_backward_kernel, p,
+        (p.grad_bias_parts ? p.splits / p.B * p.batch_stride : p.splits) * p.Hkv, products(),
+        layout_.backward_scratch);
   if (p.grad_query.data)
     run(attention_reduce_query_kernel, p, p.query_blocks * p.Hq,
         part_rows_ * p.Hq * layout_.query_part, layout_.reduce_query_scratch);
   if (p.grad_sink)
     run(attention_grad_sink_kernel, p, p.Hq, products() / kKeyBlock, layout_.grad_sink_scratch);
-  if (p.grad_bias) {
-    const int64_t rows = p.bias_shape[2] == 1 ? 1 : ceil_div(p.bias_shape[2], kQueryBlock);
-    const int64_t columns = p.bias_shape[3] == 1 ? 1 : ceil_div(p.bias_shape[3], kKeyBlock);
-    run(attention_grad_bias_kernel, p, p.bias_shape[0] * p.bias_shape[1] * rows * columns,
-        products(), layout_.grad_bias_scratch);
-  }
+  if (p.grad_bias) grad_bias();
+}
+
+/// Different tasks of the backward never meet in an element of dbias.
+bool AttentionCall::tasks_own_bias() const {
+  const bool heads = p.bias_shape[1] == p.Hq || p.Hkv == 1;
+  const bool keys = p.bias_shape[3] > 1 || sequences_[0].splits <= 1;
+  return heads && keys;
+}
+
+void AttentionCall::add_bias_parts() {
+  const int64_t repeats = p.B / p.bias_shape[0];
+  p.batch_stride = p.bias_shape[0] * std::min(repeats, kMostSplits);
+  p.grad_bias_parts =
+      keep(at::zeros({p.batch_stride * bias_elements() / p.bias_shape[0]}, options_));
+}
+
+int64_t AttentionCall::bias_elements() const {
+  return p.bias_shape[0] * p.bias_shape[1] * p.bias_shape[2] * p.bias_shape[3];
+}
+
+void AttentionCall::grad_bias() {
+  if (p.grad_bias_parts)
+    return run(attention_reduce_bias_kernel, p, ceil_div(bias_elements(), kBiasChunk),
+               bias_elements() * (p.batch_stride / p.bias_shape[0]), 0);
+  const Sequence& s = sequences_[0];
+  const int64_t rows = p.bias_shape[2] == 1 ? 1 : ceil_div(s.N, s.query_rows);
+  const int64_t columns = p.bias_shape[3] == 1 ? 1 : ceil_div(s.M, kKeyBlock);
+  run(attention_grad_bias_kernel, p, p.bias_shape[0] * p.bias_shape[1] * rows * columns, products(),
+      layout_.grad_bias_scratch);
 }
 
 }  // namespace fulgurite

@@ -58,6 +58,10 @@ class AttentionCall {
   void* keep(Tensor tensor);
   void add_packed(void*& pointer, int64_t elements_per_key);
   void pack();
+  bool tasks_own_bias() const;
+  void add_bias_parts();
+  void grad_bias();
+  int64_t bias_elements() const;
   int64_t packed_blocks() const { return p.key_blocks * p.Hkv; }
   void add(const Sequence& sequence, int64_t key_blocks);
 

@@ -23,8 +23,8 @@ struct DecodeScratch {
     const AttentionParams& p = d.attention;
     gathered_ld = pad_lanes<T>(p.D > p.Dv ? p.D : p.Dv);
     query = arena.take<T>(d.rows * query_ld);
-    scores = arena.take<T>(kQueryBlock * kScoreStride);
-    rescale = arena.take<T>(kQueryBlock);
+    scores = arena.take<T>(kMostQueryRows * kScoreStride);
+    rescale = arena.take<T>(kMostQueryRows);
     key = arena.take<T>(kKeyBlock * p.D);
     value = arena.take<T>(kKeyBlock * acc_ld);
     gathered = d.page_table ? arena.take<T>(kKeyBlock * gathered_ld) : nullptr;
@@ -143,8 +143,8 @@ void decode_task(const DecodeParams& d, int64_t task, void* scratch) {
     Tile t = block_tile<T>(d, rule, split, j0, end - j0 < kKeyBlock ? end - j0 : kKeyBlock);
     if (t.state == TileState::kSkip) continue;
     const bool finite = pack_block<S>(d, split, j0, t.columns, w);
-    for (int64_t r = 0; r < d.rows; r += kQueryBlock) {
-      t.rows = d.rows - r < kQueryBlock ? d.rows - r : kQueryBlock;
+    for (int64_t r = 0; r < d.rows; r += kMostQueryRows) {
+      t.rows = d.rows - r < kMostQueryRows ? d.rows - r : kMostQueryRows;
       attend<T>(d, rule, split, t, r, finite, w,
                 {w.scores, acc + r * w.acc_ld, max + r, sum + r, w.rescale, w.acc_ld});
     }

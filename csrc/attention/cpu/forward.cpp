@@ -20,12 +20,12 @@ struct ForwardScratch : OnlineSoftmax<T> {
 
   ForwardScratch(const AttentionParams& p, Arena& arena) : query_ld(pad_lanes<T>(p.D)) {
     this->acc_ld = pad_columns<T>(p.Dv);
-    query = arena.take<T>(kQueryBlock * query_ld);
-    this->scores = arena.take<T>(kQueryBlock * kScoreStride);
-    this->acc = arena.take<T>(kQueryBlock * this->acc_ld);
-    this->max = arena.take<T>(kQueryBlock);
-    this->sum = arena.take<T>(kQueryBlock);
-    this->rescale = arena.take<T>(kQueryBlock);
+    query = arena.take<T>(kMostQueryRows * query_ld);
+    this->scores = arena.take<T>(kMostQueryRows * kScoreStride);
+    this->acc = arena.take<T>(kMostQueryRows * this->acc_ld);
+    this->max = arena.take<T>(kMostQueryRows);
+    this->sum = arena.take<T>(kMostQueryRows);
+    this->rescale = arena.take<T>(kMostQueryRows);
   }
 };
 
@@ -43,7 +43,7 @@ void activate(const AttentionParams& p, const Tile& t, ForwardScratch<T>& w) {
 template <class T>
 void start(const AttentionParams& p, int64_t h, int64_t rows, ForwardScratch<T>& w) {
   const T sink = p.sink ? static_cast<const T*>(p.sink)[h] : kHidden<T>;
-  for (int64_t r = 0; r < kQueryBlock; ++r) {
+  for (int64_t r = 0; r < kMostQueryRows; ++r) {
     w.max[r] = sink;
     w.sum[r] = sink == kHidden<T> ? 0 : 1;
   }
@@ -77,7 +77,8 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   const Block q = query_block_of(p, task);
   const Sequence& s = p.sequences[q.b];
   const ScoreRule rule = rule_of(p, q.b);
-  const int64_t i0 = q.index * kQueryBlock, rows = s.N - i0 < kQueryBlock ? s.N - i0 : kQueryBlock;
+  const int64_t i0 = q.index * s.query_rows,
+                rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows;
   pack_plain<T>(rows_of<S>(p.query, q.b, q.head, s.query_start + i0), rows, p.D, w.query,
                 w.query_ld);
   start(p, q.head, rows, w);

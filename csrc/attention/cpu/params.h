@@ -20,13 +20,17 @@ struct Output4 {
   int64_t strides[3];  // the last dimension is contiguous
 };
 
-inline constexpr int64_t kQueryBlock = 48;  // rows of a tile: whole groups of 6
+inline constexpr int64_t kQueryBlock = 48;     // rows of a tile: whole groups of 6
+inline constexpr int64_t kMostQueryRows = 96;  // up to here all queries of a sequence are one block
 inline constexpr int64_t kKeyBlock =
     128;  // columns of a tile: whole panels on every instruction set
+
+inline constexpr int64_t kBiasChunk = 4096;  // elements of dbias that one task sums
 
 /// One problem: a batch entry, or one of the packed sequences. Blocks are numbered over all sequences.
 struct Sequence {
   int64_t query_start, N, key_start, M;
+  int64_t query_rows;                 // of a query block
   int64_t query_block, key_block;     // numbers of its first blocks
   int64_t packed_start, packed_keys;  // its keys in the packed copies, M rounded up to whole panels
   int64_t split_start, splits;        // the backward's tasks per key/value head
@@ -72,6 +76,10 @@ struct AttentionParams {
   Output4 grad_query, grad_key, grad_value;  // of dtype
   void* grad_query_parts;                    // rows of query_part elements of the accumulation type
   void* grad_bias;                           // contiguous, in the bias's shape and dtype
+  // With parts, the tasks of the backward add dbias up themselves: task q of a head takes the batch entries q, q +
+  // batch_stride, … in order and has a part of its own. Without, batch_stride is B.
+  void* grad_bias_parts;
+  int64_t batch_stride;
   int64_t bias_shape[4];
   void* grad_sink;  // (Hq) of the accumulation type
 };

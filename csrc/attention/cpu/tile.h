@@ -114,8 +114,15 @@ template <class T>
 FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule, int64_t b,
                                 int64_t h, int64_t query_block, int64_t key_block) {
   const Sequence& s = p.sequences[b];
-  Tile t{b, h, query_block * kQueryBlock, kQueryBlock, key_block * kKeyBlock, kKeyBlock,
-         0, 0, TileState::kSkip};
+  Tile t{b,
+         h,
+         query_block * s.query_rows,
+         s.query_rows,
+         key_block * kKeyBlock,
+         kKeyBlock,
+         0,
+         0,
+         TileState::kSkip};
   if (t.i0 + t.rows > s.N) t.rows = s.N - t.i0;
   if (t.j0 + t.columns > s.M) t.columns = s.M - t.j0;
   const KeyReach reach = rule.reach(t.i0, t.i0 + t.rows);
@@ -131,7 +138,7 @@ FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule,
 
 /// The columns that each row of a partly hidden tile has in reach, counted from c0: products leave out the rest.
 struct Spans {
-  int begin[kQueryBlock], end[kQueryBlock];
+  int begin[kMostQueryRows], end[kMostQueryRows];
 
   FULGURITE_INLINE Spans(const ScoreRule& rule, const Tile& t) {
     for (int64_t r = 0; r < t.rows; ++r) {
@@ -211,28 +218,6 @@ inline void hide(const ScoreRule& rule, const Tile& t, int64_t r, T* scores) {
   }
 }
 
-/// scores += bias; where the bias is −inf the pair is not kept, whatever the product was.
-template <class T>
-inline void add_bias(const ScoreRule& rule, const Tile& t, int64_t r, T* scores) {
-  with_storage_beside<T>(rule.bias_dtype, [&](auto s) {
-    using S = decltype(s);
-    using V = Native<T>;
-    const int64_t step = rule.bias.strides[3];
-    const S* const bias =
-        static_cast<const S*>(rule.bias.data) + rule.bias.offset(t.b, t.h, t.i0 + r, t.j0);
-    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
-      V add{};
-      if (step == 1 && c + kLanes<T> <= t.c1) {
-        add = load_as<V>(bias + c);
-      } else {
-        for (int64_t i = 0; i < kLanes<T> && c + i < t.c1; ++i)
-          add[i] = static_cast<T>(to_accumulate(bias[(c + i) * step]));
-      }
-      store(scores + c, select(add == kHidden<T>, splat<V>(kHidden<T>), load<V>(scores + c) + add));
-    }
-  });
-}
-
 /// scores −= slope·|i' − j|
 template <class T>
 inline void add_alibi(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r,
@@ -243,13 +228,11 @@ inline void add_alibi(const AttentionParams& p, const ScoreRule& rule, const Til
     scores[c] -= slope * static_cast<T>(c < center ? center - c : c - center);
 }
 
-/// Products of row r become its scores, kHidden where a pair is not kept. With a softcap and slope ≠ null, slope receives
-/// its derivative 1 − tanh².
-template <class T>
-inline void score_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r,
-                      T* scores, T* slope) {
+/// s becomes scale·s, softcapped, plus add(c); slope ≠ null receives the derivative of the softcap, 1 − tanh².
+template <class T, class Add>
+FULGURITE_INLINE void scale_row(const AttentionParams& p, const Tile& t, T* scores, T* slope,
+                                const Add& add) {
   using V = Native<T>;
-  if (p.plain_scores) return hide(rule, t, r, scores);
   const T scale = static_cast<T>(p.scale), cap = static_cast<T>(p.softcap);
   for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
     V s = load<V>(scores + c) * scale;
@@ -258,9 +241,31 @@ inline void score_row(const AttentionParams& p, const ScoreRule& rule, const Til
       if (slope) store(slope + c, 1 - u * u);
       s = cap * u;
     }
-    store(scores + c, s);
+    store(scores + c, add(c, s));
   }
-  if (rule.bias.data) add_bias(rule, t, r, scores);
+}
+
+/// Products of row r become its scores, kHidden where a pair is not kept: also where the bias is −inf, whatever the product
+/// was.
+template <class T>
+inline void score_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r,
+                      T* scores, T* slope) {
+  using V = Native<T>;
+  if (p.plain_scores) return hide(rule, t, r, scores);
+  if (rule.bias.data) {
+    with_storage_beside<T>(rule.bias_dtype, [&](auto storage) {
+      using S = decltype(storage);
+      const int64_t step = rule.bias.strides[3];
+      const S* const bias =
+          static_cast<const S*>(rule.bias.data) + rule.bias.offset(t.b, t.h, t.i0 + r, t.j0);
+      scale_row(p, t, scores, slope, [&](int64_t c, V s) {
+        const V add = load_strided<V>(bias + c * step, step, t.c1 - c);
+        return select(add == kHidden<T>, splat<V>(kHidden<T>), s + add);
+      });
+    });
+  } else {
+    scale_row(p, t, scores, slope, [](int64_t, V s) { return s; });
+  }
   if (p.alibi_slopes) add_alibi(p, rule, t, r, scores);
   hide(rule, t, r, scores);
 }
@@ -300,7 +305,7 @@ inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_
   const int64_t rows = queries_are_rows ? t.rows : columns,
                 depth = queries_are_rows ? columns : t.rows;
   for (int64_t m = 0; m < rows; ++m) {
-    bool kept[kQueryBlock > kKeyBlock ? kQueryBlock : kKeyBlock];
+    bool kept[kMostQueryRows > kKeyBlock ? kMostQueryRows : kKeyBlock];
     for (int64_t k = 0; k < depth; ++k) {
       const int64_t query = queries_are_rows ? m : k, key = t.c0 + (queries_are_rows ? k : m);
       kept[k] = rule.kept(t.b, t.h, t.i0 + query, t.j0 + key);

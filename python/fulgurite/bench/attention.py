@@ -75,11 +75,68 @@ def _window(S: int, D: int, dtype: torch.dtype, window: int) -> Iterator[Case]:
     yield Case(f"{name} forward, window against mask", shape, "SDPA with the mask", ours, masked)
 
 
+def _documents(T: int, count: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Packed documents of uneven length against a dense block mask."""
+    q, k, v = (x.detach() for x in _inputs(T, 64, dtype))
+    shares = torch.arange(1, count + 1, dtype=torch.float64)
+    starts = torch.cat([torch.zeros(1), (shares / shares.sum() * T).cumsum(0)]).round().long()
+    document = torch.bucketize(torch.arange(T), starts[1:-1], right=True)
+    i = torch.arange(T)
+    mask = (document[:, None] == document) & (i[:, None] >= i)
+    packed = [x[0].transpose(0, 1).contiguous() for x in (q, k, v)]
+    yield Case(
+        f"{_name(dtype)} forward, {count} documents, causal",
+        f"T{T} H8 D64",
+        "SDPA with a dense mask",
+        lambda: torch.ops.fulgurite.attention_varlen(*packed, starts, starts, causal=True),
+        lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask),
+    )
+
+
+def _decode(B: int, M: int, dtype: torch.dtype) -> Iterator[Case]:
+    """One new token for 32 query heads on 8 key/value heads."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(B, 32, 1, 128, generator=generator).to(dtype)
+    key, value = torch.randn(2, B, 8, M, 128, generator=generator).to(dtype)
+    lens = torch.full((B,), M)
+    yield Case(
+        f"{_name(dtype)} decode, GQA 4",
+        f"B{B} H32/8 M{M} D128",
+        "SDPA, enable_gqa",
+        lambda: torch.ops.fulgurite.attention_decode(query, key, value, lens),
+        lambda: scaled_dot_product_attention(query, key, value, enable_gqa=True),
+    )
+
+
+def _bias(B: int, H: int, N: int, D: int, dtype: torch.dtype, work: str) -> Iterator[Case]:
+    """Forward and backward with a bias (1,H,N,N) that has a gradient; SDPA takes its math route."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = torch.randn(4, B, H, N, D, generator=generator).to(dtype)
+    bias = torch.randn(1, H, N, N, generator=generator).to(dtype)
+    leaves = [x.requires_grad_() for x in (q, k, v, bias)]
+
+    def step(out: Tensor) -> None:
+        torch.autograd.grad(out, leaves, grad)
+
+    yield Case(
+        f"{_name(dtype)} forward and backward, bias with gradient",
+        f"{work}: B{B} H{H} N{N} D{D}",
+        "SDPA (math)",
+        lambda: step(torch.ops.fulgurite.attention(q, k, v, bias=bias)[0]),
+        lambda: step(scaled_dot_product_attention(q, k, v, attn_mask=bias)),
+    )
+
+
 def cases(quick: bool) -> Iterator[Case]:
-    """Forward and backward alone, both with and without the causal mask, and a sliding window."""
+    """Forward and backward alone, with and without the causal mask; windows, documents, decoding,
+    and a bias that is learned."""
     for dtype in (torch.float32, torch.bfloat16):
         for S, D in QUICK if quick else SIZES:
             for causal in (False, True):
                 yield from _pair(S, D, dtype, causal)
         yield from _window(1024 if quick else 4096, 64, dtype, 256)
+        yield from _documents(1024 if quick else 4096, 16, dtype)
+        yield from _decode(1, 1024 if quick else 4096, dtype)
+        yield from _bias(64, 4, 49, 32, dtype, "Swin")
+        yield from _bias(1, 8, 256 if quick else 512, 64, dtype, "T5")
     yield from _pair(512, 64, torch.float16, True)

@@ -33,8 +33,8 @@ inline bool near(double a, double b) {
 struct Problem {
   static constexpr int64_t Hq = 2, D = 9, Dv = 5, N = 110 + 7, M = 150 + 20, key_blocks = 3;
   static constexpr int64_t query_blocks = 4, part_rows = 2 * 110 + 7;
-  std::vector<Sequence> sequences{{0, 110, 0, 150, 0, 0, 0, 0, 0, 2, 0},
-                                  {110, 7, 150, 20, 3, 2, 0, 0, 2, 1, 2 * 110}};
+  std::vector<Sequence> sequences{{0, 110, 0, 150, 48, 0, 0, 0, 0, 0, 2, 0},
+                                  {110, 7, 150, 20, 7, 3, 2, 0, 0, 2, 1, 2 * 110}};
   Numbers parts;
   Numbers query = numbers(Hq * N * D, 1), key = numbers(M * D, 2), value = numbers(M * Dv, 3);
   Numbers grad_out = numbers(Hq * N * Dv, 4), grad_lse = numbers(Hq * N, 5), sink{0.3, -0.2};
@@ -58,7 +58,7 @@ struct Problem {
     p.rule.window_left = p.rule.window_right = -1;
     p.bottom_right = true;
     p.sequences = sequences.data();
-    p.B = 2;
+    p.B = p.batch_stride = 2;
     p.query_blocks = query_blocks;
     p.splits = 3;
     p.key_blocks = key_blocks;
