@@ -45,12 +45,13 @@ template <class S>
 Strided<Accumulate<S>> gather(const DecodeParams& d, const Tensor4& cache, const Block& split,
                               int64_t j0, int64_t keys, int64_t width,
                               const DecodeScratch<Accumulate<S>>& w) {
+  using T = Accumulate<S>;
   const int32_t* const table = d.page_table + split.b * d.pages;
   for (int64_t j = 0; j < keys;) {
     const int64_t slot = (j0 + j) % d.page;
     const int64_t run = d.page - slot < keys - j ? d.page - slot : keys - j;
-    pack_plain<Accumulate<S>>(rows_of<S>(cache, table[(j0 + j) / d.page], split.head, slot), run,
-                              width, w.gathered + j * w.gathered_ld, w.gathered_ld);
+    pack_plain<T>(rows_of<S>(cache, table[(j0 + j) / d.page], split.head, slot), run, width,
+                  w.gathered + j * w.gathered_ld, w.gathered_ld);
     j += run;
   }
   return {w.gathered, w.gathered_ld, 1};

@@ -40,18 +40,18 @@ FULGURITE_INLINE int64_t pad_lanes(int64_t n) {
   return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
+/// x·0 is NaN for an infinity or a NaN, and stays in the sum.
 template <class T>
 inline bool all_finite(const T* x, int64_t n) {
   using V = Native<T>;
-  constexpr T kLargest = sizeof(T) == 8 ? static_cast<T>(1.7976931348623157e308)
-                                        : static_cast<T>(3.4028234663852886e38f);
-  IntOf<V> bad{};
+  V zeros[4] = {};
   int64_t i = 0;
-  for (; i + kLanes<T> <= n; i += kLanes<T>) bad |= ~(abs(load<V>(x + i)) <= kLargest);
-  for (; i < n; ++i) bad[0] |= x[i] - x[i] == 0 ? 0 : -1;
-  for (int lane = 0; lane < kLanes<T>; ++lane)
-    if (bad[lane]) return false;
-  return true;
+  for (; i + 4 * kLanes<T> <= n; i += 4 * kLanes<T>)
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) zeros[k] = madd(load<V>(x + i + k * kLanes<T>), V{}, zeros[k]);
+  T rest = 0;
+  for (; i < n; ++i) rest += x[i] * 0;
+  return sum((zeros[0] + zeros[1]) + (zeros[2] + zeros[3])) + rest == 0;
 }
 
 /// One block of rows of one head: head is a query head for query blocks and a key/value head for key blocks.
