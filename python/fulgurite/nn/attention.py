@@ -130,16 +130,7 @@ class Attention(nn.Module):
         Raises:
             ValueError: one of ``cos`` and ``sin`` without the other.
         """
-        batch, length, _ = x.shape
-        heads, kv_heads = self.num_heads, self.num_kv_heads
-        qkv = self.qkv(x).view(batch, length, heads + 2 * kv_heads, self.head_dim).transpose(1, 2)
-        query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)  # (B, H, N, D), strided
-        query, key = self.q_norm(query), self.k_norm(key)
-        if cos is not None and sin is not None:
-            query = F.rope(query, cos, sin, interleaved=self.interleaved)
-            key = F.rope(key, cos, sin, interleaved=self.interleaved)
-        elif cos is not None or sin is not None:
-            raise ValueError("Attention: expected both cos and sin, or neither")
+        query, key, value = self._project(x, cos, sin)
         attended = F.attention(
             query,
             key,
@@ -152,6 +143,97 @@ class Attention(nn.Module):
         )  # (B, Hq, N, D)
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out
+
+    @torch.jit.export
+    def make_cache(self, batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """An empty cache for :meth:`decode`.
+
+        Returns:
+            ``(keys, values, lengths)``: two (batch, Hkv, length, D) in the dtype and on the device
+            of the weights, and (batch) int64 zeros.
+        """
+        weight = self.qkv.weight
+        keys = torch.zeros(
+            [batch, self.num_kv_heads, length, self.head_dim],
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        lengths = torch.zeros([batch], dtype=torch.int64, device=weight.device)
+        return keys, torch.zeros_like(keys), lengths
+
+    @torch.jit.export
+    def decode(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Tensor,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attend to everything cached and to N new tokens, which join the cache. No gradient.
+
+        Args:
+            x: (B, N, dim), the new tokens; sequence b continues at position ``lengths[b]``.
+            keys, values, lengths: from :meth:`make_cache`; written, ``lengths`` grow by N.
+            cos, sin: of the new positions: (N, R/2), or (B, 1, N, R/2) where lengths differ.
+            mask: bool, True keeps, broadcastable to (B, Hq, N, Mmax).
+
+        Returns:
+            (B, N, dim).
+
+        Raises:
+            ValueError: one of ``cos`` and ``sin`` without the other; a module that is not causal.
+            RuntimeError: the cache is full; inputs that need a gradient.
+
+        >>> attention = Attention(32, num_heads=4, num_kv_heads=2)
+        >>> keys, values, lengths = attention.make_cache(2, 64)
+        >>> with torch.no_grad():
+        ...     out = attention.decode(torch.randn(2, 5, 32), keys, values, lengths)
+        >>> out.shape, lengths
+        (torch.Size([2, 5, 32]), tensor([5, 5]))
+        """
+        if not self.causal:
+            raise ValueError("Attention: expected causal=True for decode, got False")
+        query, key, value = self._project(x, cos, sin)
+        index = lengths[:, None] + torch.arange(x.size(1), device=x.device)  # (B, N)
+        if int(index.max()) >= keys.size(2):
+            raise RuntimeError(
+                f"Attention: expected room for {int(index.max()) + 1} keys in the cache, "
+                f"got {keys.size(2)}"
+            )
+        rows = torch.arange(x.size(0), device=x.device)[:, None]
+        keys.transpose(1, 2)[rows, index] = key.transpose(1, 2).to(keys.dtype)
+        values.transpose(1, 2)[rows, index] = value.transpose(1, 2).to(values.dtype)
+        lengths += x.size(1)
+        attended, _ = F.attention_decode(
+            query.to(keys.dtype),
+            keys,
+            values,
+            lengths,
+            mask=mask,
+            scale=self.scale,
+            window_left=self.window_left,
+        )
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2).to(x.dtype))
+        return out
+
+    def _project(
+        self, x: Tensor, cos: Tensor | None, sin: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised and rotated query (B, Hq, N, D) and key, and value (B, Hkv, N, D), strided."""
+        batch, length, _ = x.shape
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        qkv = self.qkv(x).view(batch, length, heads + 2 * kv_heads, self.head_dim).transpose(1, 2)
+        query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if cos is not None and sin is not None:
+            query = F.rope(query, cos, sin, interleaved=self.interleaved)
+            key = F.rope(key, cos, sin, interleaved=self.interleaved)
+        elif cos is not None or sin is not None:
+            raise ValueError("Attention: expected both cos and sin, or neither")
+        return query, key, value
 
     def extra_repr(self) -> str:
         return (

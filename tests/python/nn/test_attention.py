@@ -113,6 +113,52 @@ def test_qk_norm_under_autocast_rounds_once(recwarn: pytest.WarningsRecorder) ->
     assert torch.equal(normed, expected.bfloat16())
 
 
+@pytest.mark.parametrize("scripted", [False, True])
+@pytest.mark.parametrize("window", [-1, 3])
+def test_decoding_step_by_step_equals_one_call(window: int, scripted: bool) -> None:
+    torch.manual_seed(0)
+    module = Attention(32, 4, 2, window=window, qk_norm=True)
+    steps = torch.jit.script(module) if scripted else module
+    x = torch.randn(2, 12, 32)
+    cos, sin = rotary_table(12, 8)
+    with torch.no_grad():
+        whole = module(x, cos, sin)
+        keys, values, lengths = steps.make_cache(2, 16)
+        for part in (slice(0, 5), slice(5, 6), slice(6, 12)):
+            out = steps.decode(x[:, part], keys, values, lengths, cos[part], sin[part])
+            torch.testing.assert_close(out, whole[:, part])
+    assert lengths.tolist() == [12, 12]
+    assert (keys[:, :, 12:] == 0).all()
+
+
+def test_decoding_sequences_of_different_lengths() -> None:
+    torch.manual_seed(0)
+    module = Attention(16, 2)
+    x = torch.randn(2, 9, 16)
+    cos, sin = rotary_table(9, 8)
+    with torch.no_grad():
+        whole = module(x, cos, sin)
+        keys, values, lengths = module.make_cache(2, 9)
+        for b, cached in enumerate((8, 3)):
+            alone = [t[b : b + 1] for t in (keys, values, lengths)]
+            module.decode(x[b : b + 1, :cached], *alone, cos[:cached], sin[:cached])
+        new = torch.stack([x[0, 8:9], x[1, 3:4]])
+        at = lengths[:, None, None]
+        out = module.decode(new, keys, values, lengths, cos[at], sin[at])
+    torch.testing.assert_close(out[0, 0], whole[0, 8])
+    torch.testing.assert_close(out[1, 0], whole[1, 3])
+
+
+def test_decoding_refuses_what_it_cannot_do() -> None:
+    module = Attention(16, 2)
+    keys, values, lengths = module.make_cache(1, 4)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="room for 5 keys in the cache, got 4"):
+        module.decode(torch.randn(1, 5, 16), keys, values, lengths)
+    assert lengths.item() == 0
+    with pytest.raises(ValueError, match="causal=True for decode"):
+        Attention(16, 2, causal=False).decode(torch.randn(1, 1, 16), keys, values, lengths)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="num_kv_heads to divide num_heads, got 3 and 4"):
         Attention(16, 4, 3)
