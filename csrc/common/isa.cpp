@@ -112,9 +112,17 @@ void set_inline_cost(int64_t cost) { inline_cost_limit.store(cost, std::memory_o
 std::vector<KernelReport> kernel_table() {
   std::vector<KernelReport> table;
   for (const KernelInfo* kernel : registry()) {
-    KernelReport report{
-        kernel->name(),   {}, isa_name(kernel->active()), kernel->calls(), kernel->tasks(),
-        kernel->threads()};
+    const TileCount& tiles = kernel->tiles();
+    KernelReport report{kernel->name(),
+                        {},
+                        isa_name(kernel->active()),
+                        kernel->calls(),
+                        kernel->tasks(),
+                        kernel->threads(),
+                        tiles.rows,
+                        tiles.columns,
+                        __atomic_load_n(&tiles.seen, __ATOMIC_RELAXED),
+                        __atomic_load_n(&tiles.skipped, __ATOMIC_RELAXED)};
     for (int i = 0; i < kNumIsas; ++i)
       if (kernel->has(static_cast<Isa>(i)))
         report.variants.emplace_back(isa_name(static_cast<Isa>(i)));

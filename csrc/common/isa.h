@@ -24,6 +24,12 @@ const char* isa_name(Isa isa);
 /// The set in use: the best of the machine, or FULGURITE_ISA, read at the first call.
 Isa current_isa();
 
+/// Tiles of a kernel that cuts its problem into them, and how many it could skip.
+struct TileCount {
+  int64_t rows, columns;  // of a tile, in the last call
+  int64_t seen, skipped;  // since the library was loaded; tasks add to them atomically
+};
+
 /// One entry of the table of all kernels, as show_config and explain read it.
 class KernelInfo {
  public:
@@ -40,6 +46,8 @@ class KernelInfo {
     tasks_.fetch_add(tasks, std::memory_order_relaxed);
     threads_.store(threads, std::memory_order_relaxed);
   }
+  TileCount* tiles() { return &tiles_; }
+  const TileCount& tiles() const { return tiles_; }
   const char* name() const { return name_; }
   int64_t calls() const { return calls_.load(std::memory_order_relaxed); }
   int64_t tasks() const { return tasks_.load(std::memory_order_relaxed); }
@@ -48,6 +56,7 @@ class KernelInfo {
  private:
   const char* name_;
   std::atomic<int64_t> calls_{0}, tasks_{0}, threads_{0};
+  TileCount tiles_{};
 };
 
 template <class Fn>

@@ -30,6 +30,9 @@ PYBIND11_MODULE(_C, m) {
       row["calls"] = kernel.calls;
       row["tasks"] = kernel.tasks;
       row["threads"] = kernel.threads;
+      row["tile"] = py::make_tuple(kernel.tile_rows, kernel.tile_columns);
+      row["tiles"] = kernel.tiles;
+      row["tiles_skipped"] = kernel.tiles_skipped;
       table.append(row);
     }
     return table;

@@ -51,8 +51,9 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> li
     Returns:
         One dict for each kernel that ran, in the order of the kernel table: ``kernel`` (name),
         ``isa`` (the instruction set whose variant ran), ``calls``, ``tasks`` (independent pieces
-        of work) and ``threads`` (that the last call was spread over). Calls made elsewhere at the
-        same time are counted too.
+        of work) and ``threads`` (that the last call was spread over); for kernels that work in
+        tiles of queries by keys also ``tile`` (rows and columns) and ``skipped`` (the share of
+        tiles that no query keeps), else None. Calls made elsewhere at the same time are counted.
 
     Example:
         >>> import torch, fulgurite
@@ -67,15 +68,19 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> li
     ran = []
     for row in c.kernel_table():
         calls = row["calls"] - before[row["name"]]["calls"]
-        if calls:
-            tasks = row["tasks"] - before[row["name"]]["tasks"]
-            ran.append(
-                {
-                    "kernel": row["name"],
-                    "isa": row["active"],
-                    "calls": calls,
-                    "tasks": tasks,
-                    "threads": row["threads"],
-                }
-            )
+        if not calls:
+            continue
+        tiles = row["tiles"] - before[row["name"]]["tiles"]
+        skipped = row["tiles_skipped"] - before[row["name"]]["tiles_skipped"]
+        ran.append(
+            {
+                "kernel": row["name"],
+                "isa": row["active"],
+                "calls": calls,
+                "tasks": row["tasks"] - before[row["name"]]["tasks"],
+                "threads": row["threads"],
+                "tile": row["tile"] if tiles else None,
+                "skipped": skipped / tiles if tiles else None,
+            }
+        )
     return ran

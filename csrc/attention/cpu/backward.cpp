@@ -97,12 +97,13 @@ void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block
   using T = Accumulate<S>;
   const Sequence& s = p.sequences[split.b];
   const int64_t j0 = key_block * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
+  TileTally tally;
   __builtin_memset(kv.grad_key, 0, sizeof(T) * keys * w.key_ld);
   __builtin_memset(kv.grad_value, 0, sizeof(T) * keys * w.value_ld);
   for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
     for (int64_t block = 0; block < block_count(s.N, s.query_rows); ++block) {
       const Tile t = make_tile<T>(p, rule, split.b, h, block, key_block);
-      if (t.state == TileState::kSkip) continue;
+      if (tally.skips(t)) continue;
       load_rows<S>(p, split.b, h, t.i0, t.rows, w);
       gradient_tile<S>(p, rule, t, w);
       if (p.grad_bias_parts) accumulate_bias(p, t, split.b % p.batch_stride, w);
@@ -111,6 +112,7 @@ void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block
       if (p.grad_query.data)
         accumulate_query(p, rule, t, w, query_part<T>(p, split.b, h, split.index, w.key_ld));
     }
+  tally.add_to(p);
   for (int64_t j = 0; j < keys; ++j) {
     const int64_t row = s.key_start + j0 + j;
     if (p.grad_key.data)

@@ -67,14 +67,23 @@ ScoreKind score_kind(std::string_view score) {
                             : ScoreKind::kLaplace;
 }
 
-void run(Kernel<AttentionTaskFn>& kernel, const AttentionParams& p, int64_t tasks, int64_t cost,
+void run(Kernel<AttentionTaskFn>& kernel, AttentionParams& p, int64_t tasks, int64_t cost,
          int64_t scratch_bytes) {
+  count_tiles(kernel, p);
   const auto fn = kernel.get();
   run_tasks(kernel, {tasks, cost, scratch_bytes},
             [&](int64_t task, void* scratch) { fn(p, task, scratch); });
 }
 
 }  // namespace
+
+void count_tiles(KernelInfo& kernel, AttentionParams& p) {
+  TileCount& tiles = *kernel.tiles();
+  tiles.rows = p.B ? p.sequences[0].query_rows : 0;
+  tiles.columns = kKeyBlock;
+  p.tiles_seen = &tiles.seen;
+  p.tiles_skipped = &tiles.skipped;
+}
 
 Tensor4 head_rows(const OptionalTensor& tensor, const HeadStrides& s) {
   return tensor ? Tensor4{tensor->const_data_ptr(), {s.batch, s.head, s.row, s.column}}

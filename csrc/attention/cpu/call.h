@@ -6,6 +6,7 @@
 
 #include "attention/args.h"
 #include "attention/cpu/params.h"
+#include "common/isa.h"
 
 namespace fulgurite {
 
@@ -30,6 +31,9 @@ inline Output4 head_output(const Tensor& tensor, const HeadStrides& s) {
 }
 /// Right-aligned to four dimensions; broadcast dimensions get stride 0.
 ScoreTensor score_tensor(const OptionalTensor& tensor);
+
+/// Lets the tasks of a call count their tiles for `explain`.
+void count_tiles(KernelInfo& kernel, AttentionParams& params);
 
 class AttentionCall {
  public:

@@ -140,9 +140,10 @@ void decode_task(const DecodeParams& d, int64_t task, void* scratch) {
                   w.query + r * w.query_ld, w.query_ld);
   const int64_t begin = split.index * d.split_keys,
                 end = s.M - begin < d.split_keys ? s.M : begin + d.split_keys;
+  TileTally tally;
   for (int64_t j0 = begin; j0 < end; j0 += kKeyBlock) {
     Tile t = block_tile<T>(d, rule, split, j0, end - j0 < kKeyBlock ? end - j0 : kKeyBlock);
-    if (t.state == TileState::kSkip) continue;
+    if (tally.skips(t)) continue;
     const bool finite = pack_block<S>(d, split, j0, t.columns, w);
     for (int64_t r = 0; r < d.rows; r += kMostQueryRows) {
       t.rows = d.rows - r < kMostQueryRows ? d.rows - r : kMostQueryRows;
@@ -150,6 +151,7 @@ void decode_task(const DecodeParams& d, int64_t task, void* scratch) {
                 {w.scores, acc + r * w.acc_ld, max + r, sum + r, w.rescale, w.acc_ld});
     }
   }
+  tally.add_to(p);
 }
 
 /// The splits of one sequence and key/value head.

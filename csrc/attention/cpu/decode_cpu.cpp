@@ -88,6 +88,7 @@ AttentionResult decode_cpu(const DecodeArgs& args) {
     run_tasks(kernel, {count, cost, scratch},
               [&](int64_t task, void* memory) { fn(d, task, memory); });
   };
+  count_tiles(attention_decode_kernel, d.attention);
   run(attention_decode_kernel, tasks, call.products(), layout.scratch);
   run(attention_decode_merge_kernel, B * d.attention.Hkv, partial.numel(),
       layout.acc_row * acc.dtype().itemsize());

@@ -82,9 +82,10 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   pack_plain<T>(rows_of<S>(p.query, q.b, q.head, s.query_start + i0), rows, p.D, w.query,
                 w.query_ld);
   start(p, q.head, rows, w);
+  TileTally tally;
   for (int64_t block = 0; block < block_count(s.M, kKeyBlock); ++block) {
     const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
-    if (t.state == TileState::kSkip) continue;
+    if (tally.skips(t)) continue;
     const PackedBlock packed = packed_block(p, q.b, q.head / p.group, block);
     const T* const key = static_cast<const T*>(p.key_transposed) + packed.keys * p.D;
     const T* const value = static_cast<const T*>(p.value_rows) + packed.keys * w.acc_ld;
@@ -100,6 +101,7 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
         {value + t.c0 * kTileColumns<T>, t.columns * kTileColumns<T>}, p.Dv, w.acc, w.acc_ld);
   }
   finish<S>(p, q, s.query_start + i0, rows, w);
+  tally.add_to(p);
 }
 
 /// Packs one block of keys and values of one key/value head, in the layouts whose buffers are given.

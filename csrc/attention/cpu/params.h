@@ -50,6 +50,9 @@ struct AttentionParams {
   bool bottom_right;
   DropoutRule dropout;
 
+  int64_t* tiles_seen;  // atomic counters, for explain
+  int64_t* tiles_skipped;
+
   const Sequence* sequences;                    // B of them
   int64_t B, query_blocks, key_blocks, splits;  // over all sequences
 

@@ -136,6 +136,24 @@ FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule,
   return t;
 }
 
+/// How many tiles a task met and skipped: what `explain` reports.
+class TileTally {
+ public:
+  FULGURITE_INLINE bool skips(const Tile& t) {
+    ++seen_;
+    skipped_ += t.state == TileState::kSkip;
+    return t.state == TileState::kSkip;
+  }
+  FULGURITE_INLINE void add_to(const AttentionParams& p) const {
+    if (!p.tiles_seen) return;
+    __atomic_fetch_add(p.tiles_seen, seen_, __ATOMIC_RELAXED);
+    __atomic_fetch_add(p.tiles_skipped, skipped_, __ATOMIC_RELAXED);
+  }
+
+ private:
+  int64_t seen_ = 0, skipped_ = 0;
+};
+
 /// The columns that each row of a partly hidden tile has in reach, counted from c0: products leave out the rest.
 struct Spans {
   int begin[kMostQueryRows], end[kMostQueryRows];

@@ -16,6 +16,8 @@ struct KernelReport {
   int64_t calls;                      // since the library was loaded
   int64_t tasks;
   int64_t threads;  // that the last call was spread over
+  // Kernels that work in tiles: the tile of the last call, and the tiles since the library was loaded. 0 for others.
+  int64_t tile_rows, tile_columns, tiles, tiles_skipped;
 };
 
 FULGURITE_API const char* version();

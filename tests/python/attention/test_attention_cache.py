@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -209,3 +211,21 @@ def test_kernels_that_run() -> None:
     ran = fulgurite.explain(F.attention_decode, query, cache, cache, torch.tensor([1200, 1, 0]))
     assert [row["kernel"] for row in ran] == ["attention_decode", "attention_decode_merge"]
     assert ran[0]["tasks"] == 2 * (3 + 1)  # heads × splits of 512 keys
+
+
+def test_shares_of_skipped_tiles() -> None:
+    x = cache_of(torch.float32, B=1, M=1024).requires_grad_()
+
+    def share(**hiding: Any) -> list[float | None]:
+        def step() -> None:
+            F.attention(x, x, x, **hiding).sum().backward()
+
+        rows = {row["kernel"]: row for row in fulgurite.explain(step)}
+        assert rows["attention_forward"]["tile"] == (48, 128)
+        assert rows["attention_pack"]["skipped"] is None
+        return [rows[name]["skipped"] for name in ("attention_forward", "attention_backward")]
+
+    assert share() == [0.0, 0.0]
+    blocks = [(-(-1024 // 48)) * 8, sum(-(-min(i + 48, 1024) // 128) for i in range(0, 1024, 48))]
+    assert share(causal=True) == pytest.approx([1 - blocks[1] / blocks[0]] * 2)
+    assert min(share(causal=True, window_left=127)) > 0.7  # type: ignore[type-var]
