@@ -31,6 +31,11 @@ inline Output4 head_output(const Tensor& tensor, const HeadStrides& s) {
 /// Right-aligned to four dimensions; broadcast dimensions get stride 0.
 ScoreTensor score_tensor(const OptionalTensor& tensor);
 
+/// Everything of a rule but M and shift, which belong to a sequence; `widest` bounds every distance between positions.
+ScoreRule score_rule(const ScoreArgs& scores, int64_t widest);
+/// philox must be on the host.
+DropoutRule dropout_rule(const ScoreArgs& scores, int64_t heads);
+
 class AttentionCall {
  public:
   AttentionParams p{};
