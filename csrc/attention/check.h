@@ -12,7 +12,7 @@ struct AttentionShape {
 
 AttentionShape check_attention(const AttentionArgs& args);
 AttentionShape check_attention_backward(const AttentionBackwardArgs& args);
-AttentionShape check_attention_double_backward(const AttentionDoubleBackwardArgs& args);
+void check_attention_double_backward(const AttentionDoubleBackwardArgs& args);
 void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin);
 
 // Parts that the operators of the family share.

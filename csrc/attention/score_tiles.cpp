@@ -90,13 +90,12 @@ Tensor ScoreTiles::keep(const RowTile& t) const {
   if (!dropout_.active) return Tensor();
   const Tensor kept = at::empty({t.heads, t.rows, t.keys}, at::kBool);
   bool* next = kept.mutable_data_ptr<bool>();
+  uint64_t words[4];
   for (int64_t h = t.h; h < t.h + t.heads; ++h)
     for (int64_t i = t.i; i < t.i + t.rows; ++i)
-      for (int64_t j = t.j; j < t.j + t.keys;) {
-        uint64_t words[4];
-        dropout_.words(t.b, h, i, static_cast<uint64_t>(j / 4), words);
-        do *next++ = words[j % 4] >= dropout_.threshold;
-        while (++j % 4 != 0 && j < t.j + t.keys);
+      for (int64_t j = t.j; j < t.j + t.keys; ++j) {
+        if (j == t.j || j % 4 == 0) dropout_.words(t.b, h, i, static_cast<uint64_t>(j / 4), words);
+        *next++ = words[j % 4] >= dropout_.threshold;
       }
   return kept.to(options_.device(), c10::typeMetaToScalarType(options_.dtype()))
       .mul_(dropout_.inverse_keep);

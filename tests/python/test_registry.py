@@ -20,7 +20,7 @@ each_differentiable = pytest.mark.parametrize(
 )
 
 
-# Reached by differentiating twice: tests/python/attention/test_double_backward.py.
+# Reached by differentiating twice: tests/python/attention/test_double_backward_limits.py.
 DOUBLE_BACKWARD = {"_attention_double_backward"}
 
 
