@@ -1,5 +1,6 @@
-// Gradients. The backward operators have none of their own: differentiating twice raises.
-#include "attention/check.h"
+// Gradients. attention can be differentiated twice: _attention_backward has a function of its own, whose backward is
+// _attention_double_backward. That one has none: differentiating three times raises.
+#include "attention/double_backward.h"
 #include "attention/saved_scores.h"
 #include "common/check.h"
 
@@ -60,6 +61,70 @@ AttentionResult attention_autograd(const AttentionArgs& args) {
   return {results[0], results[1]};
 }
 
+/// out and lse are functions of the other inputs, and so the gradients that reach those are the whole ones.
+struct AttentionBackwardFunction : torch::autograd::Function<AttentionBackwardFunction> {
+  static variable_list forward(AutogradContext* ctx, const OptionalTensor& grad_out,
+                               const OptionalTensor& grad_lse, const Tensor& query,
+                               const Tensor& key, const Tensor& value, const OptionalTensor& bias,
+                               const OptionalTensor& sink, const AttentionBackwardArgs& args,
+                               bool recorded) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto [grad_query, grad_key, grad_value, grad_bias, grad_sink] = args.call();
+    if (recorded) {
+      variable_list saved{grad_out.value_or(Tensor()), grad_lse.value_or(Tensor()), query, key,
+                          value};
+      save_scores(ctx, args.scores, bias, sink, saved);
+      ctx->save_for_backward(saved);
+      ctx->saved_data["output_mask"] = args.output_mask;
+      ctx->set_materialize_grads(false);
+    }
+    return {grad_query, grad_key, grad_value, grad_bias, grad_sink};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    AttentionDoubleBackwardArgs args{{},
+                                     if_defined(saved[0]),
+                                     if_defined(saved[1]),
+                                     saved[2],
+                                     saved[3],
+                                     saved[4],
+                                     saved_scores(ctx, saved, 5),
+                                     {}};
+    const c10::List<bool> computed = ctx->saved_data["output_mask"].toBoolList();
+    bool any = false;
+    for (int i = 0; i < kAttentionInputs; ++i) {
+      if (computed[i]) args.grads[i] = if_defined(grads[i]);
+      any |= args.grads[i].has_value();
+    }
+    if (!any) return variable_list(kDoubleBackwardInputs + 2);
+    // Edges are numbered over the tensors that were given.
+    size_t edge = 0;
+    for (int i = 0; i < kDoubleBackwardInputs; ++i)
+      args.output_mask[i] = args.input(i) && ctx->needs_input_grad(edge++);
+    return as_list(args.call(), args.output_mask);
+  }
+
+ private:
+  static variable_list as_list(const AttentionDoubleGradients& results,
+                               const std::array<bool, kDoubleBackwardInputs>& wanted) {
+    variable_list list = std::apply(
+        [](const auto&... tensors) { return variable_list{tensors..., Tensor(), Tensor()}; },
+        results);
+    for (int i = 0; i < kDoubleBackwardInputs; ++i)
+      if (!wanted[i]) list[i] = Tensor();
+    return list;
+  }
+};
+
+AttentionGradients attention_backward_autograd(const AttentionBackwardArgs& args) {
+  check_slopes_need_no_gradient("_attention_backward", args.scores.alibi_slopes);
+  const variable_list results = AttentionBackwardFunction::apply(
+      args.grad_out, args.grad_lse, args.query, args.key, args.value, args.scores.bias,
+      args.scores.sink, args, at::GradMode::is_enabled());
+  return {results[0], results[1], results[2], results[3], results[4]};
+}
+
 struct RopeFunction : torch::autograd::Function<RopeFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin,
                         bool interleaved, bool conjugate) {
@@ -94,6 +159,7 @@ Tensor rope_autograd(const Tensor& x, const Tensor& cos, const Tensor& sin, bool
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   using namespace fulgurite;
   m.impl("attention", attention_from_schema<attention_autograd>);
-  m.impl("_attention_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_attention_backward", attention_backward_from_schema<attention_backward_autograd>);
+  m.impl("_attention_double_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("rope", rope_autograd);
 }

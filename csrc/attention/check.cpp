@@ -195,6 +195,50 @@ AttentionShape check_attention_backward(const AttentionBackwardArgs& a) {
   return s;
 }
 
+void check_attention_double_backward(const AttentionDoubleBackwardArgs& a) {
+  constexpr const char* op = "_attention_double_backward";
+  constexpr const char* names[] = {"query", "key", "value", "bias", "sink"};
+  const auto for_each_grad = [&](const auto& check) {
+    for (int i = 0; i < kAttentionInputs; ++i)
+      if (const OptionalTensor like = a.input(kOfQuery + i); like && a.grads[i])
+        check(std::string("gg_") + names[i], *a.grads[i], names[i], *like);
+  };
+  check_float(op, "query", a.query);
+  check_same_dtype(op, "key", a.key, "query", a.query);
+  check_same_dtype(op, "value", a.value, "query", a.query);
+  check_score_types(op, a.scores, a.query);
+  if (a.grad_out) check_same_dtype(op, "grad_out", *a.grad_out, "query", a.query);
+  const at::ScalarType wide = accumulate_type(a.query.scalar_type());
+  FULGURITE_CHECK_TYPE(!a.grad_lse || a.grad_lse->scalar_type() == wide,
+                       "expected grad_lse of dtype ", wide, ", got ", a.grad_lse->scalar_type());
+  for_each_grad([](const std::string& name, const Tensor& grad, const char* as,
+                   const Tensor& like) { check_same_dtype(op, name.c_str(), grad, as, like); });
+  const AttentionShape s = check_query_key_value(op, a.query, a.key, a.value);
+  const auto check_sizes = [&](const std::string& name, const Tensor& tensor,
+                               c10::SymIntArrayRef sizes) {
+    FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ",
+                    tensor.sym_sizes());
+    check_place(op, name.c_str(), tensor, a.query);
+  };
+  if (a.grad_out) check_sizes("grad_out", *a.grad_out, c10::SymDimVector{s.B, s.Hq, s.N, s.Dv});
+  if (a.grad_lse) check_sizes("grad_lse", *a.grad_lse, c10::SymDimVector{s.B, s.Hq, s.N});
+  for_each_grad([&](const std::string& name, const Tensor& grad, const char*, const Tensor& like) {
+    check_sizes(name, grad, like.sym_sizes());
+  });
+  check_score_shapes(op, a.scores, a.query, s);
+  check_score_values(op, a.scores, s);
+  check_block_layout(op, a.scores, a.query, s);
+  for (int i = 0; i < kAttentionInputs; ++i)
+    FULGURITE_CHECK_VALUE(!a.grads[i] || a.input(kOfQuery + i), "expected ", names[i], " with gg_",
+                          names[i], ", got none");
+  for (int i = 0; i < kDoubleBackwardInputs; ++i)
+    FULGURITE_CHECK_VALUE(!a.output_mask[i] || a.input(i), "expected ",
+                          i == kOfGradOut   ? "grad_out"
+                          : i == kOfGradLse ? "grad_lse"
+                                            : names[i - kOfQuery],
+                          ", whose gradient is asked for, got none");
+}
+
 double attention_scale(const std::optional<double>& scale, const Tensor& query) {
   return scale ? *scale : 1.0 / std::sqrt(static_cast<double>(query.size(-1)));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/args.h"
+#include "attention/double_backward.h"
 
 namespace fulgurite {
 
@@ -11,6 +12,7 @@ struct AttentionShape {
 
 AttentionShape check_attention(const AttentionArgs& args);
 AttentionShape check_attention_backward(const AttentionBackwardArgs& args);
+void check_attention_double_backward(const AttentionDoubleBackwardArgs& args);
 void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin);
 
 // Parts that the operators of the family share.

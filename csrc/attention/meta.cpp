@@ -27,6 +27,17 @@ AttentionGradients attention_backward_meta(const AttentionBackwardArgs& args) {
           gradient(kBias, args.scores.bias), gradient(kSink, args.scores.sink)};
 }
 
+AttentionDoubleGradients attention_double_backward_meta(const AttentionDoubleBackwardArgs& args) {
+  check_attention_double_backward(args);
+  const auto gradient = [&](int input) {
+    if (!args.output_mask[input]) return at::empty_symint({0}, args.query.options());
+    const Tensor like = *args.input(input);
+    return at::empty_symint(like.sym_sizes(), like.options());
+  };
+  return {gradient(kOfGradOut), gradient(kOfGradLse), gradient(kOfQuery), gradient(kOfKey),
+          gradient(kOfValue),   gradient(kOfBias),    gradient(kOfSink)};
+}
+
 Tensor rope_meta(const Tensor& x, const Tensor& cos, const Tensor& sin, bool, bool) {
   check_rope(x, cos, sin);
   return at::empty_symint(x.sym_sizes(), x.options());
@@ -39,5 +50,7 @@ TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
   using namespace fulgurite;
   m.impl("attention", attention_from_schema<attention_meta>);
   m.impl("_attention_backward", attention_backward_from_schema<attention_backward_meta>);
+  m.impl("_attention_double_backward",
+         attention_double_backward_from_schema<attention_double_backward_meta>);
   m.impl("rope", rope_meta);
 }

@@ -31,6 +31,17 @@ TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
       "grad_bias, Tensor grad_sink)",
       tags);
   m.def(
+      "_attention_double_backward(Tensor? gg_query, Tensor? gg_key, Tensor? gg_value, Tensor? "
+      "gg_bias, Tensor? gg_sink, Tensor? grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
+      "Tensor value, *, Tensor? bias=None, Tensor? mask=None, Tensor? sink=None, Tensor? "
+      "alibi_slopes=None, Tensor? block_layout=None, int block_size=0, float? scale=None, bool "
+      "causal=False, str align=\"bottom_right\", int window_left=-1, int window_right=-1, int "
+      "sink_tokens=0, int chunk_size=0, float softcap=0.0, str score=\"softmax\", float "
+      "score_scale=1.0, float dropout_p=0.0, Tensor? philox=None, bool[7] output_mask) -> (Tensor "
+      "grad_grad_out, Tensor grad_grad_lse, Tensor grad_query, Tensor grad_key, Tensor grad_value, "
+      "Tensor grad_bias, Tensor grad_sink)",
+      tags);
+  m.def(
       "attention_varlen(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor "
       "cu_seqlens_k, *, Tensor? sink=None, Tensor? alibi_slopes=None, float? scale=None, "
       "bool causal=False, str align=\"bottom_right\", int window_left=-1, int window_right=-1, int "

@@ -20,16 +20,6 @@ FULGURITE_KERNEL(attention_backward_bias, attention_grad_bias, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward_bias, attention_reduce_bias, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward_bias, attention_grad_sink, AttentionTaskFn);
 
-namespace {
-
-/// Tasks of a key/value head in the backward, and tasks that share a bias: each holds a part of dQ or dbias, so few, and
-/// enough for one head alone to keep a few cores busy.
-constexpr int64_t kMostSplits = 4;
-
-int64_t query_rows(int64_t N) {
-  return N <= kMostQueryRows ? std::max<int64_t>(N, 1) : kQueryBlock;
-}
-
 ScoreRule score_rule(const ScoreArgs& a, int64_t widest) {
   ScoreRule rule{};
   rule.causal = a.causal;
@@ -59,6 +49,16 @@ DropoutRule dropout_rule(const ScoreArgs& a, int64_t heads) {
   d.inverse_keep = 1.0 / (1.0 - a.dropout_p);
   d.heads = heads;
   return d;
+}
+
+namespace {
+
+/// Tasks of a key/value head in the backward, and tasks that share a bias: each holds a part of dQ or dbias, so few, and
+/// enough for one head alone to keep a few cores busy.
+constexpr int64_t kMostSplits = 4;
+
+int64_t query_rows(int64_t N) {
+  return N <= kMostQueryRows ? std::max<int64_t>(N, 1) : kQueryBlock;
 }
 
 ScoreKind score_kind(std::string_view score) {

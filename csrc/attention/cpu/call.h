@@ -34,6 +34,10 @@ ScoreTensor score_tensor(const OptionalTensor& tensor);
 
 /// Lets the tasks of a call count their tiles for `explain`.
 void count_tiles(KernelInfo& kernel, AttentionParams& params);
+/// Everything of a rule but M and shift, which belong to a sequence; `widest` bounds every distance between positions.
+ScoreRule score_rule(const ScoreArgs& scores, int64_t widest);
+/// philox must be on the host.
+DropoutRule dropout_rule(const ScoreArgs& scores, int64_t heads);
 
 class AttentionCall {
  public:
