@@ -98,13 +98,18 @@ struct ScoreRule {
            !(bias.data && bias_hides(b, h, i, j));
   }
 
+  /// Every key of [j0, j1) is in reach of every query of [i0, i1).
+  FULGURITE_HOST_DEVICE bool all_in_reach(int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
+    const KeyReach first = reach(i0), last = reach(i1 - 1);
+    return (first.window.covers(j0, j1) && last.window.covers(j0, j1)) ||
+           (first.sinks.covers(j0, j1) && last.sinks.covers(j0, j1));
+  }
+
   /// kSkip if no pair of the tile [i0, i1) × [j0, j1) is kept by position, layout and mask; kFull if all are; else kPartial.
   FULGURITE_HOST_DEVICE TileState state(int64_t b, int64_t h, int64_t i0, int64_t i1, int64_t j0,
                                         int64_t j1) const {
     if (!reach(i0, i1).meets(j0, j1)) return TileState::kSkip;
-    const KeyReach first = reach(i0), last = reach(i1 - 1);
-    bool all = (first.window.covers(j0, j1) && last.window.covers(j0, j1)) ||
-               (first.sinks.covers(j0, j1) && last.sinks.covers(j0, j1));
+    bool all = all_in_reach(i0, i1, j0, j1);
     all &= !bias.data;  // a bias may hide any pair
     if (layout.data) {
       const TileState blocks = scan(layout, b, h, i0 / block_size, (i1 - 1) / block_size + 1,

@@ -17,6 +17,7 @@ struct BackwardScratch {
   T *query, *grad_out, *lse, *grad_lse, *delta;  // of one block of query rows
   T *scores, *grad_scores;                       // P and dS of a tile
   T* slope;                                      // of the softcap
+  T* row;                                        // P of one row
   T* keep;                                       // one row of dropout factors
   int64_t query_ld, out_ld, key_ld, value_ld;
   bool query_finite, grad_out_finite;
@@ -34,6 +35,7 @@ struct BackwardScratch {
     scores = arena.take<T>(kMostQueryRows * kScoreStride);
     grad_scores = arena.take<T>(kMostQueryRows * kScoreStride);
     slope = p.softcap > 0 ? arena.take<T>(kMostQueryRows * kScoreStride) : nullptr;
+    row = arena.take<T>(kScoreStride);
     keep = p.dropout.active ? arena.take<T>(kScoreStride) : nullptr;
   }
 };
@@ -84,7 +86,6 @@ FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rul
   const V unit = splat<V>(static_cast<T>(p.score_unit));
   // nothing kept: every score of the row is −inf
   const V lse = splat<V>(w.lse[r] == kHidden<T> ? T(0) : w.lse[r]);
-  V delta = splat<V>(w.delta[r]);
   if (rule.reach(t.i0 + r).within(t.j0, t.j0 + t.columns)) {
     V dot{};
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
@@ -92,9 +93,18 @@ FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rul
       const IntOf<V> hidden = score == kHidden<T>;
       const V probability = select(hidden, V{}, exp_flushed(score * unit - lse));
       dot = madd(probability, select(hidden, V{}, load<V>(grads + c)), dot);
+      store(w.row + c, probability);
     }
-    delta = splat<V>(sum(dot) - w.grad_lse[r]);
+    const V delta = splat<V>(sum(dot) - w.grad_lse[r]);
+    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+      const V probability = load<V>(w.row + c);
+      const V ds = probability * (load<V>(grads + c) - delta);
+      store(grads + c, select(load<V>(scores + c) == kHidden<T>, V{}, ds));
+      store(scores + c, probability);
+    }
+    return;
   }
+  const V delta = splat<V>(w.delta[r]);
   for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
     const V score = load<V>(scores + c);
     const IntOf<V> hidden = score == kHidden<T>;

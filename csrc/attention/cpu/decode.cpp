@@ -6,8 +6,7 @@
 //   out = Σ_s o_s·e^{m_s − m} / l                  lse = m + log l
 // Splits depend on the problem's size alone and are merged in order.
 
-#include "attention/cpu/decode.h"
-#include "attention/cpu/online_softmax.h"
+#include "attention/cpu/decode_stream.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -15,19 +14,22 @@ namespace {
 
 template <class T>
 struct DecodeScratch {
-  T *query, *scores, *rescale, *key, *value, *gathered;
-  int64_t query_ld, acc_ld, gathered_ld;
+  T *query, *scores, *rescale, *gathered;
+  T *key, *value;  // a packed block; null where rows are streamed
+  int64_t query_ld, value_ld, acc_ld;
 
   DecodeScratch(const DecodeParams& d, Arena& arena)
-      : query_ld(pad_lanes<T>(d.attention.D)), acc_ld(pad_columns<T>(d.attention.Dv)) {
-    const AttentionParams& p = d.attention;
-    gathered_ld = pad_lanes<T>(p.D > p.Dv ? p.D : p.Dv);
+      : query_ld(pad_lanes<T>(d.attention.D)),
+        value_ld(pad_lanes<T>(d.attention.Dv)),
+        acc_ld(pad_columns<T>(d.attention.Dv)) {
+    const bool packs = d.rows > kStreamRows;
     query = arena.take<T>(d.rows * query_ld);
     scores = arena.take<T>(kMostQueryRows * kScoreStride);
     rescale = arena.take<T>(kMostQueryRows);
-    key = arena.take<T>(kKeyBlock * p.D);
-    value = arena.take<T>(kKeyBlock * acc_ld);
-    gathered = d.page_table ? arena.take<T>(kKeyBlock * gathered_ld) : nullptr;
+    gathered =
+        arena.take<T>((packs ? kKeyBlock : kLanes<T>)*(query_ld > value_ld ? query_ld : value_ld));
+    key = packs ? arena.take<T>(kKeyBlock * d.attention.D) : nullptr;
+    value = packs ? arena.take<T>(kKeyBlock * acc_ld) : nullptr;
   }
 };
 
@@ -40,37 +42,17 @@ FULGURITE_INLINE GroupRow group_row(const AttentionParams& p, const Block& split
   return {split.head * p.group + r / N, r % N};
 }
 
-/// Keys [j0, j0 + keys) of a paged cache, row after row in the accumulation type.
-template <class S>
-Strided<Accumulate<S>> gather(const DecodeParams& d, const Tensor4& cache, const Block& split,
-                              int64_t j0, int64_t keys, int64_t width,
-                              const DecodeScratch<Accumulate<S>>& w) {
-  using T = Accumulate<S>;
-  const int32_t* const table = d.page_table + split.b * d.pages;
-  for (int64_t j = 0; j < keys;) {
-    const int64_t slot = (j0 + j) % d.page;
-    const int64_t run = d.page - slot < keys - j ? d.page - slot : keys - j;
-    pack_plain<T>(rows_of<S>(cache, table[(j0 + j) / d.page], split.head, slot), run, width,
-                  w.gathered + j * w.gathered_ld, w.gathered_ld);
-    j += run;
-  }
-  return {w.gathered, w.gathered_ld, 1};
-}
-
 /// Packs a block of keys and values; whether every value is finite.
 template <class S>
-bool pack_block(const DecodeParams& d, const Block& split, int64_t j0, int64_t keys,
+bool pack_block(const DecodeParams& d, const Block& split, const Tile& t,
                 const DecodeScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   const AttentionParams& p = d.attention;
-  if (d.page_table) {
-    pack_transposed<T>(gather<S>(d, p.key, split, j0, keys, p.D, w), keys, p.D, w.key);
-    pack_rows<T>(gather<S>(d, p.value, split, j0, keys, p.Dv, w), keys, p.Dv, w.value);
-  } else {
-    pack_transposed<T>(rows_of<S>(p.key, split.b, split.head, j0), keys, p.D, w.key);
-    pack_rows<T>(rows_of<S>(p.value, split.b, split.head, j0), keys, p.Dv, w.value);
-  }
-  return all_finite(w.value, keys * w.acc_ld);
+  gather<S>(d, p.key, split, t.j0, t.columns, p.D, w.gathered, w.query_ld);
+  pack_transposed<T>(Strided<T>{w.gathered, w.query_ld, 1}, t.columns, p.D, w.key);
+  gather<S>(d, p.value, split, t.j0, t.columns, p.Dv, w.gathered, w.value_ld);
+  pack_rows<T>(Strided<T>{w.gathered, w.value_ld, 1}, t.columns, p.Dv, w.value);
+  return all_finite(w.value, t.columns * w.acc_ld);
 }
 
 /// The keys of a block that some query has in reach, seen by no query in particular.
@@ -78,43 +60,76 @@ template <class T>
 Tile block_tile(const DecodeParams& d, const ScoreRule& rule, const Block& split, int64_t j0,
                 int64_t keys) {
   const int64_t N = d.attention.sequences[split.b].N;
-  Tile t{split.b, split.head * d.attention.group, 0, 0, j0, keys, 0, keys, TileState::kSkip};
+  Tile t{split.b, split.head * d.attention.group, 0, 0, j0, keys, 0, keys, TileState::kSkip, false};
   if (!rule.reach(0, N).meets(j0, j0 + keys)) return t;
-  const KeyReach first = rule.reach(0), last = rule.reach(N - 1);
-  const bool all =
-      !rule.mask.data && first.window.covers(j0, j0 + keys) && last.window.covers(j0, j0 + keys);
-  t.state = all ? TileState::kFull : TileState::kPartial;
+  t.all_in_reach = rule.all_in_reach(0, N, j0, j0 + keys);
+  t.state = t.all_in_reach && !rule.mask.data ? TileState::kFull : TileState::kPartial;
   return t;
 }
 
-/// Rows [r0, r0 + rows) of the group against one block.
+/// The tile of row r0 + r of the group alone, for what looks at one row.
+FULGURITE_INLINE Tile row_tile(const AttentionParams& p, const Block& split, const Tile& t,
+                               int64_t r0, int64_t r) {
+  const GroupRow row = group_row(p, split, r0 + r);
+  Tile one = t;
+  one.h = row.head;
+  one.i0 = row.query - r;
+  return one;
+}
+
+/// Products of the rows from r0 on become weights, and what was summed comes to the new maximum.
 template <class T>
-void attend(const DecodeParams& d, const ScoreRule& rule, const Block& split, Tile t, int64_t r0,
-            bool finite, const DecodeScratch<T>& w, OnlineSoftmax<T> softmax) {
+void weigh(const DecodeParams& d, const ScoreRule& rule, const Block& split, const Tile& t,
+           int64_t r0, OnlineSoftmax<T>& softmax) {
   const AttentionParams& p = d.attention;
-  gemm<T>(t.rows, t.c1, p.D, {w.query + r0 * w.query_ld, w.query_ld, 1},
-          {w.key, p.D * kTileColumns<T>}, w.scores, kScoreStride, false);
-  const auto row_tile = [&](int64_t r) {
-    const GroupRow row = group_row(p, split, r0 + r);
-    Tile one = t;
-    one.h = row.head;
-    one.i0 = row.query - r;
-    return one;
-  };
   for (int64_t r = 0; r < t.rows; ++r)
-    score_row<T>(p, rule, row_tile(r), r, w.scores + r * kScoreStride, nullptr);
+    score_row<T>(p, rule, row_tile(p, split, t, r0, r), r, softmax.scores + r * kScoreStride,
+                 nullptr);
   raise_maxima(p, t, softmax);
   exponentiate(p, t, softmax);
+}
+
+/// Few rows: the cache is used as it streams by.
+template <class S>
+void attend_streamed(const DecodeParams& d, const ScoreRule& rule, const Block& split, Tile t,
+                     const DecodeScratch<Accumulate<S>>& w, OnlineSoftmax<Accumulate<S>> softmax) {
+  const AttentionParams& p = d.attention;
+  t.rows = d.rows;
+  stream_scores<S>(d, split, t, w.query, w.query_ld, w.gathered, softmax.scores);
+  weigh(d, rule, split, t, 0, softmax);
+  stream_values<S>(d, split, t, w.value_ld, w.gathered, softmax, [&](int64_t r, int64_t c) {
+    const GroupRow row = group_row(p, split, r);
+    return rule.kept(split.b, row.head, row.query, t.j0 + c);
+  });
+}
+
+/// Many rows: the block is packed once for all of them.
+template <class S>
+void attend_packed(const DecodeParams& d, const ScoreRule& rule, const Block& split, Tile t,
+                   const DecodeScratch<Accumulate<S>>& w, const OnlineSoftmax<Accumulate<S>>& all) {
+  using T = Accumulate<S>;
+  const AttentionParams& p = d.attention;
+  const bool finite = pack_block<S>(d, split, t, w);
   const PanelsB<T> value{w.value, t.columns * kTileColumns<T>};
-  if (t.state == TileState::kFull || finite)
-    return gemm<T>(t.rows, p.Dv, t.c1, {w.scores, kScoreStride, 1}, value, softmax.acc,
-                   softmax.acc_ld, true);
-  for (int64_t r = 0; r < t.rows; ++r) {
-    Tile one = row_tile(r);
-    one.i0 += r;
-    one.rows = 1;
-    careful_gemm<T>(rule, one, true, {w.scores + r * kScoreStride, kScoreStride, 1}, value, p.Dv,
-                    softmax.acc + r * softmax.acc_ld, softmax.acc_ld);
+  for (int64_t r0 = 0; r0 < d.rows; r0 += kMostQueryRows) {
+    t.rows = d.rows - r0 < kMostQueryRows ? d.rows - r0 : kMostQueryRows;
+    OnlineSoftmax<T> softmax{
+        all.scores, all.acc + r0 * all.acc_ld, all.max + r0, all.sum + r0, all.rescale, all.acc_ld};
+    gemm<T>(t.rows, t.c1, p.D, {w.query + r0 * w.query_ld, w.query_ld, 1},
+            {w.key, p.D * kTileColumns<T>}, softmax.scores, kScoreStride, false);
+    weigh(d, rule, split, t, r0, softmax);
+    if (t.state == TileState::kFull || finite) {
+      gemm<T>(t.rows, p.Dv, t.c1, {softmax.scores, kScoreStride, 1}, value, softmax.acc,
+              softmax.acc_ld, true);
+      continue;
+    }
+    for (int64_t r = 0; r < t.rows; ++r) {
+      Tile one = row_tile(p, split, t, r0, r);
+      one.i0 += r;
+      one.rows = 1;
+      careful_gemm<T>(rule, one, true, {softmax.scores + r * kScoreStride, kScoreStride, 1}, value,
+                      p.Dv, softmax.acc + r * softmax.acc_ld, softmax.acc_ld);
+    }
   }
 }
 
@@ -144,12 +159,11 @@ void decode_task(const DecodeParams& d, int64_t task, void* scratch) {
   for (int64_t j0 = begin; j0 < end; j0 += kKeyBlock) {
     Tile t = block_tile<T>(d, rule, split, j0, end - j0 < kKeyBlock ? end - j0 : kKeyBlock);
     if (tally.skips(t)) continue;
-    const bool finite = pack_block<S>(d, split, j0, t.columns, w);
-    for (int64_t r = 0; r < d.rows; r += kMostQueryRows) {
-      t.rows = d.rows - r < kMostQueryRows ? d.rows - r : kMostQueryRows;
-      attend<T>(d, rule, split, t, r, finite, w,
-                {w.scores, acc + r * w.acc_ld, max + r, sum + r, w.rescale, w.acc_ld});
-    }
+    const OnlineSoftmax<T> softmax{w.scores, acc, max, sum, w.rescale, w.acc_ld};
+    if (d.rows <= kStreamRows)
+      attend_streamed<S>(d, rule, split, t, w, softmax);
+    else
+      attend_packed<S>(d, rule, split, t, w, softmax);
   }
   tally.add_to(p);
 }

@@ -108,21 +108,16 @@ FULGURITE_INLINE ScoreRule rule_of(const AttentionParams& p, int64_t b) {
 struct Tile {
   int64_t b, h, i0, rows, j0, columns, c0, c1;
   TileState state;
+  bool
+      all_in_reach;  // by position every pair of [c0, c1) is kept; the mask, layout or bias may hide some
 };
 
 template <class T>
 FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule, int64_t b,
                                 int64_t h, int64_t query_block, int64_t key_block) {
   const Sequence& s = p.sequences[b];
-  Tile t{b,
-         h,
-         query_block * s.query_rows,
-         s.query_rows,
-         key_block * kKeyBlock,
-         kKeyBlock,
-         0,
-         0,
-         TileState::kSkip};
+  Tile t{b, h, query_block * s.query_rows, s.query_rows, key_block * kKeyBlock, kKeyBlock,
+         0, 0, TileState::kSkip,           false};
   if (t.i0 + t.rows > s.N) t.rows = s.N - t.i0;
   if (t.j0 + t.columns > s.M) t.columns = s.M - t.j0;
   const KeyReach reach = rule.reach(t.i0, t.i0 + t.rows);
@@ -132,7 +127,9 @@ FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule,
   const int64_t high = sinks && reach.sinks.end > window.end ? reach.sinks.end : window.end;
   t.c0 = low <= t.j0 ? 0 : (low - t.j0) / kTileColumns<T> * kTileColumns<T>;
   t.c1 = high - t.j0 < t.columns ? high - t.j0 : t.columns;
-  if (t.c0 < t.c1) t.state = rule.state(b, h, t.i0, t.i0 + t.rows, t.j0 + t.c0, t.j0 + t.c1);
+  if (t.c0 >= t.c1) return t;
+  t.state = rule.state(b, h, t.i0, t.i0 + t.rows, t.j0 + t.c0, t.j0 + t.c1);
+  t.all_in_reach = rule.all_in_reach(t.i0, t.i0 + t.rows, t.j0 + t.c0, t.j0 + t.c1);
   return t;
 }
 
@@ -200,7 +197,7 @@ FULGURITE_INLINE void multiply_tile(const ScoreRule& rule, const Tile& t, int64_
                                     const T* panels, T* products) {
   const PanelsB<T> b{panels + t.c0 * K, K * kTileColumns<T>};
   T* const c = products + t.c0;
-  if (t.state == TileState::kFull || K == 0)
+  if (t.all_in_reach || K == 0)
     return gemm<T>(t.rows, t.c1 - t.c0, K, a, b, c, kScoreStride, false);
   const Spans spans(rule, t);
   gemm<T>(t.rows, t.c1 - t.c0, a, b, c, kScoreStride, false,
@@ -210,21 +207,25 @@ FULGURITE_INLINE void multiply_tile(const ScoreRule& rule, const Tile& t, int64_
           });
 }
 
+template <class T>
+FULGURITE_INLINE void hide_out_of_reach(const KeyReach& reach, const Tile& t, T* scores) {
+  if (reach.sinks.meets(t.j0 + t.c0, t.j0 + t.c1)) {
+    for (int64_t c = t.c0; c < t.c1; ++c)
+      if (!reach.has(t.j0 + c)) scores[c] = kHidden<T>;
+    return;
+  }
+  const int64_t begin = reach.window.begin - t.j0, end = reach.window.end - t.j0;
+  for (int64_t c = t.c0; c < t.c1 && c < begin; ++c) scores[c] = kHidden<T>;
+  for (int64_t c = end > t.c0 ? end : t.c0; c < t.c1; ++c) scores[c] = kHidden<T>;
+}
+
 /// kHidden at the pairs of row r that are not kept by position, layout and mask, and at the columns that fill the last vector.
 template <class T>
 inline void hide(const ScoreRule& rule, const Tile& t, int64_t r, T* scores) {
   const int64_t padded = pad_lanes<T>(t.c1), i = t.i0 + r;
   for (int64_t c = t.c1; c < padded; ++c) scores[c] = kHidden<T>;
   if (t.state == TileState::kFull) return;
-  const KeyReach reach = rule.reach(i);
-  if (reach.sinks.meets(t.j0 + t.c0, t.j0 + t.c1)) {
-    for (int64_t c = t.c0; c < t.c1; ++c)
-      if (!reach.has(t.j0 + c)) scores[c] = kHidden<T>;
-  } else {
-    const int64_t begin = reach.window.begin - t.j0, end = reach.window.end - t.j0;
-    for (int64_t c = t.c0; c < t.c1 && c < begin; ++c) scores[c] = kHidden<T>;
-    for (int64_t c = end > t.c0 ? end : t.c0; c < t.c1; ++c) scores[c] = kHidden<T>;
-  }
+  if (!t.all_in_reach) hide_out_of_reach(rule.reach(i), t, scores);
   if (rule.layout.data)
     for (int64_t c = t.c0; c < t.c1; ++c)
       if (!rule.in_layout(t.b, t.h, i, t.j0 + c)) scores[c] = kHidden<T>;
@@ -347,8 +348,9 @@ FULGURITE_INLINE void accumulate_tile(const ScoreRule& rule, const Tile& t, bool
                                       int64_t ldc) {
   const int64_t columns = t.c1 - t.c0;
   const int64_t M = queries_are_rows ? t.rows : columns, K = queries_are_rows ? columns : t.rows;
-  if (t.state == TileState::kFull) return gemm<T>(M, N, K, a, b, c, ldc, true);
-  if (!finite) return careful_gemm(rule, t, queries_are_rows, a, b, N, c, ldc);
+  if (t.state == TileState::kPartial && !finite)
+    return careful_gemm(rule, t, queries_are_rows, a, b, N, c, ldc);
+  if (t.all_in_reach) return gemm<T>(M, N, K, a, b, c, ldc, true);
   const Spans spans(rule, t);
   gemm<T>(M, N, a, b, c, ldc, true, [&](int64_t m0, int64_t m1, int64_t, int64_t) {
     return queries_are_rows ? spans.columns(m0, m1) : spans.rows(t.rows, m0, m1);
