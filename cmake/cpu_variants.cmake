@@ -15,10 +15,11 @@ set(FULGURITE_ISA_FLAGS_amx ${FULGURITE_ISA_FLAGS_avx512_bf16} -mamx-tile -mamx-
 set(FULGURITE_ISA_FLAGS_neon -march=armv8.2-a)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
-  set(FULGURITE_ISAS baseline neon)
+  set(_isas baseline neon)
 else()
-  set(FULGURITE_ISAS baseline avx2 avx512 avx512_bf16 amx)
+  set(_isas baseline avx2 avx512 avx512_bf16 amx)
 endif()
+set(FULGURITE_ISAS ${_isas} CACHE STRING "Instruction sets to compile, baseline among them")
 set(FULGURITE_GENERATED_DIR ${CMAKE_BINARY_DIR}/generated)
 # -ffp-contract=off: every fused multiply-add is written as one, so the bits do not depend on the compiler's mood.
 set(FULGURITE_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi)
