@@ -17,6 +17,7 @@ from common_checks import (
     forward_backward,
     threads,
 )
+from fulgurite.demo.memory import peak_bytes
 from fulgurite.testing import OPERATORS, Sample, assert_accurate, evaluate, unit_roundoff
 from fulgurite.testing.references.attention import attention, attention_naive
 from fulgurite.testing.samples.attention import qkv
@@ -173,3 +174,20 @@ def test_scores_beyond_the_range_of_16_bit(dtype: torch.dtype, isa: str) -> None
     torch.testing.assert_close(lse.double(), want_lse, rtol=2**-23, atol=2**-20)
     u = unit_roundoff(dtype)
     torch.testing.assert_close(out.double(), want, rtol=2 * u, atol=2 * u)
+
+
+def test_memory_grows_with_the_length_not_with_its_square() -> None:
+    """A score matrix would have 256 MiB."""
+    query, key, value = (
+        x.requires_grad_()
+        for x in qkv(torch.Generator(), torch.float32, CPU, B=1, Hq=1, N=8192, M=8192, D=16)
+    )
+    grad = torch.ones_like(query)
+    size = query.numel() * query.element_size()
+    out, _ = attention_op(query, key, value, causal=True, window_left=255)
+    forward = peak_bytes(lambda: attention_op(query, key, value, causal=True, window_left=255))
+    backward = peak_bytes(
+        lambda: torch.autograd.grad(out, (query, key, value), grad, retain_graph=True)
+    )
+    assert forward < 4 * size  # out and lse, K and V packed
+    assert backward < 12 * size  # three gradients, three packed copies, four parts of dQ
