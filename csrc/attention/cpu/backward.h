@@ -75,8 +75,9 @@ void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64
   }
 }
 
-/// P and dS of row r, both 0 where a pair is hidden. Where every key in reach of the row lies in this tile, δ is Σ_j P·dP:
-/// the same sum, and what should cancel in dP − δ then does (with one key, to exactly 0).
+/// P and dS of row r, both 0 where a pair is hidden. Where every key in reach of the row lies in this tile, δ is Σ_j P·dP
+/// over Σ_j P, which is 1 without a sink but for the rounding of lse: what should cancel in dP − δ then does (with one key,
+/// to exactly 0).
 template <class T>
 FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                                   int64_t r, BackwardScratch<T>& w) {
@@ -87,15 +88,17 @@ FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rul
   // nothing kept: every score of the row is −inf
   const V lse = splat<V>(w.lse[r] == kHidden<T> ? T(0) : w.lse[r]);
   if (rule.reach(t.i0 + r).within(t.j0, t.j0 + t.columns)) {
-    V dot{};
+    V dot{}, total{};
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
       const V score = load<V>(scores + c);
       const IntOf<V> hidden = score == kHidden<T>;
       const V probability = select(hidden, V{}, exp_flushed(score * unit - lse));
       dot = madd(probability, select(hidden, V{}, load<V>(grads + c)), dot);
+      total += probability;
       store(w.row + c, probability);
     }
-    const V delta = splat<V>(sum(dot) - w.grad_lse[r]);
+    const T mean = p.sink ? sum(dot) : sum(dot) / sum(total);
+    const V delta = splat<V>(mean - w.grad_lse[r]);
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
       const V probability = load<V>(w.row + c);
       const V ds = probability * (load<V>(grads + c) - delta);
