@@ -4,11 +4,12 @@ The mathematics: docs/ops/attention.md and docs/ops/rope.md. Legend: B batch, Hq
 Hkv key/value heads, N queries, M keys, D query/key width, Dv value width.
 """
 
-from typing import Any, Literal, Optional, overload
+from typing import Literal, Optional, overload
 
 import torch
 from torch import Tensor
-from torch._jit_internal import boolean_dispatched
+
+from fulgurite.nn.functional._scripting import dispatch_on_return_lse, philox_for
 
 __all__ = ["attention", "rope"]
 
@@ -57,8 +58,6 @@ def _attention_with_lse(
     philox: Optional[Tensor] = None,
     return_lse: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    if dropout_p > 0.0 and philox is None:
-        philox = torch.randint(0, 1 << 62, (2,), dtype=torch.int64).to(query.device)
     out, lse = torch.ops.fulgurite.attention(
         _four_dims(query),
         _four_dims(key),
@@ -80,7 +79,7 @@ def _attention_with_lse(
         score=score,
         score_scale=score_scale,
         dropout_p=dropout_p,
-        philox=philox,
+        philox=philox_for(dropout_p, philox, query),
     )
     if query.dim() == 3:
         return out.squeeze(0), lse.squeeze(0)
@@ -293,17 +292,7 @@ def attention(
     )
 
 
-# TorchScript picks by the literal value of return_lse, as torch.nn.functional does.
-# (torch._jit_internal.boolean_dispatch would register the same and return a function that
-# torch.compile refuses to trace.)
-_by_return_lse: dict[str, Any] = {
-    "if_true": _attention_with_lse,
-    "if_false": _attention,
-    "index": 21,
-    "default": False,
-    "arg_name": "return_lse",
-}
-boolean_dispatched[attention] = _by_return_lse
+dispatch_on_return_lse(attention, _attention_with_lse, _attention, 21)
 
 
 def rope(

@@ -5,11 +5,12 @@ rows of all sequences, Hq query heads, Hkv key/value heads, N queries, D query/k
 width.
 """
 
-from typing import Any, Literal, Optional, overload
+from typing import Literal, Optional, overload
 
 import torch
 from torch import Tensor
-from torch._jit_internal import boolean_dispatched
+
+from fulgurite.nn.functional._scripting import dispatch_on_return_lse, philox_for
 
 __all__ = ["attention_decode", "attention_merge", "attention_varlen"]
 
@@ -33,8 +34,6 @@ def _varlen_with_lse(
     philox: Optional[Tensor] = None,
     return_lse: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    if dropout_p > 0.0 and philox is None:
-        philox = torch.randint(0, 1 << 62, (2,), dtype=torch.int64).to(query.device)
     out, lse = torch.ops.fulgurite.attention_varlen(
         query,
         key,
@@ -51,7 +50,7 @@ def _varlen_with_lse(
         sink_tokens=sink_tokens,
         softcap=softcap,
         dropout_p=dropout_p,
-        philox=philox,
+        philox=philox_for(dropout_p, philox, query),
     )
     return out, lse
 
@@ -212,14 +211,7 @@ def attention_varlen(
     )
 
 
-_varlen_by_return_lse: dict[str, Any] = {
-    "if_true": _varlen_with_lse,
-    "if_false": _varlen,
-    "index": 16,
-    "default": False,
-    "arg_name": "return_lse",
-}
-boolean_dispatched[attention_varlen] = _varlen_by_return_lse
+dispatch_on_return_lse(attention_varlen, _varlen_with_lse, _varlen, 16)
 
 
 def attention_decode(
