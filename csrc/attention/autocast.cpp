@@ -1,28 +1,40 @@
-// query, key and value to the autocast dtype; rope runs in the dtype it is given.
+// query, key and value to the autocast dtype, decoding's query to that of its caches; rope and merging run in the dtype they
+// are given.
 #include "common/autocast.h"
-#include "attention/args.h"
+#include "attention/decode.h"
+#include "attention/varlen_args.h"
 
 #include <torch/library.h>
 
 namespace fulgurite {
 namespace {
 
-AttentionResult attention_autocast(const AttentionArgs& args) {
+template <class Args>
+AttentionResult lowered(const Args& args) {
   const AutocastTo lower(args.query.device().type());
-  AttentionArgs cast = args;
+  Args cast = args;
   cast.query = lower(args.query);
   cast.key = lower(args.key);
   cast.value = lower(args.value);
   return cast.call();
 }
 
+/// A cache is never copied.
+AttentionResult decode_autocast(const DecodeArgs& args) {
+  const AutocastTo cache(args.query.device().type(), args.key_cache.scalar_type());
+  DecodeArgs cast = args;
+  cast.query = cache(args.query);
+  return cast.call();
+}
+
+void register_autocast(torch::Library& m) {
+  m.impl("attention", attention_from_schema<lowered<AttentionArgs>>);
+  m.impl("attention_varlen", varlen_from_schema<lowered<VarlenArgs>>);
+  m.impl("attention_decode", decode_from_schema<decode_autocast>);
+}
+
 }  // namespace
 }  // namespace fulgurite
 
-TORCH_LIBRARY_IMPL(fulgurite, AutocastCPU, m) {
-  m.impl("attention", fulgurite::attention_from_schema<fulgurite::attention_autocast>);
-}
-
-TORCH_LIBRARY_IMPL(fulgurite, AutocastCUDA, m) {
-  m.impl("attention", fulgurite::attention_from_schema<fulgurite::attention_autocast>);
-}
+TORCH_LIBRARY_IMPL(fulgurite, AutocastCPU, m) { fulgurite::register_autocast(m); }
+TORCH_LIBRARY_IMPL(fulgurite, AutocastCUDA, m) { fulgurite::register_autocast(m); }

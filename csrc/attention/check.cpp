@@ -168,14 +168,10 @@ void check_backward_types(const char* op, const Tensor& query, const Tensor& key
 void check_backward_shapes(const char* op, const c10::SymDimVector& out_sizes,
                            const c10::SymDimVector& lse_sizes, const Tensor& out, const Tensor& lse,
                            const OptionalTensor& grad_out, const OptionalTensor& grad_lse) {
-  const auto check_sizes = [&](const char* name, const Tensor& tensor, c10::SymIntArrayRef sizes) {
-    FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ",
-                    tensor.sym_sizes());
-  };
-  check_sizes("out", out, out_sizes);
-  check_sizes("lse", lse, lse_sizes);
-  if (grad_out) check_sizes("grad_out", *grad_out, out_sizes);
-  if (grad_lse) check_sizes("grad_lse", *grad_lse, lse_sizes);
+  check_sizes(op, "out", out, out_sizes);
+  check_sizes(op, "lse", lse, lse_sizes);
+  if (grad_out) check_sizes(op, "grad_out", *grad_out, out_sizes);
+  if (grad_lse) check_sizes(op, "grad_lse", *grad_lse, lse_sizes);
 }
 
 AttentionShape check_attention_backward(const AttentionBackwardArgs& a) {
@@ -214,16 +210,14 @@ void check_attention_double_backward(const AttentionDoubleBackwardArgs& a) {
   for_each_grad([](const std::string& name, const Tensor& grad, const char* as,
                    const Tensor& like) { check_same_dtype(op, name.c_str(), grad, as, like); });
   const AttentionShape s = check_query_key_value(op, a.query, a.key, a.value);
-  const auto check_sizes = [&](const std::string& name, const Tensor& tensor,
-                               c10::SymIntArrayRef sizes) {
-    FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ",
-                    tensor.sym_sizes());
-    check_place(op, name.c_str(), tensor, a.query);
+  const auto check_grad = [&](const char* name, const Tensor& grad, c10::SymIntArrayRef sizes) {
+    check_sizes(op, name, grad, sizes);
+    check_place(op, name, grad, a.query);
   };
-  if (a.grad_out) check_sizes("grad_out", *a.grad_out, c10::SymDimVector{s.B, s.Hq, s.N, s.Dv});
-  if (a.grad_lse) check_sizes("grad_lse", *a.grad_lse, c10::SymDimVector{s.B, s.Hq, s.N});
+  if (a.grad_out) check_grad("grad_out", *a.grad_out, c10::SymDimVector{s.B, s.Hq, s.N, s.Dv});
+  if (a.grad_lse) check_grad("grad_lse", *a.grad_lse, c10::SymDimVector{s.B, s.Hq, s.N});
   for_each_grad([&](const std::string& name, const Tensor& grad, const char*, const Tensor& like) {
-    check_sizes(name, grad, like.sym_sizes());
+    check_grad(name.c_str(), grad, like.sym_sizes());
   });
   check_score_shapes(op, a.scores, a.query, s);
   check_score_values(op, a.scores, s);

@@ -1,7 +1,6 @@
-// Attention over a cache of keys and values: checks, Meta and autocast. It has no gradient.
+// Attention over a cache of keys and values: checks and Meta. It has no gradient.
 #include "attention/decode.h"
 
-#include "common/autocast.h"
 #include "common/check.h"
 
 #include <ATen/ops/empty.h>
@@ -80,14 +79,6 @@ AttentionResult decode_meta(const DecodeArgs& args) {
       at::empty_symint({s.B, s.Hq, s.N}, options.dtype(accumulate_type(args.query.scalar_type())))};
 }
 
-/// query to the caches' dtype; a cache is never copied.
-AttentionResult decode_autocast(const DecodeArgs& args) {
-  const AutocastTo cache(args.query.device().type(), args.key_cache.scalar_type());
-  DecodeArgs cast = args;
-  cast.query = cache(args.query);
-  return cast.call();
-}
-
 }  // namespace
 }  // namespace fulgurite
 
@@ -97,12 +88,4 @@ TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   m.impl("attention_decode", torch::autograd::autogradNotImplementedFallback());
-}
-
-TORCH_LIBRARY_IMPL(fulgurite, AutocastCPU, m) {
-  m.impl("attention_decode", fulgurite::decode_from_schema<fulgurite::decode_autocast>);
-}
-
-TORCH_LIBRARY_IMPL(fulgurite, AutocastCUDA, m) {
-  m.impl("attention_decode", fulgurite::decode_from_schema<fulgurite::decode_autocast>);
 }

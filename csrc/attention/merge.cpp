@@ -3,8 +3,8 @@
 
 #include "attention/saved_scores.h"
 #include "common/check.h"
+#include "common/fresh.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
@@ -33,8 +33,7 @@ void check_partials(const char* op, TensorList outs, TensorList lses) {
     check_place(op, "outs", out, outs[0]);
   }
   for (const Tensor& lse : lses) {
-    FULGURITE_CHECK(lse.sym_sizes() == rows, "expected lses of shape ", rows, ", got ",
-                    lse.sym_sizes());
+    check_sizes(op, "lses", lse, rows);
     check_place(op, "lses", lse, outs[0]);
   }
 }
@@ -52,8 +51,7 @@ void check_merge_backward(const OptionalTensor& grad_out, const OptionalTensor& 
   check_partials(op, outs, lses);
   const auto check_like = [&](const char* name, const Tensor& tensor, const Tensor& like) {
     check_same_dtype(op, name, tensor, "the result", like);
-    FULGURITE_CHECK(tensor.sym_sizes() == like.sym_sizes(), "expected ", name, " of shape ",
-                    like.sym_sizes(), ", got ", tensor.sym_sizes());
+    check_sizes(op, name, tensor, like.sym_sizes());
   };
   if (grad_out) check_like("grad_out", *grad_out, outs[0]);
   if (grad_lse) check_like("grad_lse", *grad_lse, lses[0]);
@@ -64,14 +62,9 @@ void check_merge_backward(const OptionalTensor& grad_out, const OptionalTensor& 
 
 namespace {
 
-Tensor like(const Tensor& tensor) {
-  return at::empty_symint(tensor.sym_sizes(),
-                          tensor.options().memory_format(at::MemoryFormat::Contiguous));
-}
-
 AttentionResult merge_meta(TensorList outs, TensorList lses) {
   check_merge(outs, lses);
-  return {like(outs[0]), like(lses[0])};
+  return {fresh_like(outs[0]), fresh_like(lses[0])};
 }
 
 /// A list without tensors reaches no device; it is refused here.
@@ -88,9 +81,8 @@ MergeGradients merge_backward_meta(const OptionalTensor& grad_out, const Optiona
   MergeGradients grads;
   auto& [grad_outs, grad_lses] = grads;
   for (size_t r = 0; r < outs.size(); ++r) {
-    grad_outs.push_back(output_mask[r] ? like(outs[r]) : at::empty({0}, outs[r].options()));
-    grad_lses.push_back(output_mask[outs.size() + r] ? like(lses[r])
-                                                     : at::empty({0}, lses[r].options()));
+    grad_outs.push_back(fresh_gradient(output_mask[r], outs[r]));
+    grad_lses.push_back(fresh_gradient(output_mask[outs.size() + r], lses[r]));
   }
   return grads;
 }

@@ -1,6 +1,7 @@
 // Shapes and dtypes of the results, for fake tensors, export and compile.
 #include "attention/check.h"
 #include "common/check.h"
+#include "common/fresh.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -20,8 +21,7 @@ AttentionResult attention_meta(const AttentionArgs& args) {
 AttentionGradients attention_backward_meta(const AttentionBackwardArgs& args) {
   check_attention_backward(args);
   const auto gradient = [&](AttentionInput input, const OptionalTensor& like) {
-    return args.output_mask[input] ? at::empty_symint(like->sym_sizes(), like->options())
-                                   : at::empty_symint({0}, args.query.options());
+    return fresh_gradient(args.output_mask[input], like, args.query);
   };
   return {gradient(kQuery, args.query), gradient(kKey, args.key), gradient(kValue, args.value),
           gradient(kBias, args.scores.bias), gradient(kSink, args.scores.sink)};
@@ -30,9 +30,7 @@ AttentionGradients attention_backward_meta(const AttentionBackwardArgs& args) {
 AttentionDoubleGradients attention_double_backward_meta(const AttentionDoubleBackwardArgs& args) {
   check_attention_double_backward(args);
   const auto gradient = [&](int input) {
-    if (!args.output_mask[input]) return at::empty_symint({0}, args.query.options());
-    const Tensor like = *args.input(input);
-    return at::empty_symint(like.sym_sizes(), like.options());
+    return fresh_gradient(args.output_mask[input], args.input(input), args.query);
   };
   return {gradient(kOfGradOut), gradient(kOfGradLse), gradient(kOfQuery), gradient(kOfKey),
           gradient(kOfValue),   gradient(kOfBias),    gradient(kOfSink)};
@@ -40,7 +38,7 @@ AttentionDoubleGradients attention_double_backward_meta(const AttentionDoubleBac
 
 Tensor rope_meta(const Tensor& x, const Tensor& cos, const Tensor& sin, bool, bool) {
   check_rope(x, cos, sin);
-  return at::empty_symint(x.sym_sizes(), x.options());
+  return fresh_like(x);
 }
 
 }  // namespace

@@ -31,13 +31,8 @@ ScoreTiles::ScoreTiles(const ScoreArgs& scores, int64_t heads, int64_t N, int64_
 }
 
 RowTile ScoreTiles::tile(int64_t b, int64_t h, int64_t heads, int64_t i, int64_t rows) const {
-  const KeyReach reach = rule_.reach(i, i + rows);
-  int64_t begin = reach.window.begin, end = reach.window.end;
-  if (reach.sinks.begin < reach.sinks.end) {
-    begin = std::min(begin, reach.sinks.begin);
-    end = std::max(end, reach.sinks.end);
-  }
-  return {b, h, heads, i, rows, begin, std::max<int64_t>(0, end - begin)};
+  const KeyRange keys = rule_.reach(i, i + rows).hull(0, rule_.M);
+  return {b, h, heads, i, rows, keys.begin, std::max<int64_t>(0, keys.end - keys.begin)};
 }
 
 Tensor ScoreTiles::hidden(const RowTile& t) const {

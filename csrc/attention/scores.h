@@ -40,6 +40,19 @@ struct KeyReach {
   FULGURITE_HOST_DEVICE bool meets(int64_t j0, int64_t j1) const {
     return sinks.meets(j0, j1) || window.meets(j0, j1);
   }
+  /// The smallest range of [j0, j1) that holds what is in reach there; {j1, j0} if nothing is.
+  FULGURITE_HOST_DEVICE KeyRange hull(int64_t j0, int64_t j1) const {
+    KeyRange h{j1, j0};
+    const KeyRange ranges[] = {sinks, window};
+    for (const KeyRange& range : ranges) {
+      const int64_t begin = range.begin > j0 ? range.begin : j0,
+                    end = range.end < j1 ? range.end : j1;
+      if (begin >= end) continue;
+      h.begin = begin < h.begin ? begin : h.begin;
+      h.end = end > h.end ? end : h.end;
+    }
+    return h;
+  }
   /// No key outside [j0, j1) is in reach.
   FULGURITE_HOST_DEVICE bool within(int64_t j0, int64_t j1) const {
     return sinks.inside(j0, j1) && window.inside(j0, j1);

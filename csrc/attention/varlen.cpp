@@ -1,9 +1,9 @@
-// Attention over packed sequences: checks, Meta, gradients and autocast. Its schemas stand in ops.cpp.
+// Attention over packed sequences: checks, Meta and gradients. Its schemas stand in ops.cpp.
 #include "attention/varlen.h"
 
 #include "attention/saved_scores.h"
-#include "common/autocast.h"
 #include "common/check.h"
+#include "common/fresh.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -107,8 +107,7 @@ AttentionResult varlen_meta(const VarlenArgs& args) {
 VarlenGradients varlen_backward_meta(const VarlenBackwardArgs& args) {
   check_varlen_backward(args);
   const auto gradient = [&](VarlenInput input, const OptionalTensor& like) {
-    return args.output_mask[input] ? at::empty_symint(like->sym_sizes(), like->options())
-                                   : at::empty_symint({0}, args.query.options());
+    return fresh_gradient(args.output_mask[input], like, args.query);
   };
   return {gradient(kVarlenQuery, args.query), gradient(kVarlenKey, args.key),
           gradient(kVarlenValue, args.value), gradient(kVarlenSink, args.scores.sink)};
@@ -160,15 +159,6 @@ AttentionResult varlen_autograd(const VarlenArgs& args) {
   return {results[0], results[1]};
 }
 
-AttentionResult varlen_autocast(const VarlenArgs& args) {
-  const AutocastTo lower(args.query.device().type());
-  VarlenArgs cast = args;
-  cast.query = lower(args.query);
-  cast.key = lower(args.key);
-  cast.value = lower(args.value);
-  return cast.call();
-}
-
 }  // namespace
 }  // namespace fulgurite
 
@@ -181,12 +171,4 @@ TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   m.impl("attention_varlen", fulgurite::varlen_from_schema<fulgurite::varlen_autograd>);
   m.impl("_attention_varlen_backward", torch::autograd::autogradNotImplementedFallback());
-}
-
-TORCH_LIBRARY_IMPL(fulgurite, AutocastCPU, m) {
-  m.impl("attention_varlen", fulgurite::varlen_from_schema<fulgurite::varlen_autocast>);
-}
-
-TORCH_LIBRARY_IMPL(fulgurite, AutocastCUDA, m) {
-  m.impl("attention_varlen", fulgurite::varlen_from_schema<fulgurite::varlen_autocast>);
 }

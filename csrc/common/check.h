@@ -48,6 +48,12 @@ inline void check_place(const char* op, const char* name, const at::Tensor& tens
                   first.device(), ", got ", tensor.device());
 }
 
+inline void check_sizes(const char* op, const char* name, const at::Tensor& tensor,
+                        c10::SymIntArrayRef sizes) {
+  FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ",
+                  tensor.sym_sizes());
+}
+
 inline void check_dim(const char* op, const char* name, const at::Tensor& tensor, int64_t dim,
                       const char* shape) {
   FULGURITE_CHECK(tensor.dim() == dim, "expected ", name, " of shape ", shape, ", got ",

@@ -119,8 +119,8 @@ std::vector<KernelReport> kernel_table() {
                         kernel->calls(),
                         kernel->tasks(),
                         kernel->threads(),
-                        tiles.rows,
-                        tiles.columns,
+                        __atomic_load_n(&tiles.rows, __ATOMIC_RELAXED),
+                        __atomic_load_n(&tiles.columns, __ATOMIC_RELAXED),
                         __atomic_load_n(&tiles.seen, __ATOMIC_RELAXED),
                         __atomic_load_n(&tiles.skipped, __ATOMIC_RELAXED)};
     for (int i = 0; i < kNumIsas; ++i)

@@ -24,10 +24,10 @@ const char* isa_name(Isa isa);
 /// The set in use: the best of the machine, or FULGURITE_ISA, read at the first call.
 Isa current_isa();
 
-/// Tiles of a kernel that cuts its problem into them, and how many it could skip.
+/// Tiles of a kernel that cuts its problem into them, and how many it could skip. Accessed atomically.
 struct TileCount {
   int64_t rows, columns;  // of a tile, in the last call
-  int64_t seen, skipped;  // since the library was loaded; tasks add to them atomically
+  int64_t seen, skipped;  // since the library was loaded
 };
 
 /// One entry of the table of all kernels, as show_config and explain read it.

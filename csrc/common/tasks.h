@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "common/ceil_div.h"
 #include "common/isa.h"
 
 namespace fulgurite {
@@ -47,6 +48,23 @@ void run_tasks(KernelInfo& kernel, const TaskSpace& space, const Run& run) {
       for (int64_t first; (first = next.fetch_add(batch, std::memory_order_relaxed)) < space.count;)
         for (int64_t task = first; task < std::min(first + batch, space.count); ++task)
           run(task, static_cast<void*>(base + worker * stride));
+  });
+}
+
+/// The tasks of a kernel that takes (params, task, scratch).
+template <class Fn, class Params>
+void run_kernel(Kernel<Fn>& kernel, const Params& params, const TaskSpace& space) {
+  Fn* const fn = kernel.get();
+  run_tasks(kernel, space, [&](int64_t task, void* scratch) { fn(params, task, scratch); });
+}
+
+/// Ranges of `per_task` rows for a kernel that takes (params, first row, last row).
+template <class Fn, class Params>
+void run_rows(Kernel<Fn>& kernel, const Params& params, int64_t rows, int64_t per_task,
+              int64_t cost) {
+  Fn* const fn = kernel.get();
+  run_tasks(kernel, {ceil_div(rows, per_task), cost}, [&](int64_t task, void*) {
+    fn(params, task * per_task, std::min(rows, (task + 1) * per_task));
   });
 }
 

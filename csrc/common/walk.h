@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "common/ceil_div.h"
 #include "simd/walk.h"
 
 namespace fulgurite {
@@ -47,7 +48,7 @@ class WalkList {
     const at::Tensor& first = *operands[0];
     Walk walk{positions_, first.numel(), 0, 0};
     if (!dense(operands)) add_table(operands, walk);
-    positions_ += (walk.numel + kWalkGrain - 1) / kWalkGrain * kWalkGrain;
+    positions_ += ceil_div(walk.numel, kWalkGrain) * kWalkGrain;
     elements_ += walk.numel;
     walks_.push_back(walk);
   }

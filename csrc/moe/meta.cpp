@@ -1,5 +1,6 @@
 // Shapes and dtypes of the results, for fake tensors, export and compile.
 #include "common/check.h"
+#include "common/fresh.h"
 #include "moe/check.h"
 
 #include <ATen/ops/empty.h>
@@ -7,11 +8,6 @@
 
 namespace fulgurite {
 namespace {
-
-Tensor gradient(const Tensor& like, bool wanted) {
-  return wanted ? at::empty_symint(like.sym_sizes(), like.options())
-                : at::empty_symint({0}, like.options());
-}
 
 RouteResult route_meta(const RouteArgs& args) {
   const RouteShape s = check_route(args);
@@ -25,7 +21,7 @@ RouteResult route_meta(const RouteArgs& args) {
 
 Tensor route_backward_meta(const RouteBackwardArgs& args) {
   check_route_backward(args);
-  return gradient(args.logits, args.output_mask[0]);
+  return fresh_gradient(args.output_mask[0], args.logits);
 }
 
 Tensor scalar_loss(const Tensor& logits) {
@@ -39,7 +35,7 @@ Tensor balance_meta(const BalanceArgs& args) {
 
 Tensor balance_backward_meta(const Tensor& grad, const BalanceArgs& args, bool wanted) {
   check_balance_backward(grad, args);
-  return gradient(args.logits, wanted);
+  return fresh_gradient(wanted, args.logits);
 }
 
 Tensor z_loss_meta(const Tensor& logits, const OptionalTensor& token_mask) {
@@ -50,7 +46,7 @@ Tensor z_loss_meta(const Tensor& logits, const OptionalTensor& token_mask) {
 Tensor z_loss_backward_meta(const Tensor& grad, const Tensor& logits,
                             const OptionalTensor& token_mask, std::array<bool, 1> output_mask) {
   check_z_loss_backward(grad, logits, token_mask);
-  return gradient(logits, output_mask[0]);
+  return fresh_gradient(output_mask[0], logits);
 }
 
 void update_bias_meta(const Tensor& bias, const Tensor& counts, double, std::string_view rule,
@@ -82,12 +78,13 @@ std::tuple<Tensor, Tensor> combine_backward_meta(const Tensor& grad, const Tenso
                                                  const OptionalTensor& weights,
                                                  std::array<bool, 2> output_mask) {
   check_combine_backward(grad, y, inverse, weights);
-  return {gradient(y, output_mask[0]), gradient(weights.value_or(y), output_mask[1] && weights)};
+  return {fresh_gradient(output_mask[0], y),
+          fresh_gradient(output_mask[1] && weights, weights.value_or(y))};
 }
 
 Tensor experts_meta(const ExpertsArgs& args) {
   check_experts(args);
-  return at::empty_symint(args.x.sym_sizes(), args.x.options());  // (T,H)
+  return fresh_like(args.x);  // (T,H)
 }
 
 std::tuple<Tensor, Tensor> experts_forward_meta(const Tensor& x, const Tensor& ids,
@@ -96,15 +93,17 @@ std::tuple<Tensor, Tensor> experts_forward_meta(const Tensor& x, const Tensor& i
   const ExpertsShape s =
       check_experts_tensors("_moe_experts_forward", x, ids, weights, w_in, w_out);
   return {
-      at::empty_symint(x.sym_sizes(), x.options()),  // y (T,H)
+      fresh_like(x),  // y (T,H)
       at::empty_symint({s.T * s.K, s.I * 2},
                        x.options().dtype(accumulate_type(x.scalar_type())))};  // hidden (T·K,2I)
 }
 
 ExpertsGradients experts_backward_meta(const ExpertsBackwardArgs& args) {
   check_experts_backward(args);
-  return {gradient(args.x, args.output_mask[0]), gradient(args.weights, args.output_mask[1]),
-          gradient(args.w_in, args.output_mask[2]), gradient(args.w_out, args.output_mask[3])};
+  return {fresh_gradient(args.output_mask[0], args.x),
+          fresh_gradient(args.output_mask[1], args.weights),
+          fresh_gradient(args.output_mask[2], args.w_in),
+          fresh_gradient(args.output_mask[3], args.w_out)};
 }
 
 }  // namespace

@@ -35,6 +35,15 @@ class Arena {
   int64_t used_ = 0;
 };
 
+/// The first n lanes, all of them if n is more; rounded once to the storage type.
+template <class S, class V>
+FULGURITE_INLINE void store_up_to(S* to, V v, int64_t n) {
+  if (n >= kWidth<V>)
+    store_as(to, v);
+  else
+    store_first(to, v, n);
+}
+
 /// n contiguous results, scaled, rounded once to the storage type.
 template <class S, class T>
 inline void store_row(S* to, const T* from, int64_t n, T scale = 1) {

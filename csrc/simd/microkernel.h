@@ -8,6 +8,7 @@
 // registers), 6×64 with AVX-512 (24 of 32). C is added after the chain over k, not before: shorter chains, smaller errors.
 #pragma once
 
+#include "common/ceil_div.h"
 #include "simd/vec.h"
 
 namespace fulgurite {
@@ -25,7 +26,7 @@ inline constexpr int kTileColumns = kTileVectors * kLanes<T>;
 
 template <class T>
 FULGURITE_INLINE int64_t pad_columns(int64_t n) {
-  return (n + kTileColumns<T> - 1) / kTileColumns<T> * kTileColumns<T>;
+  return ceil_div(n, kTileColumns<T>) * kTileColumns<T>;
 }
 
 template <class T>
@@ -71,44 +72,46 @@ struct Depth {
   int64_t begin, end;
 };
 
+/// Calls strip(rows, m) for strips of rows that cover M, `rows` a constant of the type std::integral_constant.
+template <class Strip>
+FULGURITE_INLINE void for_strips(int64_t M, const Strip& strip) {
+  int64_t m = 0;
+  for (; m + kTileRows <= M; m += kTileRows) strip(std::integral_constant<int, kTileRows>{}, m);
+  for (; m + 4 <= M; m += 4) strip(std::integral_constant<int, 4>{}, m);
+  for (; m + 2 <= M; m += 2) strip(std::integral_constant<int, 2>{}, m);
+  for (; m < M; ++m) strip(std::integral_constant<int, 1>{}, m);
+}
+
 /// M rows of C; N is rounded up to whole panels, so C's rows hold pad_columns(N) elements. Every element of C is one chain
-/// over k in order, whatever M is: a row's bits do not depend on its neighbours. depth(m0, m1, n0, n1) names the part of k
-/// that the block C[m0 … m1)[n0 … n1) needs; what it leaves out must be zeros of A or go unread.
+/// over k in order, whatever M is: a row's bits do not depend on its neighbours.
+template <class T>
+inline void gemm(int64_t M, int64_t N, int64_t K, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc,
+                 bool accumulate) {
+  for (int64_t n = 0; n < N; n += kTileColumns<T>) {
+    const T* const panel = b.data + n / kTileColumns<T> * b.panel_stride;
+    for_strips(M, [&](auto rows, int64_t m) {
+      gemm_tile<decltype(rows)::value>(
+          MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.k_stride}, panel, K,
+          c + m * ldc + n, ldc, accumulate);
+    });
+  }
+}
+
+/// The same over the part of k that each block needs: depth(m0, m1, n0, n1) for C[m0 … m1)[n0 … n1). What it leaves out must
+/// be zeros of A or go unread.
 template <class T, class DepthOf>
 inline void gemm(int64_t M, int64_t N, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc,
                  bool accumulate, const DepthOf& depth) {
   for (int64_t n = 0; n < N; n += kTileColumns<T>) {
     const T* const panel = b.data + n / kTileColumns<T> * b.panel_stride;
-    const auto block = [&](auto rows, int64_t m) {
+    for_strips(M, [&](auto rows, int64_t m) {
       constexpr int MR = decltype(rows)::value;
       const Depth k = depth(m, m + MR, n, n + kTileColumns<T>);
       if (k.begin >= k.end) return;
       gemm_tile<MR>(
           MatrixA<T>{a.data + m * a.row_stride + k.begin * a.k_stride, a.row_stride, a.k_stride},
           panel + k.begin * kTileColumns<T>, k.end - k.begin, c + m * ldc + n, ldc, accumulate);
-    };
-    int64_t m = 0;
-    for (; m + kTileRows <= M; m += kTileRows) block(std::integral_constant<int, kTileRows>{}, m);
-    for (; m + 4 <= M; m += 4) block(std::integral_constant<int, 4>{}, m);
-    for (; m + 2 <= M; m += 2) block(std::integral_constant<int, 2>{}, m);
-    for (; m < M; ++m) block(std::integral_constant<int, 1>{}, m);
-  }
-}
-/// The whole of k. K = 0 gives zeros.
-template <class T>
-inline void gemm(int64_t M, int64_t N, int64_t K, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc,
-                 bool accumulate) {
-  const auto rows = [&a](int64_t m) {
-    return MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.k_stride};
-  };
-  for (int64_t n = 0; n < N; n += kTileColumns<T>) {
-    const T* const panel = b.data + n / kTileColumns<T> * b.panel_stride;
-    int64_t m = 0;
-    for (; m + kTileRows <= M; m += kTileRows)
-      gemm_tile<kTileRows>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
-    for (; m + 4 <= M; m += 4) gemm_tile<4>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
-    for (; m + 2 <= M; m += 2) gemm_tile<2>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
-    for (; m < M; ++m) gemm_tile<1>(rows(m), panel, K, c + m * ldc + n, ldc, accumulate);
+    });
   }
 }
 

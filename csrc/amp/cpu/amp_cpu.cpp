@@ -31,7 +31,7 @@ Tensor scalar_result(T value, at::ScalarType dtype, const Tensor& like) {
   return result;
 }
 
-int64_t stats_blocks(int64_t numel) { return (numel + kStatsBlock - 1) / kStatsBlock; }
+int64_t stats_blocks(int64_t numel) { return ceil_div(numel, kStatsBlock); }
 
 /// Per tensor: the slot of its first block; one more for the end.
 std::vector<int64_t> first_slots(TensorList grads) {
@@ -60,17 +60,17 @@ std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(TensorList grads,
                           tensors.data(), inv_scale ? scalar(*inv_scale) : 1.0,
                           sums.get(),     bad.get()};
   const auto stats = amp_grad_stats_kernel.get();
-  run_tasks(
-      amp_grad_stats_kernel, {(blocks + kBlocksPerTask - 1) / kBlocksPerTask, 4 * list.elements()},
-      [&](int64_t task, void*) {
-        const int64_t first = task * kBlocksPerTask,
-                      last = std::min(blocks, first + kBlocksPerTask);
-        int64_t tensor = std::upper_bound(slots.begin(), slots.end(), first) - slots.begin() - 1;
-        for (int64_t slot = first; slot < last; ++slot) {
-          while (slots[tensor + 1] <= slot) ++tensor;
-          stats(p, tensor, slot - slots[tensor], slot);
-        }
-      });
+  run_tasks(amp_grad_stats_kernel, {ceil_div(blocks, kBlocksPerTask), 4 * list.elements()},
+            [&](int64_t task, void*) {
+              const int64_t first = task * kBlocksPerTask,
+                            last = std::min(blocks, first + kBlocksPerTask);
+              int64_t tensor =
+                  std::upper_bound(slots.begin(), slots.end(), first) - slots.begin() - 1;
+              for (int64_t slot = first; slot < last; ++slot) {
+                while (slots[tensor + 1] <= slot) ++tensor;
+                stats(p, tensor, slot - slots[tensor], slot);
+              }
+            });
 
   double norm_sq = 0;
   int64_t first_bad = -1;
@@ -113,7 +113,7 @@ void unscale_cpu(TensorList grads, const Tensor& found_inf, const Tensor& inv_sc
   std::atomic<bool> bad{false};
   const auto unscale = amp_unscale_kernel.get();
   run_tasks(amp_unscale_kernel,
-            {(list.positions() + kPositionsPerTask - 1) / kPositionsPerTask, 4 * list.elements()},
+            {ceil_div(list.positions(), kPositionsPerTask), 4 * list.elements()},
             [&](int64_t task, void*) {
               if (unscale(p, task * kPositionsPerTask, (task + 1) * kPositionsPerTask))
                 bad.store(true, std::memory_order_relaxed);

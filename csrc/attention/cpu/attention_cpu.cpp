@@ -2,6 +2,7 @@
 #include "attention/check.h"
 #include "attention/cpu/call.h"
 #include "common/check.h"
+#include "common/fresh.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -55,9 +56,7 @@ AttentionGradients attention_backward_cpu(const AttentionBackwardArgs& args) {
   if (args.grad_lse && args.scores.score == "softmax")
     p.grad_lse = head_rows(args.grad_lse, batch_strides(*args.grad_lse));
   const auto gradient = [&](AttentionInput input, const OptionalTensor& like) {
-    if (!args.output_mask[input])
-      return at::empty({0}, query.options().memory_format(at::MemoryFormat::Contiguous));
-    return at::empty(like->sizes(), like->options().memory_format(at::MemoryFormat::Contiguous));
+    return fresh_gradient(args.output_mask[input], like, query);
   };
   Tensor grad_query = gradient(kQuery, args.query), grad_key = gradient(kKey, args.key),
          grad_value = gradient(kValue, args.value);
@@ -67,13 +66,8 @@ AttentionGradients attention_backward_cpu(const AttentionBackwardArgs& args) {
   if (args.output_mask[kKey]) p.grad_key = head_output(grad_key, batch_strides(grad_key));
   if (args.output_mask[kValue]) p.grad_value = head_output(grad_value, batch_strides(grad_value));
   if (args.output_mask[kBias]) prepare_grad_bias(call, *args.scores.bias, grad_bias);
-  Tensor grad_sink_acc;
-  if (args.output_mask[kSink]) {
-    grad_sink_acc = at::empty({p.Hq}, query.options().dtype(accumulate_type(query.scalar_type())));
-    p.grad_sink = grad_sink_acc.mutable_data_ptr();
-  }
+  if (args.output_mask[kSink]) call.want_sink(grad_sink);
   call.backward();
-  if (args.output_mask[kSink]) grad_sink.copy_(grad_sink_acc);
   return {grad_query, grad_key, grad_value, grad_bias, grad_sink};
 }
 

@@ -27,18 +27,19 @@ struct KeyValueScratch {
 /// dV += Pᵀ·dO and dK += dSᵀ·Q of one tile.
 template <class T>
 void accumulate_key_value(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
-                          const BackwardScratch<T>& w, KeyValueScratch<T>& kv) {
+                          const Spans& spans, const BackwardScratch<T>& w, KeyValueScratch<T>& kv) {
   const int64_t panel = t.rows * kTileColumns<T>;
   if (p.grad_value.data) {
     pack_rows<T>(Strided<T>{w.grad_out, w.out_ld, 1}, t.rows, p.Dv, kv.grad_out_panels);
-    accumulate_tile<T>(rule, t, false, w.grad_out_finite, {w.scores + t.c0, 1, kScoreStride},
+    accumulate_tile<T>(rule, t, spans, false, w.grad_out_finite, {w.scores + t.c0, 1, kScoreStride},
                        {kv.grad_out_panels, panel}, p.Dv, kv.grad_value + t.c0 * w.value_ld,
                        w.value_ld);
   }
   if (p.grad_key.data) {
     pack_rows<T>(Strided<T>{w.query, w.query_ld, 1}, t.rows, p.D, kv.query_panels);
-    accumulate_tile<T>(rule, t, false, w.query_finite, {w.grad_scores + t.c0, 1, kScoreStride},
-                       {kv.query_panels, panel}, p.D, kv.grad_key + t.c0 * w.key_ld, w.key_ld);
+    accumulate_tile<T>(rule, t, spans, false, w.query_finite,
+                       {w.grad_scores + t.c0, 1, kScoreStride}, {kv.query_panels, panel}, p.D,
+                       kv.grad_key + t.c0 * w.key_ld, w.key_ld);
   }
 }
 
@@ -54,11 +55,11 @@ FULGURITE_INLINE T* query_part(const AttentionParams& p, int64_t b, int64_t h, i
 /// dQ += dS·K of one tile.
 template <class T>
 void accumulate_query(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
-                      const BackwardScratch<T>& w, T* part) {
+                      const Spans& spans, const BackwardScratch<T>& w, T* part) {
   const PackedBlock packed = packed_block(p, t.b, t.h / p.group, t.j0 / kKeyBlock);
   const T* const key =
       static_cast<const T*>(p.key_rows) + packed.keys * w.key_ld + t.c0 * kTileColumns<T>;
-  accumulate_tile<T>(rule, t, true, p.key_finite[packed.index],
+  accumulate_tile<T>(rule, t, spans, true, p.key_finite[packed.index],
                      {w.grad_scores + t.c0, kScoreStride, 1}, {key, t.columns * kTileColumns<T>},
                      p.D, part + t.i0 * w.key_ld, w.key_ld);
 }
@@ -101,16 +102,17 @@ void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block
   __builtin_memset(kv.grad_key, 0, sizeof(T) * keys * w.key_ld);
   __builtin_memset(kv.grad_value, 0, sizeof(T) * keys * w.value_ld);
   for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
-    for (int64_t block = 0; block < block_count(s.N, s.query_rows); ++block) {
+    for (int64_t block = 0; block < ceil_div(s.N, s.query_rows); ++block) {
       const Tile t = make_tile<T>(p, rule, split.b, h, block, key_block);
       if (tally.skips(t)) continue;
       load_rows<S>(p, split.b, h, t.i0, t.rows, w);
-      gradient_tile<S>(p, rule, t, w);
+      const Spans spans(rule, t);
+      gradient_tile<S>(p, rule, t, spans, w);
       if (p.grad_bias_parts) accumulate_bias(p, t, split.b % p.batch_stride, w);
       apply_softcap(t, w);
-      accumulate_key_value(p, rule, t, w, kv);
+      accumulate_key_value(p, rule, t, spans, w, kv);
       if (p.grad_query.data)
-        accumulate_query(p, rule, t, w, query_part<T>(p, split.b, h, split.index, w.key_ld));
+        accumulate_query(p, rule, t, spans, w, query_part<T>(p, split.b, h, split.index, w.key_ld));
     }
   tally.add_to(p);
   for (int64_t j = 0; j < keys; ++j) {
@@ -137,7 +139,7 @@ void backward_task(const AttentionParams& p, int64_t task, void* scratch) {
       for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
         __builtin_memset(query_part<T>(p, split.b, h, split.index, w.key_ld), 0,
                          sizeof(T) * s.N * w.key_ld);
-    for (int64_t block = split.index; block < block_count(s.M, kKeyBlock); block += s.splits)
+    for (int64_t block = split.index; block < ceil_div(s.M, kKeyBlock); block += s.splits)
       backward_block<S>(p, rule, split, block, w, kv);
   }
 }

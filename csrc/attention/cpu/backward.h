@@ -7,7 +7,7 @@
 #pragma once
 
 #include "attention/cpu/activation.h"
-#include "attention/cpu/tile.h"
+#include "attention/cpu/row_scores.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -134,13 +134,13 @@ FULGURITE_INLINE void activation_row(const AttentionParams& p, const Tile& t, in
 /// P into scores and dS into grad_scores; both are 0 at pairs that are not kept, whatever stands there.
 template <class S>
 void gradient_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
-                   BackwardScratch<Accumulate<S>>& w) {
+                   const Spans& spans, BackwardScratch<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   const PackedBlock packed = packed_block(p, t.b, t.h / p.group, t.j0 / kKeyBlock);
   const T* const key = static_cast<const T*>(p.key_transposed) + packed.keys * p.D;
   const T* const value = static_cast<const T*>(p.value_transposed) + packed.keys * p.Dv;
-  score_tile<T>(p, rule, t, w.query, w.query_ld, key, w.scores, w.slope);
-  multiply_tile<T>(rule, t, p.Dv, {w.grad_out, w.out_ld, 1}, value, w.grad_scores);
+  score_tile<T>(p, rule, t, spans, w.query, w.query_ld, key, w.scores, w.slope);
+  multiply_tile<T>(t, spans, p.Dv, {w.grad_out, w.out_ld, 1}, value, w.grad_scores);
   for (int64_t r = 0; r < t.rows; ++r) {
     if (p.dropout.active) {
       for (int64_t c = t.c0; c < t.c1; ++c) w.keep[c] = 1;

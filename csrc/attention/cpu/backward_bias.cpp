@@ -22,8 +22,7 @@ struct BiasWalk {
 
 BiasWalk walk_of(const AttentionParams& p, int64_t task) {
   const Sequence& s = p.sequences[0];  // every batch entry has the same N and M
-  const int64_t query_blocks = block_count(s.N, s.query_rows),
-                key_blocks = block_count(s.M, kKeyBlock);
+  const int64_t query_blocks = ceil_div(s.N, s.query_rows), key_blocks = ceil_div(s.M, kKeyBlock);
   const bool all_heads = p.bias_shape[1] == 1, one_row = p.bias_shape[2] == 1,
              one_column = p.bias_shape[3] == 1;
   BiasWalk w{};
@@ -78,7 +77,7 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
           if (t.state == TileState::kSkip) continue;
           if (!loaded) load_rows<S>(p, b, h, t.i0, t.rows, w);
           loaded = true;
-          gradient_tile<S>(p, rule, t, w);
+          gradient_tile<S>(p, rule, t, Spans(rule, t), w);
           add_tile(walk, t, w.grad_scores, acc);
         }
       }

@@ -70,17 +70,15 @@ ScoreKind score_kind(std::string_view score) {
 void run(Kernel<AttentionTaskFn>& kernel, AttentionParams& p, int64_t tasks, int64_t cost,
          int64_t scratch_bytes) {
   count_tiles(kernel, p);
-  const auto fn = kernel.get();
-  run_tasks(kernel, {tasks, cost, scratch_bytes},
-            [&](int64_t task, void* scratch) { fn(p, task, scratch); });
+  run_kernel(kernel, p, {tasks, cost, scratch_bytes});
 }
 
 }  // namespace
 
 void count_tiles(KernelInfo& kernel, AttentionParams& p) {
   TileCount& tiles = *kernel.tiles();
-  tiles.rows = p.B ? p.sequences[0].query_rows : 0;
-  tiles.columns = kKeyBlock;
+  __atomic_store_n(&tiles.rows, p.B ? p.sequences[0].query_rows : 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&tiles.columns, kKeyBlock, __ATOMIC_RELAXED);
   p.tiles_seen = &tiles.seen;
   p.tiles_skipped = &tiles.skipped;
 }
@@ -104,6 +102,12 @@ ScoreTensor score_tensor(const OptionalTensor& t) {
   for (int64_t d = 0; d < t->dim(); ++d)
     s.strides[4 - t->dim() + d] = t->size(d) == 1 ? 0 : t->stride(d);
   return s;
+}
+
+std::vector<int64_t> host_integers(const Tensor& tensor) {
+  const Tensor wide = tensor.to(at::kLong).contiguous();
+  const auto* const data = wide.const_data_ptr<int64_t>();
+  return {data, data + wide.numel()};
 }
 
 AttentionCall::AttentionCall(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -179,6 +183,12 @@ void AttentionCall::pack() {
   run(attention_pack_kernel, p, packed_blocks(), packed_keys_ * p.Hkv * (p.D + p.Dv), 0);
 }
 
+void AttentionCall::want_sink(const Tensor& grad) {
+  grad_sink_ = grad;
+  grad_sink_wide_ = at::empty({p.Hq}, options_);
+  p.grad_sink = grad_sink_wide_.mutable_data_ptr();
+}
+
 void AttentionCall::forward() {
   add_packed(p.key_transposed, layout_.key_transposed);
   add_packed(p.value_rows, layout_.value_rows);
@@ -202,8 +212,10 @@ void AttentionCall::backward() {
   if (p.grad_query.data)
     run(attention_reduce_query_kernel, p, p.query_blocks * p.Hq,
         part_rows_ * p.Hq * layout_.query_part, layout_.reduce_query_scratch);
-  if (p.grad_sink)
+  if (p.grad_sink) {
     run(attention_grad_sink_kernel, p, p.Hq, products() / kKeyBlock, layout_.grad_sink_scratch);
+    grad_sink_.copy_(grad_sink_wide_);
+  }
   if (p.grad_bias) grad_bias();
 }
 

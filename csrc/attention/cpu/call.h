@@ -6,11 +6,10 @@
 
 #include "attention/args.h"
 #include "attention/cpu/params.h"
+#include "common/ceil_div.h"
 #include "common/isa.h"
 
 namespace fulgurite {
-
-inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 /// Strides of (batch, head, row, column).
 struct HeadStrides {
@@ -31,6 +30,9 @@ inline Output4 head_output(const Tensor& tensor, const HeadStrides& s) {
 }
 /// Right-aligned to four dimensions; broadcast dimensions get stride 0.
 ScoreTensor score_tensor(const OptionalTensor& tensor);
+
+/// int32 or int64 offsets or lengths of any stride.
+std::vector<int64_t> host_integers(const Tensor& tensor);
 
 /// Lets the tasks of a call count their tiles for `explain`.
 void count_tiles(KernelInfo& kernel, AttentionParams& params);
@@ -57,6 +59,9 @@ class AttentionCall {
   int64_t pairs() const { return pairs_; }
   int64_t products() const { return pairs_ * p.Hq * (p.D + p.Dv + 1); }
 
+  /// The kernel's sums are in the accumulation type; backward() leaves them in `grad`.
+  void want_sink(const Tensor& grad);
+
   /// p.out and p.lse from the inputs.
   void forward();
   /// The gradients that p has places for.
@@ -77,6 +82,7 @@ class AttentionCall {
   AttentionLayout layout_{};
   std::vector<Sequence> sequences_;
   std::vector<Tensor> buffers_;
+  Tensor grad_sink_, grad_sink_wide_;
   int64_t packed_keys_ = 0;  // over all sequences, per key/value head
   int64_t part_rows_ = 0;    // over all sequences, per head
   int64_t pairs_ = 0;        // of queries and keys, over all sequences, per head

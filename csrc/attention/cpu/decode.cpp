@@ -56,9 +56,8 @@ bool pack_block(const DecodeParams& d, const Block& split, const Tile& t,
 }
 
 /// The keys of a block that some query has in reach, seen by no query in particular.
-template <class T>
-Tile block_tile(const DecodeParams& d, const ScoreRule& rule, const Block& split, int64_t j0,
-                int64_t keys) {
+FULGURITE_INLINE Tile block_tile(const DecodeParams& d, const ScoreRule& rule, const Block& split,
+                                 int64_t j0, int64_t keys) {
   const int64_t N = d.attention.sequences[split.b].N;
   Tile t{split.b, split.head * d.attention.group, 0, 0, j0, keys, 0, keys, TileState::kSkip, false};
   if (!rule.reach(0, N).meets(j0, j0 + keys)) return t;
@@ -157,7 +156,7 @@ void decode_task(const DecodeParams& d, int64_t task, void* scratch) {
                 end = s.M - begin < d.split_keys ? s.M : begin + d.split_keys;
   TileTally tally;
   for (int64_t j0 = begin; j0 < end; j0 += kKeyBlock) {
-    Tile t = block_tile<T>(d, rule, split, j0, end - j0 < kKeyBlock ? end - j0 : kKeyBlock);
+    Tile t = block_tile(d, rule, split, j0, end - j0 < kKeyBlock ? end - j0 : kKeyBlock);
     if (tally.skips(t)) continue;
     const OnlineSoftmax<T> softmax{w.scores, acc, max, sum, w.rescale, w.acc_ld};
     if (d.rows <= kStreamRows)
@@ -178,7 +177,7 @@ void merge_task(const DecodeParams& d, int64_t task, void* scratch) {
   T* const out = static_cast<T*>(scratch);
   const Block whole{task / p.Hkv, task % p.Hkv, 0};
   const Sequence& s = p.sequences[whole.b];
-  const int64_t splits = block_count(s.M, d.split_keys),
+  const int64_t splits = ceil_div(s.M, d.split_keys),
                 first = s.key_block * p.Hkv + whole.head * splits;
   for (int64_t r = 0; r < d.rows; ++r) {
     const GroupRow row = group_row(p, whole, r);

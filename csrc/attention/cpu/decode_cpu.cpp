@@ -19,9 +19,7 @@ namespace {
 constexpr const char* op = "attention_decode";
 
 std::vector<int64_t> read_lengths(const DecodeArgs& args, int64_t longest) {
-  const Tensor wide = args.cache_lens.to(at::kLong).contiguous();
-  const auto* const data = wide.const_data_ptr<int64_t>();
-  std::vector<int64_t> lengths(data, data + wide.numel());
+  std::vector<int64_t> lengths = host_integers(args.cache_lens);
   for (size_t b = 0; b < lengths.size(); ++b)
     FULGURITE_CHECK(lengths[b] >= 0 && lengths[b] <= longest, "expected cache_lens from 0 to ",
                     longest, ", got ", lengths[b], " at ", b);
@@ -83,15 +81,11 @@ AttentionResult decode_cpu(const DecodeArgs& args) {
   d.max = statistics.mutable_data_ptr();
   d.sum = statistics[1].mutable_data_ptr();
 
-  const auto run = [&](Kernel<DecodeTaskFn>& kernel, int64_t count, int64_t cost, int64_t scratch) {
-    const auto fn = kernel.get();
-    run_tasks(kernel, {count, cost, scratch},
-              [&](int64_t task, void* memory) { fn(d, task, memory); });
-  };
   count_tiles(attention_decode_kernel, d.attention);
-  run(attention_decode_kernel, tasks, call.products(), layout.scratch);
-  run(attention_decode_merge_kernel, B * d.attention.Hkv, partial.numel(),
-      layout.acc_row * acc.dtype().itemsize());
+  run_kernel(attention_decode_kernel, d, {tasks, call.products(), layout.scratch});
+  run_kernel(attention_decode_merge_kernel, d,
+             {B * d.attention.Hkv, partial.numel(),
+              layout.acc_row * static_cast<int64_t>(acc.dtype().itemsize())});
   return {out, lse};
 }
 

@@ -83,13 +83,14 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
                 w.query_ld);
   start(p, q.head, rows, w);
   TileTally tally;
-  for (int64_t block = 0; block < block_count(s.M, kKeyBlock); ++block) {
+  for (int64_t block = 0; block < ceil_div(s.M, kKeyBlock); ++block) {
     const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
     if (tally.skips(t)) continue;
     const PackedBlock packed = packed_block(p, q.b, q.head / p.group, block);
     const T* const key = static_cast<const T*>(p.key_transposed) + packed.keys * p.D;
     const T* const value = static_cast<const T*>(p.value_rows) + packed.keys * w.acc_ld;
-    score_tile<T>(p, rule, t, w.query, w.query_ld, key, w.scores, nullptr);
+    const Spans spans(rule, t);
+    score_tile<T>(p, rule, t, spans, w.query, w.query_ld, key, w.scores, nullptr);
     if (p.score == ScoreKind::kSoftmax) {
       raise_maxima<T>(p, t, w);
       exponentiate<T>(p, t, w);
@@ -97,7 +98,7 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
       activate(p, t, w);
     }
     accumulate_tile<T>(
-        rule, t, true, p.value_finite[packed.index], {w.scores + t.c0, kScoreStride, 1},
+        rule, t, spans, true, p.value_finite[packed.index], {w.scores + t.c0, kScoreStride, 1},
         {value + t.c0 * kTileColumns<T>, t.columns * kTileColumns<T>}, p.Dv, w.acc, w.acc_ld);
   }
   finish<S>(p, q, s.query_start + i0, rows, w);

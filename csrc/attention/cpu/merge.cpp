@@ -58,10 +58,7 @@ void merge_rows(const MergeParams& p, int64_t first, int64_t last) {
         const S* const from = static_cast<const S*>(p.outs[r]) + row * p.D + d;
         sum = madd(splat<V>(exp_of(partial - lse)), load_strided<V>(from, 1, left), sum);
       }
-      if (left >= kLanes<T>)
-        store_as(out + d, sum);
-      else
-        store_first(out + d, sum, left);
+      store_up_to(out + d, sum, left);
     }
   }
 }
@@ -107,10 +104,7 @@ void merge_backward_rows(const MergeParams& p, int64_t first, int64_t last) {
         if (kept && p.grad_out)
           grad =
               weight * load_strided<V>(static_cast<const S*>(p.grad_out) + row * p.D + d, 1, left);
-        if (left >= kLanes<T>)
-          store_as(to + d, grad);
-        else
-          store_first(to + d, grad, left);
+        store_up_to(to + d, grad, left);
       }
     }
   }

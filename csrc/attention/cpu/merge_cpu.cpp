@@ -2,9 +2,9 @@
 #include "attention/cpu/merge.h"
 #include "attention/merge.h"
 #include "common/dtype.h"
+#include "common/fresh.h"
 #include "common/tasks.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 namespace fulgurite {
@@ -41,22 +41,14 @@ MergeParams merge_params(TensorList outs, TensorList lses, const Partials& conti
 
 void run(Kernel<MergeFn>& kernel, const MergeParams& p) {
   const int64_t per_task = std::max<int64_t>(1, 16384 / (p.R * (p.D + 1)));
-  const auto fn = kernel.get();
-  run_tasks(kernel, {(p.rows + per_task - 1) / per_task, p.rows * (p.D + 1) * p.R},
-            [&](int64_t task, void*) {
-              fn(p, task * per_task, std::min(p.rows, (task + 1) * per_task));
-            });
-}
-
-Tensor like(const Tensor& tensor) {
-  return at::empty(tensor.sizes(), tensor.options().memory_format(at::MemoryFormat::Contiguous));
+  run_rows(kernel, p, p.rows, per_task, p.rows * (p.D + 1) * p.R);
 }
 
 AttentionResult merge_cpu(TensorList outs, TensorList lses) {
   check_merge(outs, lses);
   const Partials contiguous_outs(outs), contiguous_lses(lses);
   MergeParams p = merge_params(outs, lses, contiguous_outs, contiguous_lses);
-  Tensor out = like(outs[0]), lse = like(lses[0]);
+  Tensor out = fresh_like(outs[0]), lse = fresh_like(lses[0]);
   p.out = out.mutable_data_ptr();
   p.lse = lse.mutable_data_ptr();
   run(attention_merge_kernel, p);
@@ -79,7 +71,7 @@ MergeGradients merge_backward_cpu(const OptionalTensor& grad_out, const Optional
   std::vector<void*> out_places, lse_places;
   const auto add = [](std::vector<Tensor>& tensors, std::vector<void*>& places, const Tensor& input,
                       bool wanted) {
-    tensors.push_back(wanted ? like(input) : at::empty({0}, input.options()));
+    tensors.push_back(fresh_gradient(wanted, input));
     places.push_back(wanted ? tensors.back().mutable_data_ptr() : nullptr);
   };
   for (size_t r = 0; r < outs.size(); ++r) {

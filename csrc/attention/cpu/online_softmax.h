@@ -5,7 +5,7 @@
 // u is score_unit; m starts at −inf, l at 0.
 #pragma once
 
-#include "attention/cpu/tile.h"
+#include "attention/cpu/row_scores.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {

@@ -2,6 +2,7 @@
 #include "attention/check.h"
 #include "attention/cpu/params.h"
 #include "common/dtype.h"
+#include "common/fresh.h"
 #include "common/tasks.h"
 
 #include <ATen/ops/empty.h>
@@ -24,7 +25,7 @@ void row_strides(const Tensor& table, const Tensor& x, int64_t* strides) {
 Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
                 bool conjugate) {
   check_rope(x, cos, sin);
-  Tensor out = at::empty(x.sizes(), x.options().memory_format(at::MemoryFormat::Contiguous));
+  Tensor out = fresh_like(x);
   if (out.numel() == 0) return out;
   RopeParams p{};
   p.dtype = kernel_dtype(x.scalar_type());
@@ -47,11 +48,7 @@ Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inte
   p.out = out.mutable_data_ptr();
 
   const int64_t rows = x.numel() / p.D, rows_per_task = std::max<int64_t>(1, 16384 / p.D);
-  const auto fn = attention_rope_kernel.get();
-  run_tasks(attention_rope_kernel, {(rows + rows_per_task - 1) / rows_per_task, x.numel()},
-            [&](int64_t task, void*) {
-              fn(p, task * rows_per_task, std::min(rows, (task + 1) * rows_per_task));
-            });
+  run_rows(attention_rope_kernel, p, rows, rows_per_task, x.numel());
   return out;
 }
 

@@ -2,6 +2,7 @@
 #include "attention/cpu/call.h"
 #include "attention/varlen.h"
 #include "common/check.h"
+#include "common/fresh.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -14,9 +15,7 @@ namespace {
 /// Offsets that rise from 0 to at most `rows`.
 std::vector<int64_t> read_offsets(const char* op, const char* name, const Tensor& tensor,
                                   int64_t rows) {
-  const Tensor wide = tensor.to(at::kLong).contiguous();
-  const auto* const data = wide.const_data_ptr<int64_t>();
-  std::vector<int64_t> offsets(data, data + wide.numel());
+  std::vector<int64_t> offsets = host_integers(tensor);
   FULGURITE_CHECK(offsets[0] == 0, "expected ", name, " to start at 0, got ", offsets[0]);
   for (size_t i = 1; i < offsets.size(); ++i)
     FULGURITE_CHECK(offsets[i - 1] <= offsets[i] && offsets[i] <= rows, "expected ", name,
@@ -75,14 +74,9 @@ VarlenGradients varlen_backward_cpu(const VarlenBackwardArgs& args) {
   p.saved_lse = head_rows(args.lse, packed_lse_strides(args.lse));
   if (args.grad_out) p.grad_out = head_rows(args.grad_out, packed_strides(*args.grad_out));
   if (args.grad_lse) p.grad_lse = head_rows(args.grad_lse, packed_lse_strides(*args.grad_lse));
-  const auto gradient = [&](VarlenInput input, const OptionalTensor& like) {
-    const auto options = query.options().memory_format(at::MemoryFormat::Contiguous);
-    return args.output_mask[input] ? at::empty(like->sizes(), options.dtype(like->scalar_type()))
-                                   : at::empty({0}, options);
-  };
   const auto rows_gradient = [&](VarlenInput input, const Tensor& like, int64_t used,
                                  Output4& place) {
-    Tensor grad = gradient(input, like);
+    Tensor grad = fresh_gradient(args.output_mask[input], like, query);
     if (args.output_mask[input]) {
       place = head_output(grad, packed_strides(grad));
       fill_tail(grad, 0, used, 0.0);
@@ -92,13 +86,9 @@ VarlenGradients varlen_backward_cpu(const VarlenBackwardArgs& args) {
   Tensor grad_query = rows_gradient(kVarlenQuery, query, offsets.query.back(), p.grad_query);
   Tensor grad_key = rows_gradient(kVarlenKey, args.key, offsets.key.back(), p.grad_key);
   Tensor grad_value = rows_gradient(kVarlenValue, args.value, offsets.key.back(), p.grad_value);
-  Tensor grad_sink = gradient(kVarlenSink, args.scores.sink), grad_sink_acc;
-  if (args.output_mask[kVarlenSink]) {
-    grad_sink_acc = at::empty({p.Hq}, query.options().dtype(accumulate_type(query.scalar_type())));
-    p.grad_sink = grad_sink_acc.mutable_data_ptr();
-  }
+  Tensor grad_sink = fresh_gradient(args.output_mask[kVarlenSink], args.scores.sink, query);
+  if (args.output_mask[kVarlenSink]) call.want_sink(grad_sink);
   call.backward();
-  if (args.output_mask[kVarlenSink]) grad_sink.copy_(grad_sink_acc);
   return {grad_query, grad_key, grad_value, grad_sink};
 }
 

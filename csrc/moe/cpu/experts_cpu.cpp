@@ -105,10 +105,8 @@ void run_hidden(Kernel<HiddenTaskFn>& kernel, const HiddenParams& p, const Sizes
                 const SortedPlan& plan, int64_t HiddenLayout::* scratch) {
   HiddenLayout layout{};
   moe_experts_hidden_layout_kernel.get()(p, &layout);
-  const int64_t tasks = static_cast<int64_t>(plan.segments.size()) * tasks_of(s.I, kHiddenBlock);
-  const auto fn = kernel.get();
-  run_tasks(kernel, {tasks, s.products(), layout.*scratch},
-            [&](int64_t task, void* memory) { fn(p, task, memory); });
+  const int64_t tasks = static_cast<int64_t>(plan.segments.size()) * ceil_div(s.I, kHiddenBlock);
+  run_kernel(kernel, p, {tasks, s.products(), layout.*scratch});
 }
 
 /// out (T,H) from rows (T·K,depth) and b (depth,H) for each expert.
@@ -133,10 +131,8 @@ void run_reduce(const Sizes& s, const SortedPlan& plan, const Tensor& rows, cons
   p.out = out.mutable_data_ptr();
   int64_t scratch = 0;
   moe_experts_reduce_layout_kernel.get()(p, &scratch);
-  const auto fn = moe_experts_reduce_kernel.get();
-  run_tasks(moe_experts_reduce_kernel,
-            {tasks_of(s.T, p.token_range) * tasks_of(s.H, kHiddenBlock), s.products(), scratch},
-            [&](int64_t task, void* memory) { fn(p, task, memory); });
+  run_kernel(moe_experts_reduce_kernel, p,
+             {ceil_div(s.T, p.token_range) * ceil_div(s.H, kHiddenBlock), s.products(), scratch});
 }
 
 void run_grad_weight(const Sizes& s, const SortedPlan& plan, const SortedRows& a,
@@ -154,11 +150,9 @@ void run_grad_weight(const Sizes& s, const SortedPlan& plan, const SortedRows& a
   int64_t scratch = 0;
   moe_experts_grad_weight_layout_kernel.get()(p, &scratch);
   advise_huge_pages(grad);
-  const auto fn = moe_experts_grad_weight_kernel.get();
-  run_tasks(moe_experts_grad_weight_kernel,
-            {s.E * tasks_of(p.M, kGradRows) * tasks_of(p.N, kGradColumns),
-             s.products() + grad.numel(), scratch},
-            [&](int64_t task, void* memory) { fn(p, task, memory); });
+  run_kernel(moe_experts_grad_weight_kernel, p,
+             {s.E * ceil_div(p.M, kGradRows) * ceil_div(p.N, kGradColumns),
+              s.products() + grad.numel(), scratch});
 }
 
 /// (T,K) in the accumulation type.
@@ -246,7 +240,7 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
   const Tensor grad_hidden = at::empty({p.need_grad ? s.T * s.K : 0, 2 * s.I}, contiguous_like(w));
   const Tensor activated = at::empty({want_out ? s.T * s.K : 0, s.I}, contiguous_like(w));  // w·h
   const Tensor dots =
-      at::empty({p.need_grad ? s.T * s.K : 0, tasks_of(s.I, kHiddenBlock)}, contiguous_like(w));
+      at::empty({p.need_grad ? s.T * s.K : 0, ceil_div(s.I, kHiddenBlock)}, contiguous_like(w));
   p.grad = matrix(a.grad);
   p.weights = w.const_data_ptr();
   p.activated = want_out ? activated.mutable_data_ptr() : nullptr;

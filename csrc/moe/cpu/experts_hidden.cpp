@@ -20,7 +20,7 @@ struct HiddenTile {
   int64_t block, i0, n;  // block of columns, its first one, how many
 
   HiddenTile(const HiddenParams& p, int64_t task) {
-    const int64_t blocks = blocks_of(p.I, kHiddenBlock);
+    const int64_t blocks = ceil_div(p.I, kHiddenBlock);
     segment = p.segments[task / blocks];
     block = task % blocks;
     i0 = block * kHiddenBlock;
@@ -120,7 +120,7 @@ void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
     store_lanes(grad_hidden + p.I + c, weighted * a, lanes);
   });
   if (grad_hidden)
-    static_cast<T*>(p.dots)[position * blocks_of(p.I, kHiddenBlock) + t.block] = sum(dot);
+    static_cast<T*>(p.dots)[position * ceil_div(p.I, kHiddenBlock) + t.block] = sum(dot);
 }
 
 template <class S>

@@ -60,7 +60,7 @@ void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
   ReduceScratch<T> w(p, arena);
-  const int64_t blocks = blocks_of(p.H, kHiddenBlock);
+  const int64_t blocks = ceil_div(p.H, kHiddenBlock);
   const int64_t t0 = task / blocks * p.token_range, t1 = at_most(p.T, t0 + p.token_range);
   const int64_t h0 = task % blocks * kHiddenBlock, n = at_most(kHiddenBlock, p.H - h0);
   __builtin_memset(w.sums, 0, sizeof(T) * (t1 - t0) * kHiddenBlock);
@@ -138,8 +138,7 @@ void grad_weight_task(const GradWeightParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
   GradWeightScratch<T> w(arena);
-  const int64_t row_blocks = blocks_of(p.M, kGradRows),
-                column_blocks = blocks_of(p.N, kGradColumns);
+  const int64_t row_blocks = ceil_div(p.M, kGradRows), column_blocks = ceil_div(p.N, kGradColumns);
   const int64_t e = task / column_blocks / row_blocks;
   const int64_t m0 = task / column_blocks % row_blocks * kGradRows,
                 m = at_most(kGradRows, p.M - m0);

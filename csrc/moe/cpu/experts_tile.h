@@ -14,7 +14,6 @@ inline constexpr int64_t kDepthStride =
     kDepthBlock + 16;  // rows of packed A: not a power of two apart, which would share cache sets
 
 inline constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-inline constexpr int64_t blocks_of(int64_t n, int64_t block) { return (n + block - 1) / block; }
 
 /// Element (k, n) of B as a strided matrix of expert e; `from` says at which row and column it
 /// begins.

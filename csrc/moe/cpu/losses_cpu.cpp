@@ -44,7 +44,7 @@ int64_t kept_tokens(const LossParams& p) {
   return n;
 }
 
-int64_t parts(const LossParams& p) { return tasks_of(p.T, rows_per_task(p.E)); }
+int64_t parts(const LossParams& p) { return ceil_div(p.T, rows_per_task(p.E)); }
 
 void run_rows(Kernel<LossTaskFn>& kernel, const LossParams& p) {
   const int64_t rows = rows_per_task(p.E);

@@ -34,7 +34,7 @@ PlanResult plan_cpu(const PlanArgs& args) {
 void run_rows(Kernel<CombineTaskFn>& kernel, const CombineParams& p, int64_t rows) {
   const int64_t per_task = rows_per_task(p.H);
   const auto fn = kernel.get();
-  run_tasks(kernel, {tasks_of(rows, per_task), p.T * p.K * p.H, padded_row(p.H) * 8},
+  run_tasks(kernel, {ceil_div(rows, per_task), p.T * p.K * p.H, padded_row(p.H) * 8},
             [&](int64_t task, void* scratch) {
               fn(p, task * per_task, std::min(rows, (task + 1) * per_task), scratch);
             });

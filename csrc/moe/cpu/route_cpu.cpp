@@ -37,7 +37,7 @@ void run_rows(Kernel<RouteTaskFn>& kernel, const RouteParams& p) {
   const int64_t rows = rows_per_task(p.E);
   const auto fn = kernel.get();
   run_tasks(kernel,
-            {tasks_of(p.T, rows), p.T * p.E * kLogitCost, kRowBuffers * padded_row(p.E) * 8},
+            {ceil_div(p.T, rows), p.T * p.E * kLogitCost, kRowBuffers * padded_row(p.E) * 8},
             [&](int64_t task, void* scratch) {
               fn(p, task * rows, std::min(p.T, (task + 1) * rows), scratch);
             });

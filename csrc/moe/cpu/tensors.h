@@ -5,6 +5,7 @@
 
 #include <string_view>
 
+#include "common/ceil_div.h"
 #include "moe/cpu/params.h"
 
 namespace fulgurite {
@@ -40,7 +41,6 @@ inline Score parse_score(std::string_view score) {
 
 /// Rows of logits in one task.
 inline int64_t rows_per_task(int64_t E) { return E < 16384 ? 16384 / (E < 1 ? 1 : E) : 1; }
-inline int64_t tasks_of(int64_t rows, int64_t per_task) { return (rows + per_task - 1) / per_task; }
 
 /// An exponential and a division for each logit.
 inline constexpr int64_t kLogitCost = 16;

@@ -96,7 +96,7 @@ void adamw_cpu(const AdamwArgs& a) {
                       list.count(), a.amsgrad,      a.zero_grads};
   const auto update = adamw_update_kernel.get();
   run_tasks(adamw_update_kernel,
-            {(list.positions() + kPositionsPerTask - 1) / kPositionsPerTask, 16 * list.elements()},
+            {ceil_div(list.positions(), kPositionsPerTask), 16 * list.elements()},
             [&](int64_t task, void*) {
               update(p, task * kPositionsPerTask, (task + 1) * kPositionsPerTask);
             });
@@ -106,7 +106,7 @@ void adamw_cpu(const AdamwArgs& a) {
 constexpr int64_t kSplitPerTask = 65536;
 
 void run_split(KernelInfo& kernel, SplitTaskFn* fn, const SplitParams& p, int64_t n) {
-  run_tasks(kernel, {(n + kSplitPerTask - 1) / kSplitPerTask, 8 * n}, [&](int64_t task, void*) {
+  run_tasks(kernel, {ceil_div(n, kSplitPerTask), 8 * n}, [&](int64_t task, void*) {
     fn(p, task * kSplitPerTask, std::min(n, (task + 1) * kSplitPerTask));
   });
 }

@@ -91,7 +91,7 @@ TEST_CASE("hidden layer") {
   const HiddenParams p = c.params();
   HiddenLayout layout;
   moe_experts_hidden_layout(p, &layout);
-  run(moe_experts_hidden, p, 2 * blocks_of(Case::I, kHiddenBlock), layout.hidden);
+  run(moe_experts_hidden, p, 2 * ceil_div(Case::I, kHiddenBlock), layout.hidden);
   for (int64_t row = 0; row < Case::T; ++row)
     for (int64_t i = 0; i < Case::I; ++i) {
       const int64_t e = row / Case::rows, t = c.permutation[row];
@@ -110,7 +110,7 @@ TEST_CASE("hidden layer") {
     q.need_grad = true;
     q.grad_hidden = grad_hidden.data();
     q.dots = dots.data();
-    run(moe_experts_grad_hidden, q, 2 * blocks_of(Case::I, kHiddenBlock), layout.grad_hidden);
+    run(moe_experts_grad_hidden, q, 2 * ceil_div(Case::I, kHiddenBlock), layout.grad_hidden);
     for (int64_t row = 0; row < Case::T; row += 13) {
       const int64_t e = row / Case::rows, t = c.permutation[row];
       double dot = 0;
@@ -152,7 +152,7 @@ TEST_CASE("rows reduce to tokens in ranges of tokens") {
   p.out = out.data();
   int64_t scratch;
   moe_experts_reduce_layout(p, &scratch);
-  run(moe_experts_reduce, p, 4 * blocks_of(Case::H, kHiddenBlock), scratch);
+  run(moe_experts_reduce, p, 4 * ceil_div(Case::H, kHiddenBlock), scratch);
   for (int64_t row = 0; row < Case::T; ++row)
     for (int64_t o = 0; o < Case::H; ++o) {
       const int64_t e = row / Case::rows, t = c.permutation[row];
@@ -179,8 +179,8 @@ TEST_CASE("gradients of the weights") {
   p.grad = grad.data();
   int64_t scratch;
   moe_experts_grad_weight_layout(p, &scratch);
-  run(moe_experts_grad_weight, p,
-      Case::E * blocks_of(p.M, kGradRows) * blocks_of(p.N, kGradColumns), scratch);
+  run(moe_experts_grad_weight, p, Case::E * ceil_div(p.M, kGradRows) * ceil_div(p.N, kGradColumns),
+      scratch);
   for (int64_t m = 0; m < p.M; ++m)
     for (int64_t n = 0; n < p.N; ++n) {
       double sum = 0;
