@@ -103,15 +103,21 @@ def fits() -> list[Fit]:
         r = r if fabs(r) > tiny else tiny
         return (exp(r) - 1) / r
 
+    def exp2m1_tail(r: mpf) -> mpf:  # (2^r − 1)/r
+        r = r if fabs(r) > tiny else tiny
+        return (mpf(2) ** r - 1) / r
+
     def log_weight(f: mpf) -> mpf:
         return f * f / log(1 + f) if fabs(f) > tiny else tiny
 
     root = sqrt(mpf(2))
+    half = mpf(1) / 2
     half_ln2 = log(root)
     steepest = (root - 1) / (root + 1)
     return [
         Fit("exp", exp_tail, lambda r: max(r * r, tiny) / exp(r), -half_ln2, half_ln2, 5, True),
         Fit("exp flushed", expm1_tail, lambda r: fabs(r) / exp(r), -half_ln2, half_ln2, 5, True),
+        Fit("exp2 rough", exp2m1_tail, lambda r: fabs(r) / mpf(2) ** r, -half, half, 3, True),
         Fit("log", log_tail, log_weight, 1 / root - 1, root - 1, 8, True),
         Fit("log", atanh_tail, lambda z: z / 2, mpf(0), steepest**2, 6, False),
         Fit("tanh", tanh_tail, lambda z: max(z, tiny), mpf(0), mpf("0.55") ** 2, 4, True),

@@ -89,9 +89,13 @@ Isa current_isa() { return static_cast<Isa>(selected().load(std::memory_order_re
 
 KernelInfo::KernelInfo(const char* name) : name_(name) { registry().push_back(this); }
 
-Isa KernelInfo::active() const {
+Isa KernelInfo::active(Dtype dtype) const {
+  const auto serves = [&](Isa isa) {
+    const bool products_of_bfloat16 = isa == Isa::avx512_bf16 || isa == Isa::amx;
+    return has(isa) && (!products_of_bfloat16 || dtype == Dtype::kBFloat16);
+  };
   for (int i = static_cast<int>(current_isa()); i > 0; --i)
-    if (has(static_cast<Isa>(i))) return static_cast<Isa>(i);
+    if (serves(static_cast<Isa>(i))) return static_cast<Isa>(i);
   return Isa::baseline;
 }
 
@@ -115,7 +119,8 @@ std::vector<KernelReport> kernel_table() {
     const TileCount& tiles = kernel->tiles();
     KernelReport report{kernel->name(),
                         {},
-                        isa_name(kernel->active()),
+                        isa_name(kernel->active(Dtype::kBFloat16)),
+                        isa_name(kernel->ran()),
                         kernel->calls(),
                         kernel->tasks(),
                         kernel->threads(),

@@ -2,7 +2,8 @@
 //
 // A kernel file is compiled once per set that it lists (cmake/cpu_variants.cmake), each time into its own namespace
 // fulgurite::<set>. FULGURITE_KERNEL makes the table of those functions; Kernel::get picks the function of the set in
-// use, or of the next lower one that the kernel has.
+// use, or of the next lower one that the kernel has. What avx512_bf16 and amx add is products of bfloat16: calls of other
+// dtypes pass them over.
 #pragma once
 
 #include <atomic>
@@ -14,6 +15,7 @@
 
 #include "fulgurite/config.h"
 #include "kernel_variants.h"
+#include "simd/types.h"
 
 namespace fulgurite {
 
@@ -39,8 +41,8 @@ class KernelInfo {
   virtual ~KernelInfo() = default;
 
   virtual bool has(Isa isa) const = 0;
-  /// The set whose function a call would run now.
-  Isa active() const;
+  /// The set whose function a call on tensors of this dtype would run now.
+  Isa active(Dtype dtype) const;
   void count(int64_t tasks, int64_t threads) {
     calls_.fetch_add(1, std::memory_order_relaxed);
     tasks_.fetch_add(tasks, std::memory_order_relaxed);
@@ -52,6 +54,11 @@ class KernelInfo {
   int64_t calls() const { return calls_.load(std::memory_order_relaxed); }
   int64_t tasks() const { return tasks_.load(std::memory_order_relaxed); }
   int64_t threads() const { return threads_.load(std::memory_order_relaxed); }
+  /// The set whose function was taken last.
+  Isa ran() const { return ran_.load(std::memory_order_relaxed); }
+
+ protected:
+  mutable std::atomic<Isa> ran_{Isa::baseline};
 
  private:
   const char* name_;
@@ -66,7 +73,12 @@ class Kernel final : public KernelInfo {
     for (const auto& [isa, fn] : variants) table_[static_cast<int>(isa)] = fn;
   }
   bool has(Isa isa) const override { return table_[static_cast<int>(isa)] != nullptr; }
-  Fn* get() const { return table_[static_cast<int>(active())]; }
+  /// The function for tensors of this dtype; a kernel that no dtype changes need not say it.
+  Fn* get(Dtype dtype = Dtype::kFloat32) const {
+    const Isa isa = active(dtype);
+    ran_.store(isa, std::memory_order_relaxed);
+    return table_[static_cast<int>(isa)];
+  }
 
  private:
   Fn* table_[kNumIsas] = {};

@@ -51,10 +51,18 @@ void run_tasks(KernelInfo& kernel, const TaskSpace& space, const Run& run) {
   });
 }
 
+template <class Fn, class Params>
+Fn* function_for(const Kernel<Fn>& kernel, const Params& params) {
+  if constexpr (requires { kernel.get(params.dtype); })
+    return kernel.get(params.dtype);
+  else
+    return kernel.get();
+}
+
 /// The tasks of a kernel that takes (params, task, scratch).
 template <class Fn, class Params>
 void run_kernel(Kernel<Fn>& kernel, const Params& params, const TaskSpace& space) {
-  Fn* const fn = kernel.get();
+  Fn* const fn = function_for(kernel, params);
   run_tasks(kernel, space, [&](int64_t task, void* scratch) { fn(params, task, scratch); });
 }
 
@@ -62,7 +70,7 @@ void run_kernel(Kernel<Fn>& kernel, const Params& params, const TaskSpace& space
 template <class Fn, class Params>
 void run_rows(Kernel<Fn>& kernel, const Params& params, int64_t rows, int64_t per_task,
               int64_t cost) {
-  Fn* const fn = kernel.get();
+  Fn* const fn = function_for(kernel, params);
   run_tasks(kernel, {ceil_div(rows, per_task), cost}, [&](int64_t task, void*) {
     fn(params, task * per_task, std::min(rows, (task + 1) * per_task));
   });

@@ -27,6 +27,7 @@ PYBIND11_MODULE(_C, m) {
       row["name"] = kernel.name;
       row["variants"] = kernel.variants;
       row["active"] = kernel.active;
+      row["ran"] = kernel.ran;
       row["calls"] = kernel.calls;
       row["tasks"] = kernel.tasks;
       row["threads"] = kernel.threads;

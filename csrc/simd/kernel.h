@@ -10,12 +10,16 @@ namespace FULGURITE_VARIANT {
 /// Runs visitor(S{}) for the storage type S of dtype.
 template <class Visitor>
 FULGURITE_INLINE void with_storage(Dtype dtype, const Visitor& visitor) {
+#if FULGURITE_PAIR_PRODUCTS
+  visitor(BFloat16{});
+#else
   switch (dtype) {
     case Dtype::kFloat64: return visitor(double{});
     case Dtype::kFloat32: return visitor(float{});
     case Dtype::kBFloat16: return visitor(BFloat16{});
     case Dtype::kFloat16: return visitor(Half{});
   }
+#endif
 }
 
 /// Hands out aligned pieces of a task's scratch memory; run with null it measures.

@@ -1,15 +1,17 @@
 // The one matrix product that every operator uses: C (+)= A·B with A read by broadcasts and B by rows of vectors.
 //
-//   C[m][n] (+)= Σ_k A[m·rs + k·ks] · B[k][n]        T = float or double, all three in the accumulation type
+//   C[m][n] (+)= Σ_k A[m][k] · B[k][n]        operands of type T: float, double or bfloat16; C in the accumulation type
 //
-// A's free strides make a transposed A cost nothing. B comes in panels of NR columns, [N/NR][K][NR], zero-padded
-// (simd/pack.h): read in place with a stride of 1024 bytes its rows would share four cache sets (76 against 98 GFLOP/s).
-// MR×NR of C stay in registers over the whole of k: 6×16 with AVX2 (12 accumulators, 2 vectors of B, 1 broadcast of 16
-// registers), 6×64 with AVX-512 (24 of 32). C is added after the chain over k, not before: shorter chains, smaller errors.
+// A step along k takes one element of A and of B, or two of bfloat16, whose products one instruction adds (dot_pairs.h).
+// A's free strides make a transposed A cost nothing. B comes in panels of NR columns, [N/NR][steps][NR][elements of a step]
+// (simd/pack.h), the last one as narrow as whole vectors allow: read in place with a stride of 1024 bytes its rows would
+// share four cache sets (76 against 98 GFLOP/s). MR×NR of C stay in registers over the whole of k: 6×16 with AVX2 (12 accumulators, 2 vectors of B, 1
+// broadcast of 16 registers), 6×64 with AVX-512 (24 of 32). C is added after the chain over k, not before: shorter chains,
+// smaller errors.
 #pragma once
 
 #include "common/ceil_div.h"
-#include "simd/vec.h"
+#include "simd/dot_pairs.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -22,52 +24,159 @@ inline constexpr int kTileRows = 6, kTileVectors = 2;
 inline constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
 template <class T>
-inline constexpr int kTileColumns = kTileVectors * kLanes<T>;
+inline constexpr int kTileColumns = kTileVectors * kLanes<Accumulate<T>>;
 
+/// Columns of a packed B, and of the C that it gives: whole vectors.
 template <class T>
 FULGURITE_INLINE int64_t pad_columns(int64_t n) {
-  return ceil_div(n, kTileColumns<T>) * kTileColumns<T>;
+  return ceil_div(n, kLanes<Accumulate<T>>) * kLanes<Accumulate<T>>;
+}
+
+/// What products of storage type S multiply: bfloat16 itself where the set multiplies pairs of it.
+#if FULGURITE_PAIR_PRODUCTS
+template <class S>
+using Operand = std::conditional_t<std::is_same_v<S, BFloat16>, BFloat16, Accumulate<S>>;
+#else
+template <class S>
+using Operand = Accumulate<S>;
+#endif
+
+/// One step along k for each lane of C: as the products take it, and as numbers to be moved about.
+template <class T>
+struct StepOf {
+  static constexpr int kElements = 1;
+  using Products = Native<T>;
+  using Moves = Native<T>;
+};
+template <>
+struct StepOf<BFloat16> {
+  static constexpr int kElements = 2;
+  using Products = Vec<uint16_t, 2 * kLanes<float>>;
+  using Moves = Vec<uint32_t, kLanes<float>>;
+};
+template <class T>
+using Steps = typename StepOf<T>::Products;
+template <class T>
+inline constexpr int kStep = StepOf<T>::kElements;
+template <class T>
+FULGURITE_INLINE int64_t steps(int64_t K) {
+  return ceil_div(K, kStep<T>);
+}
+/// Elements along k of a packed B: whole steps.
+template <class T>
+FULGURITE_INLINE int64_t pad_depth(int64_t K) {
+  return steps<T>(K) * kStep<T>;
+}
+
+/// The step at p in every lane.
+template <class T>
+FULGURITE_INLINE Steps<T> splat_step(const T* p) {
+  if constexpr (kStep<T> == 2) {
+    uint32_t pair;
+    __builtin_memcpy(&pair, p, sizeof(pair));
+    return bit_cast<Steps<T>>(splat<Vec<uint32_t, kLanes<float>>>(pair));
+  } else {
+    return splat<Native<T>>(*p);
+  }
+}
+template <class T>
+FULGURITE_INLINE Native<Accumulate<T>> add_products(Steps<T> a, Steps<T> b,
+                                                    Native<Accumulate<T>> c) {
+  if constexpr (kStep<T> == 2)
+    return dot_pairs<kLanes<float>>(c, a, b);
+  else
+    return madd(a, b, c);
 }
 
 template <class T>
 struct MatrixA {
   const T* data;
-  int64_t row_stride, k_stride;
+  int64_t row_stride, step_stride;  // in elements
 };
 
+/// `depth` elements along k by `columns`, both padded; products leave out the first `skip` along k.
 template <class T>
 struct PanelsB {
   const T* data;
-  int64_t panel_stride;  // elements from one panel to the next: rows packed · NR
+  int64_t depth, columns, skip = 0;
 };
 
-template <int MR, class T>
-FULGURITE_INLINE void gemm_tile(MatrixA<T> a, const T* b, int64_t K, T* c, int64_t ldc,
-                                bool accumulate) {
-  using V = Native<T>;
-  V acc[MR][kTileVectors] = {};
-  const T* x = a.data;
-  for (int64_t k = 0; k < K; ++k, x += a.k_stride, b += kTileColumns<T>) {
-    V row[kTileVectors];
+/// A panel of B from step k on.
+template <class T>
+struct Panel {
+  const T* data;
+  int64_t width;  // columns
+};
+template <class T>
+FULGURITE_INLINE int64_t panel_width(int64_t n, int64_t columns) {
+  return columns - n < kTileColumns<T> ? columns - n : kTileColumns<T>;
+}
+/// n: its first column, a multiple of NR.
+template <class T>
+FULGURITE_INLINE Panel<T> panel_of(PanelsB<T> b, int64_t n, int64_t k = 0) {
+  const int64_t width = panel_width<T>(n, b.columns);
+  return {b.data + n * b.depth + (b.skip + k * kStep<T>)*width, width};
+}
+/// Where columns c … of a step lie among packed panels: c is a multiple of a vector.
+template <class T>
+FULGURITE_INLINE int64_t packed_at(int64_t step, int64_t c, int64_t depth, int64_t columns) {
+  const int64_t n = c / kTileColumns<T> * kTileColumns<T>;
+  return n * depth + (step * panel_width<T>(n, columns) + c - n) * kStep<T>;
+}
+
+/// acc += A·B for MR rows and the first NV vectors of a panel.
+template <int MR, int NV, class T>
+FULGURITE_INLINE void multiply_panel(MatrixA<T> a, Panel<T> b, int64_t steps,
+                                     Native<Accumulate<T>> (&acc)[MR][NV]) {
+  constexpr int W = kLanes<Accumulate<T>>;
+  const T *x = a.data, *rows = b.data;
+  for (int64_t k = 0; k < steps; ++k, x += a.step_stride, rows += b.width * kStep<T>) {
+    Steps<T> row[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < kTileVectors; ++j) row[j] = load<V>(b + j * kLanes<T>);
+    for (int j = 0; j < NV; ++j) row[j] = load<Steps<T>>(rows + j * W * kStep<T>);
 #pragma GCC unroll 6
     for (int m = 0; m < MR; ++m) {
-      const V xm = splat<V>(x[m * a.row_stride]);
+      const Steps<T> xm = splat_step(x + m * a.row_stride);
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; ++j) acc[m][j] = madd(xm, row[j], acc[m][j]);
+      for (int j = 0; j < NV; ++j) acc[m][j] = add_products<T>(xm, row[j], acc[m][j]);
     }
   }
+}
+
+template <int MR, int NV, class T>
+FULGURITE_INLINE void gemm_tile(MatrixA<T> a, Panel<T> b, int64_t steps, Accumulate<T>* c,
+                                int64_t ldc, bool accumulate) {
+  using V = Native<Accumulate<T>>;
+  V acc[MR][NV] = {};
+  multiply_panel(a, b, steps, acc);
 #pragma GCC unroll 6
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-    for (int j = 0; j < kTileVectors; ++j) {
-      T* const p = c + m * ldc + j * kLanes<T>;
+    for (int j = 0; j < NV; ++j) {
+      Accumulate<T>* const p = c + m * ldc + j * kWidth<V>;
       store(p, accumulate ? load<V>(p) + acc[m][j] : acc[m][j]);
     }
 }
 
-/// A part [begin, end) of the sum over k; empty: the block of C stays as it is.
+/// gemm_tile for fewer vectors than a panel's.
+template <int MR, int NV, class T>
+__attribute__((noinline)) void gemm_narrow(int64_t vectors, MatrixA<T> a, Panel<T> b, int64_t steps,
+                                           Accumulate<T>* c, int64_t ldc, bool accumulate) {
+  if (vectors == NV) return gemm_tile<MR, NV>(a, b, steps, c, ldc, accumulate);
+  if constexpr (NV > 1) gemm_narrow<MR, NV - 1>(vectors, a, b, steps, c, ldc, accumulate);
+}
+/// gemm_tile for the vectors that n columns need.
+template <int MR, class T>
+FULGURITE_INLINE void gemm_columns(int64_t n, MatrixA<T> a, Panel<T> b, int64_t steps,
+                                   Accumulate<T>* c, int64_t ldc, bool accumulate) {
+  const int64_t vectors = ceil_div(n, kLanes<Accumulate<T>>);
+  if (vectors >= kTileVectors)
+    gemm_tile<MR, kTileVectors>(a, b, steps, c, ldc, accumulate);
+  else
+    gemm_narrow<MR, kTileVectors - 1>(vectors, a, b, steps, c, ldc, accumulate);
+}
+
+/// Steps [begin, end) of the sum over k; empty: the block of C stays as it is.
 struct Depth {
   int64_t begin, end;
 };
@@ -82,37 +191,34 @@ FULGURITE_INLINE void for_strips(int64_t M, const Strip& strip) {
   for (; m < M; ++m) strip(std::integral_constant<int, 1>{}, m);
 }
 
-/// M rows of C; N is rounded up to whole panels, so C's rows hold pad_columns(N) elements. Every element of C is one chain
+/// The part of k that each block needs: depth(m0, m1, n0, n1) for C[m0 … m1)[n0 … n1). What it leaves out must be zeros of A
+/// or go unread. N is rounded up to whole vectors, so C's rows hold pad_columns(N) elements. Every element of C is one chain
 /// over k in order, whatever M is: a row's bits do not depend on its neighbours.
-template <class T>
-inline void gemm(int64_t M, int64_t N, int64_t K, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc,
-                 bool accumulate) {
-  for (int64_t n = 0; n < N; n += kTileColumns<T>) {
-    const T* const panel = b.data + n / kTileColumns<T> * b.panel_stride;
-    for_strips(M, [&](auto rows, int64_t m) {
-      gemm_tile<decltype(rows)::value>(
-          MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.k_stride}, panel, K,
-          c + m * ldc + n, ldc, accumulate);
-    });
-  }
-}
-
-/// The same over the part of k that each block needs: depth(m0, m1, n0, n1) for C[m0 … m1)[n0 … n1). What it leaves out must
-/// be zeros of A or go unread.
 template <class T, class DepthOf>
-inline void gemm(int64_t M, int64_t N, MatrixA<T> a, PanelsB<T> b, T* c, int64_t ldc,
+inline void gemm(int64_t M, int64_t N, MatrixA<T> a, PanelsB<T> b, Accumulate<T>* c, int64_t ldc,
                  bool accumulate, const DepthOf& depth) {
-  for (int64_t n = 0; n < N; n += kTileColumns<T>) {
-    const T* const panel = b.data + n / kTileColumns<T> * b.panel_stride;
+  for (int64_t n = 0; n < N; n += kTileColumns<T>)
     for_strips(M, [&](auto rows, int64_t m) {
       constexpr int MR = decltype(rows)::value;
       const Depth k = depth(m, m + MR, n, n + kTileColumns<T>);
       if (k.begin >= k.end) return;
-      gemm_tile<MR>(
-          MatrixA<T>{a.data + m * a.row_stride + k.begin * a.k_stride, a.row_stride, a.k_stride},
-          panel + k.begin * kTileColumns<T>, k.end - k.begin, c + m * ldc + n, ldc, accumulate);
+      gemm_columns<MR>(N - n,
+                       MatrixA<T>{a.data + m * a.row_stride + k.begin * a.step_stride, a.row_stride,
+                                  a.step_stride},
+                       panel_of(b, n, k.begin), k.end - k.begin, c + m * ldc + n, ldc, accumulate);
     });
-  }
+}
+
+/// The same over the whole depth, also where that is nothing: C becomes 0 then, or stays.
+template <class T>
+inline void gemm(int64_t M, int64_t N, int64_t steps, MatrixA<T> a, PanelsB<T> b, Accumulate<T>* c,
+                 int64_t ldc, bool accumulate) {
+  for (int64_t n = 0; n < N; n += kTileColumns<T>)
+    for_strips(M, [&](auto rows, int64_t m) {
+      gemm_columns<decltype(rows)::value>(
+          N - n, MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.step_stride}, panel_of(b, n),
+          steps, c + m * ldc + n, ldc, accumulate);
+    });
 }
 
 }  // namespace FULGURITE_VARIANT

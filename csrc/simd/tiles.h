@@ -1,14 +1,13 @@
-// The only way that kernels reach bfloat16 dot products in hardware: AMX tiles and vdpbf16ps. Each has an emulation that
-// computes what the instruction computes, in its order, so a kernel written on top is tested on any machine.
+// AMX tiles, with an emulation that computes what the instructions compute, in their order, so a kernel written on top is
+// tested on any machine.
 //
 // A tile is up to 16 rows of up to 64 bytes. C += A·B takes C (M×N float32), A (M×2P bfloat16) and B in pairs (P rows of
 // N pairs: row p holds B[2p][n], B[2p+1][n] for every n, see pack_pairs), M, N, P ≤ 16. As Intel's manual defines it:
 //   even = Σ_p A[m][2p]·B[2p][n]    odd = Σ_p A[m][2p+1]·B[2p+1][n]    C[m][n] += even + odd
-// each sum a chain of float32 fma from zero in the order of p, rounded to nearest even; subnormal operands and results
-// count as zero of their sign, whatever the processor's mode. Not emulated: the payload of a NaN, and a result that only
-// its rounding lifts to the smallest normal number (the instruction flushes it).
+// each sum a chain of float32 fma from zero in the order of p, rounded to nearest even; subnormals as in dot_pairs.h.
 #pragma once
 
+#include "simd/dot_pairs.h"
 #include "simd/pack.h"
 
 namespace fulgurite {
@@ -22,22 +21,9 @@ struct TileShape {
   uint16_t row_bytes;
 };
 
-// ---- what the arithmetic is ------------------------------------------------------------------------------------------
-
-FULGURITE_INLINE float flush_subnormal(float x) {
-  return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.f, x) : x;
-}
-FULGURITE_INLINE float flushed_float(uint16_t bfloat16) {
-  return flush_subnormal(bit_cast<float>(uint32_t{bfloat16} << 16));
-}
-FULGURITE_INLINE float flushed_fma(uint16_t a, uint16_t b, float c) {
-  return flush_subnormal(fma(flushed_float(a), flushed_float(b), c));
-}
 FULGURITE_INLINE float flushed_sum(float a, float b) {
   return flush_subnormal(flush_subnormal(a) + flush_subnormal(b));
 }
-
-// ---- tiles -------------------------------------------------------------------------------------------------------------
 
 /// Tile registers of one thread from construction to destruction, in memory. Registers are template arguments because the
 /// instructions name them; a register's shape is that of the constructor.
@@ -150,28 +136,6 @@ inline void pack_pairs(Strided<BFloat16> from, int64_t K, int64_t N, int64_t col
       to[0] = element(k, n);
       to[1] = element(k + 1, n);
     }
-}
-
-// ---- vdpbf16ps -----------------------------------------------------------------------------------------------------------
-
-/// acc[i] += a[2i+1]·b[2i+1], then += a[2i]·b[2i]: two fma in this order, subnormals flushed as in tiles.
-template <int W>
-FULGURITE_INLINE Vec<float, W> dot_pairs_emulated(Vec<float, W> acc, Vec<uint16_t, 2 * W> a,
-                                                  Vec<uint16_t, 2 * W> b) {
-  for (int i = 0; i < W; ++i) {
-    const float odd = flushed_fma(a[2 * i + 1], b[2 * i + 1], flush_subnormal(acc[i]));
-    acc[i] = flushed_fma(a[2 * i], b[2 * i], odd);
-  }
-  return acc;
-}
-template <int W>
-FULGURITE_INLINE Vec<float, W> dot_pairs(Vec<float, W> acc, Vec<uint16_t, 2 * W> a,
-                                         Vec<uint16_t, 2 * W> b) {
-#if defined(__AVX512BF16__)
-  if constexpr (W == 16)
-    return (Vec<float, 16>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
-#endif
-  return dot_pairs_emulated<W>(acc, a, b);
 }
 
 }  // namespace FULGURITE_VARIANT

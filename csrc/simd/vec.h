@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -27,6 +28,15 @@
 #define FULGURITE_HAS_FMA 1
 #else
 #define FULGURITE_HAS_FMA 0
+#endif
+
+// Kernels of a set that multiplies pairs of bfloat16 serve no other type (common/isa.h).
+#if !defined(FULGURITE_PAIR_PRODUCTS)
+#if defined(__AVX512BF16__)
+#define FULGURITE_PAIR_PRODUCTS 1
+#else
+#define FULGURITE_PAIR_PRODUCTS 0
+#endif
 #endif
 
 namespace fulgurite {
@@ -208,20 +218,33 @@ FULGURITE_INLINE V copysign(V x, V s) {
   return bit_cast<V>((bit_cast<I>(x) & ~kSign) | (bit_cast<I>(s) & kSign));
 }
 
+template <int First, class V, int... Lane>
+FULGURITE_INLINE auto lanes_from(V v, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(v, v, (First + Lane)...);
+}
+/// combine(lower half, upper half) until one lane is left. By shuffles: a loop over lanes goes through memory, at 60 cycles.
+template <class V, class Combine>
+FULGURITE_INLINE Element<V> reduce_lanes(V v, const Combine& combine) {
+  constexpr int kHalf = kWidth<V> / 2;
+  if constexpr (kHalf == 1) {
+    using Two = Vec<Element<V>, 2>;
+    return combine(Two{v[0], v[0]}, Two{v[1], v[1]})[0];
+  } else {
+    constexpr auto kHalfLanes = std::make_integer_sequence<int, kHalf>{};
+    return reduce_lanes(combine(lanes_from<0>(v, kHalfLanes), lanes_from<kHalf>(v, kHalfLanes)),
+                        combine);
+  }
+}
 /// Sum over lanes in a fixed tree: lane i and lane i + W/2 first.
 template <class V>
 FULGURITE_INLINE Element<V> sum(V v) {
-  for (int half = kWidth<V> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  return v[0];
+  return reduce_lanes(v, [](auto low, auto high) { return low + high; });
 }
 /// Largest lane, in the same tree. A NaN in the upper lane of a pair is passed over, one in the lower lane stays: callers
 /// that may meet NaN look for it themselves.
 template <class V>
 FULGURITE_INLINE Element<V> max_lane(V v) {
-  for (int half = kWidth<V> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = v[i + half] > v[i] ? v[i + half] : v[i];
-  return v[0];
+  return reduce_lanes(v, [](auto low, auto high) { return high > low ? high : low; });
 }
 
 }  // namespace FULGURITE_VARIANT

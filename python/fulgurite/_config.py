@@ -75,7 +75,7 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> li
         ran.append(
             {
                 "kernel": row["name"],
-                "isa": row["active"],
+                "isa": row["ran"],
                 "calls": calls,
                 "tasks": row["tasks"] - before[row["name"]]["tasks"],
                 "threads": row["threads"],

@@ -12,34 +12,51 @@ namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
-template <class T>
+template <class S>
 struct KeyValueScratch {
-  T *query_panels, *grad_out_panels, *grad_key, *grad_value;
+  using T = Accumulate<S>;
+  using E = Operand<S>;
+  int64_t key_ld, value_ld;
+  E *query_panels, *grad_out_panels;
+  E *weights, *grads,
+      *grads_by_row;  // P and dS of a tile as operands along its rows, dS also along its columns
+  T *grad_key, *grad_value;
 
-  KeyValueScratch(const BackwardScratch<T>& w, Arena& arena) {
-    query_panels = arena.take<T>(kMostQueryRows * w.key_ld);
-    grad_out_panels = arena.take<T>(kMostQueryRows * w.value_ld);
-    grad_key = arena.take<T>(kKeyBlock * w.key_ld);
-    grad_value = arena.take<T>(kKeyBlock * w.value_ld);
+  KeyValueScratch(const AttentionParams& p, const BackwardScratch<S>& w, Arena& arena)
+      : key_ld(pad_columns<E>(p.D)), value_ld(pad_columns<E>(p.Dv)) {
+    query_panels = arena.take<E>(kMostQueryRows * key_ld);
+    grad_out_panels = arena.take<E>(kMostQueryRows * value_ld);
+    if constexpr (BackwardScratch<S>::kNarrows) {
+      weights = arena.take<E>(kMostQueryRows * kScoreStride);
+      grads = arena.take<E>(kMostQueryRows * kScoreStride);
+      grads_by_row = arena.take<E>(kMostQueryRows * kScoreStride);
+    } else {
+      weights = w.scores;
+      grads = grads_by_row = w.grad_scores;
+    }
+    grad_key = arena.take<T>(kKeyBlock * key_ld);
+    grad_value = arena.take<T>(kKeyBlock * value_ld);
   }
 };
 
 /// dV += Pᵀ·dO and dK += dSᵀ·Q of one tile.
-template <class T>
+template <class S>
 void accumulate_key_value(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
-                          const Spans& spans, const BackwardScratch<T>& w, KeyValueScratch<T>& kv) {
-  const int64_t panel = t.rows * kTileColumns<T>;
+                          const Spans& spans, const BackwardScratch<S>& w,
+                          const KeyValueScratch<S>& kv) {
+  using E = Operand<S>;
+  const int64_t depth = pad_depth<E>(t.rows);
   if (p.grad_value.data) {
-    pack_rows<T>(Strided<T>{w.grad_out, w.out_ld, 1}, t.rows, p.Dv, kv.grad_out_panels);
-    accumulate_tile<T>(rule, t, spans, false, w.grad_out_finite, {w.scores + t.c0, 1, kScoreStride},
-                       {kv.grad_out_panels, panel}, p.Dv, kv.grad_value + t.c0 * w.value_ld,
-                       w.value_ld);
+    pack_rows<E>(Strided<E>{w.grad_out, w.out_ld, 1}, t.rows, p.Dv, kv.grad_out_panels);
+    accumulate_tile<E>(rule, t, spans, false, w.grad_out_finite, along_rows(t, kv.weights),
+                       {kv.grad_out_panels, depth, kv.value_ld}, p.Dv,
+                       kv.grad_value + t.c0 * kv.value_ld, kv.value_ld);
   }
   if (p.grad_key.data) {
-    pack_rows<T>(Strided<T>{w.query, w.query_ld, 1}, t.rows, p.D, kv.query_panels);
-    accumulate_tile<T>(rule, t, spans, false, w.query_finite,
-                       {w.grad_scores + t.c0, 1, kScoreStride}, {kv.query_panels, panel}, p.D,
-                       kv.grad_key + t.c0 * w.key_ld, w.key_ld);
+    pack_rows<E>(Strided<E>{w.query, w.query_ld, 1}, t.rows, p.D, kv.query_panels);
+    accumulate_tile<E>(rule, t, spans, false, w.query_finite, along_rows(t, kv.grads),
+                       {kv.query_panels, depth, kv.key_ld}, p.D, kv.grad_key + t.c0 * kv.key_ld,
+                       kv.key_ld);
   }
 }
 
@@ -48,26 +65,26 @@ template <class T>
 FULGURITE_INLINE T* query_part(const AttentionParams& p, int64_t b, int64_t h, int64_t split,
                                int64_t ld) {
   const Sequence& s = p.sequences[b];
-  return static_cast<T*>(p.grad_query_parts) +
-         (s.part_start * p.Hq + (h * s.splits + split) * s.N) * ld;
+  const int64_t head = h / p.group;
+  return static_cast<T*>(p.query_parts[s.split_start * p.Hkv + head * s.splits + split]) +
+         (h - head * p.group) * s.N * ld;
 }
 
 /// dQ += dS·K of one tile.
-template <class T>
+template <class S>
 void accumulate_query(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
-                      const Spans& spans, const BackwardScratch<T>& w, T* part) {
+                      const Spans& spans, const KeyValueScratch<S>& kv, Accumulate<S>* part) {
+  using E = Operand<S>;
   const PackedBlock packed = packed_block(p, t.b, t.h / p.group, t.j0 / kKeyBlock);
-  const T* const key =
-      static_cast<const T*>(p.key_rows) + packed.keys * w.key_ld + t.c0 * kTileColumns<T>;
-  accumulate_tile<T>(rule, t, spans, true, p.key_finite[packed.index],
-                     {w.grad_scores + t.c0, kScoreStride, 1}, {key, t.columns * kTileColumns<T>},
-                     p.D, part + t.i0 * w.key_ld, w.key_ld);
+  const E* const key = static_cast<const E*>(p.key_rows) + packed.keys * kv.key_ld;
+  accumulate_tile<E>(
+      rule, t, spans, true, p.key_finite[packed.index], along_columns(t, kv.grads_by_row),
+      {key, pad_depth<E>(t.columns), kv.key_ld, t.c0}, p.D, part + t.i0 * kv.key_ld, kv.key_ld);
 }
 
-/// dbias += dS of one tile, in part q.
+/// dbias += dS of one strip, in part q.
 template <class T>
-void accumulate_bias(const AttentionParams& p, const Tile& t, int64_t q,
-                     const BackwardScratch<T>& w) {
+void accumulate_bias(const AttentionParams& p, const Tile& t, int64_t q, const T* grads) {
   using V = Native<T>;
   const int64_t* const shape = p.bias_shape;
   const int64_t head = shape[1] == 1 ? 0 : t.h;
@@ -75,7 +92,7 @@ void accumulate_bias(const AttentionParams& p, const Tile& t, int64_t q,
     const int64_t row = shape[2] == 1 ? 0 : t.i0 + r;
     T* const to =
         static_cast<T*>(p.grad_bias_parts) + ((q * shape[1] + head) * shape[2] + row) * shape[3];
-    const T* const from = w.grad_scores + r * kScoreStride;
+    const T* const from = grads + r * kScoreStride;
     int64_t c = t.c0;
     if (shape[3] == 1) {
       V total{};  // the columns that fill the last vector are zeros
@@ -93,35 +110,41 @@ void accumulate_bias(const AttentionParams& p, const Tile& t, int64_t q,
 /// Every tile of one key block, and its dK and dV.
 template <class S>
 void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block& split,
-                    int64_t key_block, BackwardScratch<Accumulate<S>>& w,
-                    KeyValueScratch<Accumulate<S>>& kv) {
+                    int64_t key_block, BackwardScratch<S>& w, const KeyValueScratch<S>& kv) {
   using T = Accumulate<S>;
   const Sequence& s = p.sequences[split.b];
   const int64_t j0 = key_block * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
   TileTally tally;
-  __builtin_memset(kv.grad_key, 0, sizeof(T) * keys * w.key_ld);
-  __builtin_memset(kv.grad_value, 0, sizeof(T) * keys * w.value_ld);
+  __builtin_memset(kv.grad_key, 0, sizeof(T) * keys * kv.key_ld);
+  __builtin_memset(kv.grad_value, 0, sizeof(T) * keys * kv.value_ld);
   for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
     for (int64_t block = 0; block < ceil_div(s.N, s.query_rows); ++block) {
       const Tile t = make_tile<T>(p, rule, split.b, h, block, key_block);
       if (tally.skips(t)) continue;
       load_rows<S>(p, split.b, h, t.i0, t.rows, w);
+      for_gradient_strips(p, rule, t, w,
+                          [&](const Tile& strip, int64_t r0, T* weights, T* grads, const T* slope) {
+                            if (p.grad_bias_parts)
+                              accumulate_bias(p, strip, split.b % p.batch_stride, grads);
+                            apply_softcap(strip, grads, slope);
+                            narrow_for_rows(strip, weights, kv.weights + r0 * kScoreStride);
+                            narrow_for_rows(strip, grads, kv.grads + r0 * kScoreStride);
+                            narrow_for_columns(strip, grads, kv.grads_by_row + r0 * kScoreStride);
+                          });
       const Spans spans(rule, t);
-      gradient_tile<S>(p, rule, t, spans, w);
-      if (p.grad_bias_parts) accumulate_bias(p, t, split.b % p.batch_stride, w);
-      apply_softcap(t, w);
       accumulate_key_value(p, rule, t, spans, w, kv);
       if (p.grad_query.data)
-        accumulate_query(p, rule, t, spans, w, query_part<T>(p, split.b, h, split.index, w.key_ld));
+        accumulate_query(p, rule, t, spans, kv,
+                         query_part<T>(p, split.b, h, split.index, kv.key_ld));
     }
   tally.add_to(p);
   for (int64_t j = 0; j < keys; ++j) {
     const int64_t row = s.key_start + j0 + j;
     if (p.grad_key.data)
-      store_row(row_of<S>(p.grad_key, split.b, split.head, row), kv.grad_key + j * w.key_ld, p.D,
+      store_row(row_of<S>(p.grad_key, split.b, split.head, row), kv.grad_key + j * kv.key_ld, p.D,
                 static_cast<T>(p.scale));
     if (p.grad_value.data)
-      store_row(row_of<S>(p.grad_value, split.b, split.head, row), kv.grad_value + j * w.value_ld,
+      store_row(row_of<S>(p.grad_value, split.b, split.head, row), kv.grad_value + j * kv.value_ld,
                 p.Dv, T(1));
   }
 }
@@ -130,18 +153,51 @@ template <class S>
 void backward_task(const AttentionParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
-  BackwardScratch<T> w(p, arena);
-  KeyValueScratch<T> kv(w, arena);
+  BackwardScratch<S> w(p, arena);
+  const KeyValueScratch<S> kv(p, w, arena);
   for (Block split = split_of(p, task); split.b < p.B; split.b += p.batch_stride) {
     const Sequence& s = p.sequences[split.b];
     const ScoreRule rule = rule_of(p, split.b);
     if (p.grad_query.data)
       for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
-        __builtin_memset(query_part<T>(p, split.b, h, split.index, w.key_ld), 0,
-                         sizeof(T) * s.N * w.key_ld);
+        __builtin_memset(query_part<T>(p, split.b, h, split.index, kv.key_ld), 0,
+                         sizeof(T) * s.N * kv.key_ld);
     for (int64_t block = split.index; block < ceil_div(s.M, kKeyBlock); block += s.splits)
       backward_block<S>(p, rule, split, block, w, kv);
   }
+}
+
+/// δ_i = Σ_d dO·O − g_lse of one block of rows, and whether its rows are finite.
+template <class S>
+void delta_task(const AttentionParams& p, int64_t task) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  const Block q = query_block_of(p, task);
+  const Sequence& s = p.sequences[q.b];
+  const int64_t i0 = q.index * s.query_rows,
+                rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows;
+  T* const delta = static_cast<T*>(p.delta) + task * p.query_block_rows;
+  V query_zeros{}, out_zeros{};  // x·0 stays NaN for an infinity or a NaN
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = s.query_start + i0 + r;
+    const Strided<S> query = rows_of<S>(p.query, q.b, q.head, row),
+                     out = rows_of<S>(p.saved_out, q.b, q.head, row),
+                     grad = rows_of<S>(p.grad_out, q.b, q.head, row);
+    for_row<T>(query.data, query.column_stride, p.D,
+               [&](int64_t, V x) { query_zeros = madd(x, V{}, query_zeros); });
+    V dot{};
+    if (p.grad_out.data)
+      for (int64_t d = 0; d < p.Dv; d += kLanes<T>) {
+        const V o = load_strided<V>(out.data + d * out.column_stride, out.column_stride, p.Dv - d),
+                g = load_strided<V>(grad.data + d * grad.column_stride, grad.column_stride,
+                                    p.Dv - d);
+        dot = madd(o, g, dot);
+        out_zeros = madd(g, V{}, out_zeros);
+      }
+    delta[r] = sum(dot) - (p.grad_lse.data ? *rows_of<T>(p.grad_lse, q.b, q.head, row).data : T(0));
+  }
+  p.query_finite[task] = sum(query_zeros) == 0;
+  p.grad_out_finite[task] = sum(out_zeros) == 0;
 }
 
 /// The parts of one block of dQ, added in order.
@@ -168,6 +224,10 @@ void reduce_query_task(const AttentionParams& p, int64_t task, void* scratch) {
 
 }  // namespace
 
+void attention_delta(const AttentionParams& p, int64_t task, void*) {
+  with_storage(p.dtype, [&](auto s) { delta_task<decltype(s)>(p, task); });
+}
+
 void attention_backward(const AttentionParams& p, int64_t task, void* scratch) {
   with_storage(p.dtype, [&](auto s) { backward_task<decltype(s)>(p, task, scratch); });
 }
@@ -180,15 +240,17 @@ void attention_backward_layout(const AttentionParams& p, AttentionLayout* layout
   with_storage(p.dtype, [&](auto s) {
     using T = Accumulate<decltype(s)>;
     Arena shared(nullptr);
-    BackwardScratch<T> measure(p, shared);
+    BackwardScratch<decltype(s)> measure(p, shared);
     Arena keys = shared, bias = shared;
-    KeyValueScratch<T> measure_keys(measure, keys);
+    KeyValueScratch<decltype(s)> measure_keys(p, measure, keys);
     bias.take<T>(kMostQueryRows * kScoreStride);
-    layout->query_part = measure.key_ld;
+    // Where P and dS become operands of two bytes, a tile of as many bytes holds twice the rows: dK and dV are loaded and
+    // stored half as often.
+    layout->backward_rows = kMostQueryRows / (measure.kNarrows ? 1 : 2);
+    layout->query_part = measure_keys.key_ld;
     layout->backward_scratch = keys.used();
-    layout->reduce_query_scratch = measure.key_ld * static_cast<int64_t>(sizeof(T));
+    layout->reduce_query_scratch = measure_keys.key_ld * static_cast<int64_t>(sizeof(T));
     layout->grad_bias_scratch = bias.used();
-    layout->grad_sink_scratch = shared.used();
   });
 }
 

@@ -41,11 +41,11 @@ BiasWalk walk_of(const AttentionParams& p, int64_t task) {
 }
 
 template <class T>
-void add_tile(const BiasWalk& walk, const Tile& t, const T* grad_scores, T* acc) {
+void add_strip(const BiasWalk& walk, const Tile& t, int64_t r0, const T* grads, T* acc) {
   using V = Native<T>;
   for (int64_t r = 0; r < t.rows; ++r) {
-    T* const to = acc + (walk.one_row ? 0 : r * kScoreStride);
-    const T* const from = grad_scores + r * kScoreStride;
+    T* const to = acc + (walk.one_row ? 0 : (r0 + r) * kScoreStride);
+    const T* const from = grads + r * kScoreStride;
     if (walk.one_column) {
       V total{};
       for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) total += load<V>(from + c);
@@ -61,7 +61,7 @@ template <class S>
 void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
-  BackwardScratch<T> w(p, arena);
+  BackwardScratch<S> w(p, arena);
   T* const acc = arena.take<T>(kMostQueryRows * kScoreStride);
   __builtin_memset(acc, 0, sizeof(T) * kMostQueryRows * kScoreStride);
   const BiasWalk walk = walk_of(p, task);
@@ -77,8 +77,10 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
           if (t.state == TileState::kSkip) continue;
           if (!loaded) load_rows<S>(p, b, h, t.i0, t.rows, w);
           loaded = true;
-          gradient_tile<S>(p, rule, t, Spans(rule, t), w);
-          add_tile(walk, t, w.grad_scores, acc);
+          for_gradient_strips(p, rule, t, w,
+                              [&](const Tile& strip, int64_t r0, T*, const T* grads, const T*) {
+                                add_strip(walk, strip, r0, grads, acc);
+                              });
         }
       }
   }
@@ -116,22 +118,21 @@ void reduce_bias_task(const AttentionParams& p, int64_t task) {
 }
 
 /// One head: rows in order of batch and position.
-template <class S>
-void grad_sink_task(const AttentionParams& p, int64_t head, void* scratch) {
-  using T = Accumulate<S>;
-  Arena arena(scratch);
-  BackwardScratch<T> w(p, arena);
+template <class T>
+void grad_sink_task(const AttentionParams& p, int64_t head) {
   const T sink = static_cast<const T*>(p.sink)[head];
   T total = 0;
   for (int64_t b = 0; b < p.B; ++b) {
     const Sequence& s = p.sequences[b];
     for (int64_t i0 = 0; i0 < s.N; i0 += s.query_rows) {
       const int64_t rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows;
-      load_rows<S>(p, b, head, i0, rows, w);
+      const T* const delta = static_cast<const T*>(p.delta) +
+                             query_block_index(p, b, head, i0 / s.query_rows) * p.query_block_rows;
       T block = 0;  // shorter chains of additions
-      for (int64_t r = 0; r < rows; ++r)
-        if (sink != kHidden<T>)
-          block -= exp_flushed(splat<Native<T>>(sink - w.lse[r]))[0] * w.delta[r];
+      for (int64_t r = 0; r < rows; ++r) {
+        const T lse = *rows_of<T>(p.saved_lse, b, head, s.query_start + i0 + r).data;
+        if (sink != kHidden<T>) block -= exp_flushed(splat<Native<T>>(sink - lse))[0] * delta[r];
+      }
       total += block;
     }
   }
@@ -148,8 +149,8 @@ void attention_reduce_bias(const AttentionParams& p, int64_t task, void*) {
   with_storage(p.dtype, [&](auto s) { reduce_bias_task<decltype(s)>(p, task); });
 }
 
-void attention_grad_sink(const AttentionParams& p, int64_t head, void* scratch) {
-  with_storage(p.dtype, [&](auto s) { grad_sink_task<decltype(s)>(p, head, scratch); });
+void attention_grad_sink(const AttentionParams& p, int64_t head, void*) {
+  with_storage(p.dtype, [&](auto s) { grad_sink_task<Accumulate<decltype(s)>>(p, head); });
 }
 
 }  // namespace FULGURITE_VARIANT

@@ -13,12 +13,7 @@ namespace fulgurite {
 FULGURITE_KERNEL(attention_forward, attention_pack, AttentionTaskFn);
 FULGURITE_KERNEL(attention_forward, attention_forward, AttentionTaskFn);
 FULGURITE_KERNEL(attention_forward, attention_forward_layout, AttentionLayoutFn);
-FULGURITE_KERNEL(attention_backward, attention_backward, AttentionTaskFn);
-FULGURITE_KERNEL(attention_backward, attention_reduce_query, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward, attention_backward_layout, AttentionLayoutFn);
-FULGURITE_KERNEL(attention_backward_bias, attention_grad_bias, AttentionTaskFn);
-FULGURITE_KERNEL(attention_backward_bias, attention_reduce_bias, AttentionTaskFn);
-FULGURITE_KERNEL(attention_backward_bias, attention_grad_sink, AttentionTaskFn);
 
 ScoreRule score_rule(const ScoreArgs& a, int64_t widest) {
   ScoreRule rule{};
@@ -53,24 +48,10 @@ DropoutRule dropout_rule(const ScoreArgs& a, int64_t heads) {
 
 namespace {
 
-/// Tasks of a key/value head in the backward, and tasks that share a bias: each holds a part of dQ or dbias, so few, and
-/// enough for one head alone to keep a few cores busy.
-constexpr int64_t kMostSplits = 4;
-
-int64_t query_rows(int64_t N) {
-  return N <= kMostQueryRows ? std::max<int64_t>(N, 1) : kQueryBlock;
-}
-
 ScoreKind score_kind(std::string_view score) {
   return score == "softmax" ? ScoreKind::kSoftmax
          : score == "relu2" ? ScoreKind::kRelu2
                             : ScoreKind::kLaplace;
-}
-
-void run(Kernel<AttentionTaskFn>& kernel, AttentionParams& p, int64_t tasks, int64_t cost,
-         int64_t scratch_bytes) {
-  count_tiles(kernel, p);
-  run_kernel(kernel, p, {tasks, cost, scratch_bytes});
 }
 
 }  // namespace
@@ -81,6 +62,11 @@ void count_tiles(KernelInfo& kernel, AttentionParams& p) {
   __atomic_store_n(&tiles.columns, kKeyBlock, __ATOMIC_RELAXED);
   p.tiles_seen = &tiles.seen;
   p.tiles_skipped = &tiles.skipped;
+}
+
+void run_counted(Kernel<AttentionTaskFn>& kernel, AttentionParams& p, const TaskSpace& space) {
+  count_tiles(kernel, p);
+  run_kernel(kernel, p, space);
 }
 
 Tensor4 head_rows(const OptionalTensor& tensor, const HeadStrides& s) {
@@ -110,9 +96,9 @@ std::vector<int64_t> host_integers(const Tensor& tensor) {
   return {data, data + wide.numel()};
 }
 
-AttentionCall::AttentionCall(const Tensor& query, const Tensor& key, const Tensor& value,
+AttentionCall::AttentionCall(Pass pass, const Tensor& query, const Tensor& key, const Tensor& value,
                              bool packed, int64_t widest, const ScoreArgs& scores)
-    : options_(query.options().dtype(accumulate_type(query.scalar_type()))) {
+    : options_(query.options().dtype(accumulate_type(query.scalar_type()))), pass_(pass) {
   const auto strides = packed ? packed_strides : batch_strides;
   p.dtype = kernel_dtype(query.scalar_type());
   p.Hq = query.size(1);
@@ -138,23 +124,30 @@ AttentionCall::AttentionCall(const Tensor& query, const Tensor& key, const Tenso
     p.alibi_slopes = keep(scores.alibi_slopes->contiguous());
     p.alibi_batch_stride = scores.alibi_slopes->dim() == 2 ? p.Hq : 0;
   }
-  attention_forward_layout_kernel.get()(p, &layout_);
-  attention_backward_layout_kernel.get()(p, &layout_);
+  attention_forward_layout_kernel.get(p.dtype)(p, &layout_);
+  attention_backward_layout_kernel.get(p.dtype)(p, &layout_);
+}
+
+/// Rows of a block: the blocks of a sequence are as even as whole strips allow.
+int64_t AttentionCall::query_rows(int64_t N) const {
+  constexpr int64_t kStrips = 12;  // strips are 6 or 4 rows
+  const int64_t most = pass_ == Pass::kForward ? layout_.forward_rows : layout_.backward_rows;
+  if (N <= most) return std::max<int64_t>(N, 1);
+  return ceil_div(ceil_div(N, ceil_div(N, most)), kStrips) * kStrips;
 }
 
 void AttentionCall::add_sequence(int64_t query_start, int64_t N, int64_t key_start, int64_t M) {
-  const int64_t packed = ceil_div(M, layout_.key_panel) * layout_.key_panel,
+  const int64_t packed = ceil_div(M, layout_.key_multiple) * layout_.key_multiple,
                 blocks = ceil_div(M, kKeyBlock), splits = std::min(blocks, kMostSplits);
   add({query_start, N, key_start, M, query_rows(N), p.query_blocks, p.key_blocks, packed_keys_,
-       packed, p.splits, splits, part_rows_},
+       packed, p.splits, splits},
       blocks);
   packed_keys_ += packed;
   p.splits += splits;
-  part_rows_ += splits * N;
 }
 
 void AttentionCall::add_splits(int64_t N, int64_t M, int64_t split_keys) {
-  add({0, N, 0, M, query_rows(N), p.query_blocks, p.key_blocks, 0, 0, 0, 0, 0},
+  add({0, N, 0, M, query_rows(N), p.query_blocks, p.key_blocks, 0, 0, 0, 0},
       ceil_div(M, split_keys));
 }
 
@@ -172,80 +165,23 @@ void* AttentionCall::keep(Tensor tensor) {
   return buffers_.back().mutable_data_ptr();
 }
 
-void AttentionCall::add_packed(void*& pointer, int64_t elements_per_key) {
-  pointer = keep(at::empty({packed_keys_ * p.Hkv * elements_per_key}, options_));
+void AttentionCall::add_packed(void*& pointer, int64_t bytes_per_key) {
+  pointer = keep(at::empty({packed_keys_ * p.Hkv * bytes_per_key}, options_.dtype(at::kByte)));
 }
 
 void AttentionCall::pack() {
   p.key_finite =
       static_cast<bool*>(keep(at::empty({2, packed_blocks()}, options_.dtype(at::kBool))));
   p.value_finite = p.key_finite + packed_blocks();
-  run(attention_pack_kernel, p, packed_blocks(), packed_keys_ * p.Hkv * (p.D + p.Dv), 0);
-}
-
-void AttentionCall::want_sink(const Tensor& grad) {
-  grad_sink_ = grad;
-  grad_sink_wide_ = at::empty({p.Hq}, options_);
-  p.grad_sink = grad_sink_wide_.mutable_data_ptr();
+  run_counted(attention_pack_kernel, p, {packed_blocks(), packed_keys_ * p.Hkv * (p.D + p.Dv)});
 }
 
 void AttentionCall::forward() {
   add_packed(p.key_transposed, layout_.key_transposed);
   add_packed(p.value_rows, layout_.value_rows);
   pack();
-  run(attention_forward_kernel, p, p.query_blocks * p.Hq, products(), layout_.forward_scratch);
-}
-
-void AttentionCall::backward() {
-  add_packed(p.key_transposed, layout_.key_transposed);
-  add_packed(p.value_transposed, layout_.value_transposed);
-  if (p.grad_query.data) add_packed(p.key_rows, layout_.key_rows);
-  pack();
-  if (p.grad_query.data)
-    p.grad_query_parts = keep(at::empty({part_rows_ * p.Hq * layout_.query_part}, options_));
-  p.batch_stride = p.B;
-  if (p.grad_bias && tasks_own_bias()) add_bias_parts();
-  if (p.grad_query.data || p.grad_key.data || p.grad_value.data || p.grad_bias_parts)
-    run(attention_backward_kernel, p,
-        (p.grad_bias_parts ? p.splits / p.B * p.batch_stride : p.splits) * p.Hkv, products(),
-        layout_.backward_scratch);
-  if (p.grad_query.data)
-    run(attention_reduce_query_kernel, p, p.query_blocks * p.Hq,
-        part_rows_ * p.Hq * layout_.query_part, layout_.reduce_query_scratch);
-  if (p.grad_sink) {
-    run(attention_grad_sink_kernel, p, p.Hq, products() / kKeyBlock, layout_.grad_sink_scratch);
-    grad_sink_.copy_(grad_sink_wide_);
-  }
-  if (p.grad_bias) grad_bias();
-}
-
-/// Different tasks of the backward never meet in an element of dbias.
-bool AttentionCall::tasks_own_bias() const {
-  const bool heads = p.bias_shape[1] == p.Hq || p.Hkv == 1;
-  const bool keys = p.bias_shape[3] > 1 || sequences_[0].splits <= 1;
-  return heads && keys;
-}
-
-void AttentionCall::add_bias_parts() {
-  const int64_t repeats = p.B / p.bias_shape[0];
-  p.batch_stride = p.bias_shape[0] * std::min(repeats, kMostSplits);
-  p.grad_bias_parts =
-      keep(at::zeros({p.batch_stride * bias_elements() / p.bias_shape[0]}, options_));
-}
-
-int64_t AttentionCall::bias_elements() const {
-  return p.bias_shape[0] * p.bias_shape[1] * p.bias_shape[2] * p.bias_shape[3];
-}
-
-void AttentionCall::grad_bias() {
-  if (p.grad_bias_parts)
-    return run(attention_reduce_bias_kernel, p, ceil_div(bias_elements(), kBiasChunk),
-               bias_elements() * (p.batch_stride / p.bias_shape[0]), 0);
-  const Sequence& s = sequences_[0];
-  const int64_t rows = p.bias_shape[2] == 1 ? 1 : ceil_div(s.N, s.query_rows);
-  const int64_t columns = p.bias_shape[3] == 1 ? 1 : ceil_div(s.M, kKeyBlock);
-  run(attention_grad_bias_kernel, p, p.bias_shape[0] * p.bias_shape[1] * rows * columns, products(),
-      layout_.grad_bias_scratch);
+  run_counted(attention_forward_kernel, p,
+              {p.query_blocks * p.Hq, products(), layout_.forward_scratch});
 }
 
 }  // namespace fulgurite

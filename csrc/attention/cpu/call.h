@@ -11,6 +11,12 @@
 
 namespace fulgurite {
 
+struct TaskSpace;
+
+/// Tasks of a key/value head in the backward, and tasks that share a bias: each holds a part of dQ or dbias, so few, and
+/// enough for one head alone to keep a few cores busy.
+inline constexpr int64_t kMostSplits = 4;
+
 /// Strides of (batch, head, row, column).
 struct HeadStrides {
   int64_t batch, head, row, column;
@@ -36,17 +42,20 @@ std::vector<int64_t> host_integers(const Tensor& tensor);
 
 /// Lets the tasks of a call count their tiles for `explain`.
 void count_tiles(KernelInfo& kernel, AttentionParams& params);
+void run_counted(Kernel<AttentionTaskFn>& kernel, AttentionParams& params, const TaskSpace& space);
 /// Everything of a rule but M and shift, which belong to a sequence; `widest` bounds every distance between positions.
 ScoreRule score_rule(const ScoreArgs& scores, int64_t widest);
 /// philox must be on the host.
 DropoutRule dropout_rule(const ScoreArgs& scores, int64_t heads);
+
+enum class Pass { kForward, kBackward };
 
 class AttentionCall {
  public:
   AttentionParams p{};
 
   /// query, key and value as (B,H,·,·), or (T,H,·) with `packed`; `widest` bounds every distance between positions.
-  AttentionCall(const Tensor& query, const Tensor& key, const Tensor& value, bool packed,
+  AttentionCall(Pass pass, const Tensor& query, const Tensor& key, const Tensor& value, bool packed,
                 int64_t widest, const ScoreArgs& scores);
 
   /// Every batch entry a problem of the same size.
@@ -69,8 +78,11 @@ class AttentionCall {
 
  private:
   void* keep(Tensor tensor);
-  void add_packed(void*& pointer, int64_t elements_per_key);
+  void add_packed(void*& pointer, int64_t bytes_per_key);
   void pack();
+  void add_delta();
+  void gradients();
+  int64_t query_rows(int64_t N) const;
   bool tasks_own_bias() const;
   void add_bias_parts();
   void grad_bias();
@@ -80,11 +92,11 @@ class AttentionCall {
 
   at::TensorOptions options_;  // of the accumulation type
   AttentionLayout layout_{};
+  Pass pass_;
   std::vector<Sequence> sequences_;
   std::vector<Tensor> buffers_;
   Tensor grad_sink_, grad_sink_wide_;
   int64_t packed_keys_ = 0;  // over all sequences, per key/value head
-  int64_t part_rows_ = 0;    // over all sequences, per head
   int64_t pairs_ = 0;        // of queries and keys, over all sequences, per head
 };
 

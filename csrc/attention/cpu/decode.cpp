@@ -14,7 +14,7 @@ namespace {
 
 template <class T>
 struct DecodeScratch {
-  T *query, *scores, *rescale, *gathered;
+  T *query, *scores, *limit, *sums, *rescale, *gathered;
   T *key, *value;  // a packed block; null where rows are streamed
   int64_t query_ld, value_ld, acc_ld;
 
@@ -25,6 +25,8 @@ struct DecodeScratch {
     const bool packs = d.rows > kStreamRows;
     query = arena.take<T>(d.rows * query_ld);
     scores = arena.take<T>(kMostQueryRows * kScoreStride);
+    limit = arena.take<T>(d.rows);
+    sums = arena.take<T>(d.rows * kLanes<T>);
     rescale = arena.take<T>(kMostQueryRows);
     gathered =
         arena.take<T>((packs ? kKeyBlock : kLanes<T>)*(query_ld > value_ld ? query_ld : value_ld));
@@ -79,19 +81,20 @@ FULGURITE_INLINE Tile row_tile(const AttentionParams& p, const Block& split, con
 /// Products of the rows from r0 on become weights, and what was summed comes to the new maximum.
 template <class T>
 void weigh(const DecodeParams& d, const ScoreRule& rule, const Block& split, const Tile& t,
-           int64_t r0, OnlineSoftmax<T>& softmax) {
+           int64_t r0, const OnlineSoftmax<T>& softmax) {
   const AttentionParams& p = d.attention;
   for (int64_t r = 0; r < t.rows; ++r)
     score_row<T>(p, rule, row_tile(p, split, t, r0, r), r, softmax.scores + r * kScoreStride,
                  nullptr);
   raise_maxima(p, t, softmax);
-  exponentiate(p, t, softmax);
+  exponentiate<T>(p, t, softmax, softmax.scores);
 }
 
 /// Few rows: the cache is used as it streams by.
 template <class S>
 void attend_streamed(const DecodeParams& d, const ScoreRule& rule, const Block& split, Tile t,
-                     const DecodeScratch<Accumulate<S>>& w, OnlineSoftmax<Accumulate<S>> softmax) {
+                     const DecodeScratch<Accumulate<S>>& w,
+                     const OnlineSoftmax<Accumulate<S>>& softmax) {
   const AttentionParams& p = d.attention;
   t.rows = d.rows;
   stream_scores<S>(d, split, t, w.query, w.query_ld, w.gathered, softmax.scores);
@@ -109,13 +112,12 @@ void attend_packed(const DecodeParams& d, const ScoreRule& rule, const Block& sp
   using T = Accumulate<S>;
   const AttentionParams& p = d.attention;
   const bool finite = pack_block<S>(d, split, t, w);
-  const PanelsB<T> value{w.value, t.columns * kTileColumns<T>};
+  const PanelsB<T> value{w.value, t.columns, w.acc_ld};
   for (int64_t r0 = 0; r0 < d.rows; r0 += kMostQueryRows) {
     t.rows = d.rows - r0 < kMostQueryRows ? d.rows - r0 : kMostQueryRows;
-    OnlineSoftmax<T> softmax{
-        all.scores, all.acc + r0 * all.acc_ld, all.max + r0, all.sum + r0, all.rescale, all.acc_ld};
+    const OnlineSoftmax<T> softmax = all.rows_from(r0);
     gemm<T>(t.rows, t.c1, p.D, {w.query + r0 * w.query_ld, w.query_ld, 1},
-            {w.key, p.D * kTileColumns<T>}, softmax.scores, kScoreStride, false);
+            {w.key, p.D, pad_columns<T>(t.columns)}, softmax.scores, kScoreStride, false);
     weigh(d, rule, split, t, r0, softmax);
     if (t.state == TileState::kFull || finite) {
       gemm<T>(t.rows, p.Dv, t.c1, {softmax.scores, kScoreStride, 1}, value, softmax.acc,
@@ -143,12 +145,9 @@ void decode_task(const DecodeParams& d, int64_t task, void* scratch) {
   const ScoreRule rule = rule_of(p, split.b);
   T* const acc = static_cast<T*>(d.acc) + task * d.rows_padded * w.acc_ld;
   T* const max = static_cast<T*>(d.max) + task * d.rows_padded;
-  T* const sum = static_cast<T*>(d.sum) + task * d.rows_padded;
-  __builtin_memset(acc, 0, sizeof(T) * d.rows * w.acc_ld);
-  for (int64_t r = 0; r < d.rows_padded; ++r) {
-    max[r] = kHidden<T>;
-    sum[r] = 0;
-  }
+  T* const sums = static_cast<T*>(d.sum) + task * d.rows_padded;
+  const OnlineSoftmax<T> softmax{w.scores, acc, max, w.limit, w.sums, w.rescale, w.acc_ld};
+  for (int64_t r = 0; r < d.rows; ++r) start_row(p, softmax, r, kHidden<T>);
   for (int64_t r = 0; r < d.rows; r += s.N)
     pack_plain<T>(rows_of<S>(p.query, split.b, group_row(p, split, r).head, 0), s.N, p.D,
                   w.query + r * w.query_ld, w.query_ld);
@@ -158,12 +157,12 @@ void decode_task(const DecodeParams& d, int64_t task, void* scratch) {
   for (int64_t j0 = begin; j0 < end; j0 += kKeyBlock) {
     Tile t = block_tile(d, rule, split, j0, end - j0 < kKeyBlock ? end - j0 : kKeyBlock);
     if (tally.skips(t)) continue;
-    const OnlineSoftmax<T> softmax{w.scores, acc, max, sum, w.rescale, w.acc_ld};
     if (d.rows <= kStreamRows)
       attend_streamed<S>(d, rule, split, t, w, softmax);
     else
       attend_packed<S>(d, rule, split, t, w, softmax);
   }
+  for (int64_t r = 0; r < d.rows; ++r) sums[r] = sum(load<Native<T>>(w.sums + r * kLanes<T>));
   tally.add_to(p);
 }
 

@@ -7,31 +7,39 @@
 // One task is one block of query rows of one head; K and V were packed once per key/value head.
 
 #include "attention/cpu/activation.h"
-#include "attention/cpu/online_softmax.h"
+#include "attention/cpu/full_strip.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
-template <class T>
-struct ForwardScratch : OnlineSoftmax<T> {
-  T* query;
+template <class S>
+struct ForwardScratch : OnlineSoftmax<Accumulate<S>> {
+  using T = Accumulate<S>;
+  using E = Operand<S>;
+  E *query, *weights;  // weights: p as operands, of one strip of rows
   int64_t query_ld;
 
   ForwardScratch(const AttentionParams& p, Arena& arena) : query_ld(pad_lanes<T>(p.D)) {
+    constexpr int64_t kRows = kMostQueryRows + kLanes<T>;  // whole vectors from any row on
     this->acc_ld = pad_columns<T>(p.Dv);
-    query = arena.take<T>(kMostQueryRows * query_ld);
-    this->scores = arena.take<T>(kMostQueryRows * kScoreStride);
+    query = arena.take<E>(kMostQueryRows * query_ld);
+    this->scores = arena.take<T>(kTileRows * kScoreStride);
+    if constexpr (std::is_same_v<E, T>)
+      weights = this->scores;
+    else
+      weights = arena.take<E>(kTileRows * kScoreStride);
     this->acc = arena.take<T>(kMostQueryRows * this->acc_ld);
-    this->max = arena.take<T>(kMostQueryRows);
-    this->sum = arena.take<T>(kMostQueryRows);
-    this->rescale = arena.take<T>(kMostQueryRows);
+    this->max = arena.take<T>(kRows);
+    this->limit = arena.take<T>(kRows);
+    this->sum = arena.take<T>(kMostQueryRows * kLanes<T>);
+    this->rescale = arena.take<T>(kRows);
   }
 };
 
 /// scores become a(s).
 template <class T>
-void activate(const AttentionParams& p, const Tile& t, ForwardScratch<T>& w) {
+void activate(const AttentionParams& p, const Tile& t, const OnlineSoftmax<T>& w) {
   using V = Native<T>;
   for (int64_t r = 0; r < t.rows; ++r)
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
@@ -40,66 +48,85 @@ void activate(const AttentionParams& p, const Tile& t, ForwardScratch<T>& w) {
     }
 }
 
-template <class T>
-void start(const AttentionParams& p, int64_t h, int64_t rows, ForwardScratch<T>& w) {
-  const T sink = p.sink ? static_cast<const T*>(p.sink)[h] : kHidden<T>;
-  for (int64_t r = 0; r < kMostQueryRows; ++r) {
-    w.max[r] = sink;
-    w.sum[r] = sink == kHidden<T> ? 0 : 1;
-  }
-  __builtin_memset(w.acc, 0, sizeof(T) * rows * w.acc_ld);
-}
-
 template <class S>
 void finish(const AttentionParams& p, const Block& block, int64_t start_row, int64_t rows,
-            const ForwardScratch<Accumulate<S>>& w) {
+            const OnlineSoftmax<Accumulate<S>>& w) {
   using T = Accumulate<S>;
   using V = Native<T>;
   for (int64_t r = 0; r < rows; ++r) {
     T* const acc = w.acc + r * w.acc_ld;
     T lse = 0;
     if (p.score == ScoreKind::kSoftmax) {
-      const bool empty = w.sum[r] == 0;
+      const T total = sum(load<V>(w.sum + r * kLanes<T>));
       for (int64_t d = 0; d < p.Dv; d += kLanes<T>)
-        store(acc + d, empty ? V{} : load<V>(acc + d) / w.sum[r]);
-      lse = empty ? kHidden<T> : w.max[r] + static_cast<T>(__builtin_log(w.sum[r]));
+        store(acc + d, total == 0 ? V{} : load<V>(acc + d) / total);
+      lse = total == 0 ? kHidden<T> : w.max[r] + static_cast<T>(__builtin_log(total));
     }
     store_row(row_of<S>(p.out, block.b, block.head, start_row + r), acc, p.Dv, T(1));
     *row_of<T>(p.lse, block.b, block.head, start_row + r) = lse;
   }
 }
 
+/// Weights of a strip of rows, through memory.
+template <class E, class T>
+void weigh_strip(const AttentionParams& p, const ScoreRule& rule, const Tile& t, const Spans& spans,
+                 const E* query, int64_t ld, const E* key, const OnlineSoftmax<T>& softmax,
+                 E* weights) {
+  score_tile<E, T>(p, rule, t, spans, query, ld, key, softmax.scores, nullptr);
+  if (p.score == ScoreKind::kSoftmax) {
+    raise_maxima(p, t, softmax);
+    return exponentiate(p, t, softmax, weights);
+  }
+  activate(p, t, softmax);
+  narrow_for_columns(t, softmax.scores, weights);
+}
+
+/// A strip of rows against one packed block: small enough to stay in the first cache from product to product.
+template <class S>
+void attend(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
+            const PackedBlock& packed, const Operand<S>* query, const ForwardScratch<S>& w,
+            const OnlineSoftmax<Accumulate<S>>& softmax) {
+  using E = Operand<S>;
+  const E* const key = static_cast<const E*>(p.key_transposed) + packed.keys * pad_depth<E>(p.D);
+  const E* const value = static_cast<const E*>(p.value_rows) + packed.keys * w.acc_ld;
+  const Spans spans(rule, t);
+  if (has_full_rows(p, t, kTileColumns<E>))
+    for_strips(t.rows, [&](auto rows, int64_t r) {
+      weigh_full_rows<decltype(rows)::value, E>(p, t,
+                                                {query + r * w.query_ld, w.query_ld, kStep<E>}, key,
+                                                softmax.rows_from(r), w.weights + r * kScoreStride);
+    });
+  else
+    weigh_strip(p, rule, t, spans, query, w.query_ld, key, softmax, w.weights);
+  accumulate_tile<E>(rule, t, spans, true, p.value_finite[packed.index],
+                     along_columns(t, w.weights), {value, pad_depth<E>(t.columns), w.acc_ld, t.c0},
+                     p.Dv, softmax.acc, w.acc_ld);
+}
+
 template <class S>
 void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
-  ForwardScratch<T> w(p, arena);
+  const ForwardScratch<S> w(p, arena);
   const Block q = query_block_of(p, task);
   const Sequence& s = p.sequences[q.b];
   const ScoreRule rule = rule_of(p, q.b);
   const int64_t i0 = q.index * s.query_rows,
                 rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows;
-  pack_plain<T>(rows_of<S>(p.query, q.b, q.head, s.query_start + i0), rows, p.D, w.query,
-                w.query_ld);
-  start(p, q.head, rows, w);
+  pack_plain<Operand<S>>(rows_of<S>(p.query, q.b, q.head, s.query_start + i0), rows, p.D, w.query,
+                         w.query_ld);
+  const T sink = p.sink ? static_cast<const T*>(p.sink)[q.head] : kHidden<T>;
+  for (int64_t r = 0; r < rows; ++r) start_row<T>(p, w, r, sink);
   TileTally tally;
   for (int64_t block = 0; block < ceil_div(s.M, kKeyBlock); ++block) {
     const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
     if (tally.skips(t)) continue;
     const PackedBlock packed = packed_block(p, q.b, q.head / p.group, block);
-    const T* const key = static_cast<const T*>(p.key_transposed) + packed.keys * p.D;
-    const T* const value = static_cast<const T*>(p.value_rows) + packed.keys * w.acc_ld;
-    const Spans spans(rule, t);
-    score_tile<T>(p, rule, t, spans, w.query, w.query_ld, key, w.scores, nullptr);
-    if (p.score == ScoreKind::kSoftmax) {
-      raise_maxima<T>(p, t, w);
-      exponentiate<T>(p, t, w);
-    } else {
-      activate(p, t, w);
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const Tile strip = strip_of<T>(rule, t, r, rows - r < kTileRows ? rows - r : kTileRows);
+      if (strip.state == TileState::kSkip) continue;
+      attend<S>(p, rule, strip, packed, w.query + r * w.query_ld, w, w.rows_from(r));
     }
-    accumulate_tile<T>(
-        rule, t, spans, true, p.value_finite[packed.index], {w.scores + t.c0, kScoreStride, 1},
-        {value + t.c0 * kTileColumns<T>, t.columns * kTileColumns<T>}, p.Dv, w.acc, w.acc_ld);
   }
   finish<S>(p, q, s.query_start + i0, rows, w);
   tally.add_to(p);
@@ -108,26 +135,28 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
 /// Packs one block of keys and values of one key/value head, in the layouts whose buffers are given.
 template <class S>
 void pack_task(const AttentionParams& p, int64_t task) {
-  using T = Accumulate<S>;
+  using E = Operand<S>;
   const Block k = key_block_of(p, task);
   const Sequence& s = p.sequences[k.b];
   const int64_t j0 = k.index * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
   const Strided<S> key = rows_of<S>(p.key, k.b, k.head, s.key_start + j0),
                    value = rows_of<S>(p.value, k.b, k.head, s.key_start + j0);
-  const int64_t key_ld = pad_columns<T>(p.D), value_ld = pad_columns<T>(p.Dv),
-                padded = pad_columns<T>(keys), first = packed_block(p, k.b, k.head, k.index).keys;
+  const int64_t key_ld = pad_columns<E>(p.D), value_ld = pad_columns<E>(p.Dv),
+                key_depth = pad_depth<E>(p.D), value_depth = pad_depth<E>(p.Dv),
+                first = packed_block(p, k.b, k.head, k.index).keys;
   if (p.key_transposed) {
-    T* const to = static_cast<T*>(p.key_transposed) + first * p.D;
-    pack_transposed<T>(key, keys, p.D, to);
-    p.key_finite[task] = all_finite(to, padded * p.D);
+    E* const to = static_cast<E*>(p.key_transposed) + first * key_depth;
+    pack_transposed<E>(key, keys, p.D, to);
+    p.key_finite[task] = all_finite(to, pad_columns<E>(keys) * key_depth);
   }
-  if (p.key_rows) pack_rows<T>(key, keys, p.D, static_cast<T*>(p.key_rows) + first * key_ld);
+  if (p.key_rows) pack_rows<E>(key, keys, p.D, static_cast<E*>(p.key_rows) + first * key_ld);
   if (p.value_transposed)
-    pack_transposed<T>(value, keys, p.Dv, static_cast<T*>(p.value_transposed) + first * p.Dv);
+    pack_transposed<E>(value, keys, p.Dv,
+                       static_cast<E*>(p.value_transposed) + first * value_depth);
   if (p.value_rows) {
-    T* const to = static_cast<T*>(p.value_rows) + first * value_ld;
-    pack_rows<T>(value, keys, p.Dv, to);
-    p.value_finite[task] = all_finite(to, keys * value_ld);
+    E* const to = static_cast<E*>(p.value_rows) + first * value_ld;
+    pack_rows<E>(value, keys, p.Dv, to);
+    p.value_finite[task] = all_finite(to, pad_depth<E>(keys) * value_ld);
   }
 }
 
@@ -143,15 +172,17 @@ void attention_forward(const AttentionParams& p, int64_t task, void* scratch) {
 
 void attention_forward_layout(const AttentionParams& p, AttentionLayout* layout) {
   with_storage(p.dtype, [&](auto s) {
-    using T = Accumulate<decltype(s)>;
+    using E = Operand<decltype(s)>;
+    constexpr int64_t kBytes = sizeof(E);
     Arena arena(nullptr);
-    ForwardScratch<T> measure(p, arena);
+    ForwardScratch<decltype(s)> measure(p, arena);
+    layout->forward_rows = kMostQueryRows / 2;
     layout->forward_scratch = arena.used();
-    layout->key_panel = kTileColumns<T>;
-    layout->key_transposed = p.D;
-    layout->key_rows = pad_columns<T>(p.D);
-    layout->value_transposed = p.Dv;
-    layout->value_rows = pad_columns<T>(p.Dv);
+    layout->key_multiple = pad_columns<E>(1);
+    layout->key_transposed = pad_depth<E>(p.D) * kBytes;
+    layout->key_rows = pad_columns<E>(p.D) * kBytes;
+    layout->value_transposed = pad_depth<E>(p.Dv) * kBytes;
+    layout->value_rows = pad_columns<E>(p.Dv) * kBytes;
   });
 }
 

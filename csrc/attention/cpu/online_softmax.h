@@ -1,8 +1,10 @@
-// Softmax over the keys of a row, tile by tile, in any number of tiles:
+// Softmax over the keys of a row, piece by piece, in any number of pieces:
 //
-//   m' = max(m, max_J u·s)    α = exp(m − m')    p = exp(u·s − m')    l = α·l + Σ_J p
+//   m' = max(m, max_J u·s) if that exceeds m by more than kSlack, else m
+//   α = exp(m − m')    p = exp(u·s − m')    l = α·l + Σ_J p
 //
-// u is score_unit; m starts at −inf, l at 0.
+// u is score_unit; m starts at −inf, l at 0. Any m will do that keeps exp from overflowing, and raising it costs a pass over
+// o: p may reach e^kSlack. l is kept as wide as a vector.
 #pragma once
 
 #include "attention/cpu/row_scores.h"
@@ -10,56 +12,109 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
-/// Rows of one tile; max, sum and rescale hold whole vectors of rows.
+inline constexpr double kSlack = 5.5;  // p up to 245
+
+/// Rows of one tile or strip: max, limit and rescale hold whole vectors of rows, sum a vector for each row.
 template <class T>
 struct OnlineSoftmax {
-  T *scores, *acc, *max, *sum, *rescale;
+  T *scores, *acc, *max, *limit, *sum, *rescale;
   int64_t acc_ld;
+
+  /// Of the rows from r on.
+  OnlineSoftmax rows_from(int64_t r) const {
+    return {scores, acc + r * acc_ld, max + r, limit + r, sum + r * kLanes<T>, rescale, acc_ld};
+  }
 };
 
-template <class T>
-FULGURITE_INLINE Native<T> finite_base(Native<T> max) {
-  return max == static_cast<T>(-__builtin_inf()) ? Native<T>{}
-                                                 : max;  // nothing kept yet: exp(−inf − 0) = 0
+/// Of a number or a vector: 0 in place of −inf, where nothing is kept yet: exp(−inf − 0) = 0.
+template <class V>
+FULGURITE_INLINE V finite_base(V max) {
+  return max == -__builtin_inff() ? V{} : max;
 }
 
-/// New maxima and the factors that bring what was summed so far to them.
+/// m of row r, and the bare score that raises it.
 template <class T>
-void raise_maxima(const AttentionParams& p, const Tile& t, OnlineSoftmax<T>& w) {
+FULGURITE_INLINE void set_maximum(const AttentionParams& p, const OnlineSoftmax<T>& w, int64_t r,
+                                  T max) {
+  w.max[r] = max;
+  w.limit[r] = (max + static_cast<T>(kSlack)) / static_cast<T>(p.score_unit);
+}
+
+/// Nothing summed yet but a score of `sink`, −inf for none.
+template <class T>
+FULGURITE_INLINE void start_row(const AttentionParams& p, const OnlineSoftmax<T>& w, int64_t r,
+                                T sink) {
+  set_maximum(p, w, r, sink);
+  store(w.sum + r * kLanes<T>, Native<T>{sink == kHidden<T> ? T(0) : T(1)});
+  __builtin_memset(w.acc + r * w.acc_ld, 0, sizeof(T) * w.acc_ld);
+}
+
+/// l and o of row r come to a new maximum.
+template <class T>
+FULGURITE_INLINE void rescale_row(const OnlineSoftmax<T>& w, int64_t r, T factor) {
+  using V = Native<T>;
+  T* const sums = w.sum + r * kLanes<T>;
+  store(sums, load<V>(sums) * factor);
+  for (int64_t d = 0; d < w.acc_ld; d += kLanes<T>)
+    store(w.acc + r * w.acc_ld + d, load<V>(w.acc + r * w.acc_ld + d) * factor);
+}
+
+/// New maxima for the scores of a tile, with l and o brought to them.
+template <class T>
+void raise_maxima(const AttentionParams& p, const Tile& t, const OnlineSoftmax<T>& w) {
   using V = Native<T>;
   const T unit = static_cast<T>(p.score_unit);
+  bool raised = false;
   for (int64_t r = 0; r < t.rows; ++r) {
-    V m = load<V>(w.scores + r * kScoreStride + t.c0);
-    for (int64_t c = t.c0 + kLanes<T>; c < t.c1; c += kLanes<T>)
-      m = max(m, load<V>(w.scores + r * kScoreStride + c));
-    const T row_max = unit * max_lane(m);
+    V m = splat<V>(kHidden<T>);
+    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>)
+      m = max(load<V>(w.scores + r * kScoreStride + c), m);
+    const T highest = max_lane(m);
     w.rescale[r] = w.max[r];  // the old maximum, until the loop below
-    if (row_max > w.max[r]) w.max[r] = row_max;
+    if (!(highest > w.limit[r])) continue;
+    raised |= w.max[r] != kHidden<T>;  // else nothing is summed yet
+    set_maximum(p, w, r, unit * highest);
   }
+  if (!raised) return;
   for (int64_t r = 0; r < t.rows; r += kLanes<T>)
-    store(w.rescale + r, exp_flushed(load<V>(w.rescale + r) - finite_base<T>(load<V>(w.max + r))));
+    store(w.rescale + r, exp_flushed(load<V>(w.rescale + r) - finite_base(load<V>(w.max + r))));
+  for (int64_t r = 0; r < t.rows; ++r)
+    if (w.rescale[r] != 1) rescale_row(w, r, w.rescale[r]);
 }
 
-/// scores become p; l and o are brought to the new maximum.
-template <class T>
-void exponentiate(const AttentionParams& p, const Tile& t, OnlineSoftmax<T>& w) {
+/// The weights of a row of scores, stored as Out, added to l.
+template <class Out, class E, class T>
+FULGURITE_INLINE void weigh_row(const Weigh<E>& weigh, const Tile& t, const T* scores, Out* to,
+                                T* sums) {
   using V = Native<T>;
-  const V unit = splat<V>(static_cast<T>(p.score_unit));
+  V total = load<V>(sums);
+  for (int64_t c = t.c0; c < t.c1; c += kStep<Out> * kWidth<V>) {
+    V weights[kStep<Out>];
+#pragma GCC unroll 2
+    for (int i = 0; i < kStep<Out>; ++i) {
+      weights[i] = weigh(load<V>(scores + c + i * kWidth<V>));
+      total += weights[i];
+    }
+    store_operand<Out>(to + c, weights);
+  }
+  store(sums, total);
+}
+
+/// p of the scores, as operands in `weights`, which numbers share with the scores.
+template <class E, class T>
+void exponentiate(const AttentionParams& p, const Tile& t, const OnlineSoftmax<T>& w, E* weights) {
   for (int64_t r = 0; r < t.rows; ++r) {
     T* const row = w.scores + r * kScoreStride;
-    const V base = finite_base<T>(splat<V>(w.max[r]));
-    V total{};
-    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
-      const V probability = exp_flushed(load<V>(row + c) * unit - base);
-      total += probability;
-      store(row + c, probability);
+    T* const sums = w.sum + r * kLanes<T>;
+    const Weigh<E> weigh(p, finite_base(w.max[r]));
+    if (p.dropout.active) {
+      weigh_row<T>(weigh, t, row, row, sums);
+      drop(p, t, r, row);
+    } else {
+      weigh_row<E>(weigh, t, row, weights + r * kScoreStride, sums);
     }
-    w.sum[r] = w.sum[r] * w.rescale[r] + sum(total);
-    if (p.dropout.active) drop(p, t, r, row);
-    if (w.rescale[r] != 1)
-      for (int64_t d = 0; d < w.acc_ld; d += kLanes<T>)
-        store(w.acc + r * w.acc_ld + d, load<V>(w.acc + r * w.acc_ld + d) * w.rescale[r]);
   }
+  if (p.dropout.active) narrow_for_columns(t, w.scores, weights);
 }
 
 }  // namespace FULGURITE_VARIANT

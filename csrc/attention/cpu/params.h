@@ -20,8 +20,7 @@ struct Output4 {
   int64_t strides[3];  // the last dimension is contiguous
 };
 
-inline constexpr int64_t kQueryBlock = 48;     // rows of a tile: whole groups of 6
-inline constexpr int64_t kMostQueryRows = 96;  // up to here all queries of a sequence are one block
+inline constexpr int64_t kMostQueryRows = 192;  // of a tile, on any instruction set
 inline constexpr int64_t kKeyBlock =
     128;  // columns of a tile: whole panels on every instruction set
 
@@ -30,11 +29,11 @@ inline constexpr int64_t kBiasChunk = 4096;  // elements of dbias that one task 
 /// One problem: a batch entry, or one of the packed sequences. Blocks are numbered over all sequences.
 struct Sequence {
   int64_t query_start, N, key_start, M;
-  int64_t query_rows;                 // of a query block
-  int64_t query_block, key_block;     // numbers of its first blocks
-  int64_t packed_start, packed_keys;  // its keys in the packed copies, M rounded up to whole panels
-  int64_t split_start, splits;        // the backward's tasks per key/value head
-  int64_t part_start;                 // rows before its parts of dQ: N for each split, per head
+  int64_t query_rows;              // of a query block
+  int64_t query_block, key_block;  // numbers of its first blocks
+  int64_t packed_start,
+      packed_keys;              // its keys in the packed copies, M rounded up to whole vectors
+  int64_t split_start, splits;  // the backward's tasks per key/value head
 };
 
 struct AttentionParams {
@@ -61,7 +60,8 @@ struct AttentionParams {
   const void* alibi_slopes;   // (1 or B, Hq) of the accumulation type, or null
   int64_t alibi_batch_stride;
 
-  // Packed once per key/value head, block by block of keys, in the accumulation type; null where a pass does not need it.
+  // Packed once per key/value head, block by block of keys, as operands (simd/microkernel.h); null where a pass does not need
+  // it.
   void* key_transposed;    // Kᵀ: D rows of keys
   void* key_rows;          // K: keys by D
   void* value_transposed;  // Vᵀ
@@ -74,11 +74,17 @@ struct AttentionParams {
   Output4 lse;  // (B,Hq,N) of the accumulation type
 
   // backward: out and lse of the forward; an incoming gradient that is not there has null data
-  Tensor4 saved_out, grad_out;               // (B,Hq,N,Dv)
-  Tensor4 saved_lse, grad_lse;               // (B,Hq,N,·)
+  Tensor4 saved_out, grad_out;  // (B,Hq,N,Dv)
+  Tensor4 saved_lse, grad_lse;  // (B,Hq,N,·)
+  // Of every block of query rows: δ in the accumulation type, query_block_rows each, and whether its rows are finite.
+  void* delta;
+  bool *query_finite, *grad_out_finite;
+  int64_t query_block_rows;
   Output4 grad_query, grad_key, grad_value;  // of dtype
-  void* grad_query_parts;                    // rows of query_part elements of the accumulation type
-  void* grad_bias;                           // contiguous, in the bias's shape and dtype
+  // Of each of the backward's splits (split_of), its part of the group's dQ: rows of query_part elements of the accumulation
+  // type.
+  void* const* query_parts;
+  void* grad_bias;  // contiguous, in the bias's shape and dtype
   // With parts, the tasks of the backward add dbias up themselves: task q of a head takes the batch entries q, q +
   // batch_stride, … in order and has a part of its own. Without, batch_stride is B.
   void* grad_bias_parts;
@@ -87,13 +93,14 @@ struct AttentionParams {
   void* grad_sink;  // (Hq) of the accumulation type
 };
 
-/// Sizes that depend on the instruction set's panel width. Elements are of the accumulation type.
+/// Sizes that depend on the instruction set.
 struct AttentionLayout {
-  int64_t key_panel;                                               // keys of a panel
-  int64_t key_transposed, key_rows, value_transposed, value_rows;  // elements of one packed key
-  int64_t query_part;  // elements of a row of dQ's parts
-  int64_t forward_scratch, backward_scratch, reduce_query_scratch, grad_bias_scratch,
-      grad_sink_scratch;  // bytes of one task
+  int64_t forward_rows, backward_rows;                             // of a tile, at most
+  int64_t key_multiple;                                            // of packed keys
+  int64_t key_transposed, key_rows, value_transposed, value_rows;  // bytes of one packed key
+  int64_t query_part;  // elements of a row of dQ's parts, of the accumulation type
+  int64_t forward_scratch, backward_scratch, reduce_query_scratch,
+      grad_bias_scratch;  // bytes of one task
 };
 
 using AttentionLayoutFn = void(const AttentionParams&, AttentionLayout*);

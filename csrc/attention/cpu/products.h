@@ -38,61 +38,124 @@ struct Spans {
   }
 };
 
-/// products = A·B over the tile, A by query rows of depth K. What no row of a block has in reach is left as it was.
-template <class T>
-FULGURITE_INLINE void multiply_tile(const Tile& t, const Spans& spans, int64_t K, MatrixA<T> a,
-                                    const T* panels, T* products) {
-  const PanelsB<T> b{panels + t.c0 * K, K * kTileColumns<T>};
-  T* const c = products + t.c0;
+/// products = A·B over the tile, A by query rows of `ld` elements and depth K. What no row of a block has in reach is left as
+/// it was.
+template <class E>
+FULGURITE_INLINE void multiply_tile(const Tile& t, const Spans& spans, int64_t K, const E* rows,
+                                    int64_t ld, const E* panels, Accumulate<E>* products) {
+  const int64_t depth = pad_depth<E>(K), all = steps<E>(K);
+  const MatrixA<E> a{rows, ld, kStep<E>};
+  const PanelsB<E> b{panels + t.c0 * depth, depth, pad_columns<E>(t.columns) - t.c0};
+  Accumulate<E>* const c = products + t.c0;
   if (t.all_in_reach || K == 0)
-    return gemm<T>(t.rows, t.c1 - t.c0, K, a, b, c, kScoreStride, false);
-  gemm<T>(t.rows, t.c1 - t.c0, a, b, c, kScoreStride, false,
+    return gemm<E>(t.rows, t.c1 - t.c0, all, a, b, c, kScoreStride, false);
+  gemm<E>(t.rows, t.c1 - t.c0, a, b, c, kScoreStride, false,
           [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
             const Depth reach = spans.columns(r0, r1);
-            return reach.begin < c1 && reach.end > c0 ? Depth{0, K} : Depth{0, 0};
+            return reach.begin < c1 && reach.end > c0 ? Depth{0, all} : Depth{0, 0};
           });
+}
+
+/// What fills one vector of E.
+template <class E>
+FULGURITE_INLINE void store_operand(E* to, const Native<Accumulate<E>> (&x)[kStep<E>]) {
+  if constexpr (kStep<E> == 1)
+    store(to, x[0]);
+  else
+    store(to, narrow_two<kLanes<Accumulate<E>>>(x[0], x[1]));
+}
+
+/// A tile of operands as the left side of a product along its columns.
+template <class E>
+FULGURITE_INLINE MatrixA<E> along_columns(const Tile& t, const E* tile) {
+  return {tile + t.c0, kScoreStride, kStep<E>};
+}
+/// The same along its rows: transposed. Where a step is two elements, pairs of rows stand side by side.
+template <class E>
+FULGURITE_INLINE MatrixA<E> along_rows(const Tile& t, const E* tile) {
+  return {tile + t.c0 * kStep<E>, kStep<E>, kStep<E> * kScoreStride};
+}
+
+/// Rows of a tile as operands along its columns; numbers are their own.
+template <class E, class T>
+FULGURITE_INLINE void narrow_for_columns(const Tile& t, const T* tile, E* to) {
+  using V = Native<T>;
+  if constexpr (!std::is_same_v<E, T>)
+    for (int64_t r = 0; r < t.rows; ++r)
+      for (int64_t c = t.c0; c < t.c1; c += 2 * kWidth<V>) {
+        const T* const from = tile + r * kScoreStride + c;
+        store_operand(to + r * kScoreStride + c, {load<V>(from), load<V>(from + kWidth<V>)});
+      }
+}
+/// Rows of a tile as operands along its rows; numbers are their own.
+template <class E, class T>
+FULGURITE_INLINE void narrow_for_rows(const Tile& t, const T* tile, E* to) {
+  using V = Native<T>;
+  if constexpr (!std::is_same_v<E, T>)
+    for (int64_t r = 0; r < t.rows; r += 2)
+      for (int64_t c = t.c0; c < t.c1; c += kWidth<V>) {
+        const T* const from = tile + r * kScoreStride + c;
+        const V odd = r + 1 < t.rows ? load<V>(from + kScoreStride) : V{};
+        store(to + r * kScoreStride + 2 * c, narrow_pairs<kWidth<V>>(load<V>(from), odd));
+      }
+}
+
+/// Zeros what of a step's elements is not kept.
+template <class E>
+FULGURITE_INLINE Steps<E> mask_step(Steps<E> step, const bool* kept) {
+  if constexpr (kStep<E> == 1) return step;
+  const uint32_t mask = (kept[0] ? 0xffffu : 0u) | (kept[kStep<E> - 1] ? 0xffff0000u : 0u);
+  using Bits = Vec<uint32_t, static_cast<int>(sizeof(Steps<E>) / 4)>;
+  return bit_cast<Steps<E>>(bit_cast<Bits>(step) & mask);
 }
 
 /// C[m][n] += Σ over kept pairs of A·B, pair by pair: the product for tiles that hide some pair and whose B has a NaN or
 /// Inf, which 0·B would let through. The same chains as gemm's without the zeros, so the same bits where all is finite.
 /// `queries_are_rows`: m runs over queries and k over keys, else the other way round.
-template <class T>
-inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_rows, MatrixA<T> a,
-                         PanelsB<T> b, int64_t N, T* c, int64_t ldc) {
-  using V = Native<T>;
+template <class E>
+inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_rows, MatrixA<E> a,
+                         PanelsB<E> b, int64_t N, Accumulate<E>* c, int64_t ldc) {
+  using V = Native<Accumulate<E>>;
+  constexpr int kElements = kStep<E>;
   const int64_t columns = t.c1 - t.c0;
   const int64_t rows = queries_are_rows ? t.rows : columns,
                 depth = queries_are_rows ? columns : t.rows;
   for (int64_t m = 0; m < rows; ++m) {
-    bool kept[kMostQueryRows > kKeyBlock ? kMostQueryRows : kKeyBlock];
+    bool kept[(kMostQueryRows > kKeyBlock ? kMostQueryRows : kKeyBlock) + 1] = {};
     for (int64_t k = 0; k < depth; ++k) {
       const int64_t query = queries_are_rows ? m : k, key = t.c0 + (queries_are_rows ? k : m);
       kept[k] = rule.kept(t.b, t.h, t.i0 + query, t.j0 + key);
     }
-    for (int64_t n = 0; n < N; n += kLanes<T>) {
-      const T* const column = b.data + n / kTileColumns<T> * b.panel_stride + n % kTileColumns<T>;
+    for (int64_t n = 0; n < N; n += kWidth<V>) {
+      const int64_t first = n / kTileColumns<E> * kTileColumns<E>;
+      const Panel<E> panel = panel_of(b, first);
+      const E* const column = panel.data + (n - first) * kElements;
       V acc{};
-      for (int64_t k = 0; k < depth; ++k)
-        if (kept[k])
-          acc = madd(splat<V>(a.data[m * a.row_stride + k * a.k_stride]),
-                     load<V>(column + k * kTileColumns<T>), acc);
+      for (int64_t k = 0; k < steps<E>(depth); ++k) {
+        const bool* const of_step = kept + k * kElements;
+        if (!of_step[0] && !of_step[kElements - 1]) continue;
+        const Steps<E> step = load<Steps<E>>(column + k * panel.width * kElements);
+        acc = add_products<E>(splat_step(a.data + m * a.row_stride + k * a.step_stride),
+                              mask_step<E>(step, of_step), acc);
+      }
       store(c + m * ldc + n, load<V>(c + m * ldc + n) + acc);
     }
   }
 }
 
 /// C += A·B over the kept pairs of the tile, whose hidden pairs are zeros of A.
-template <class T>
+template <class E>
 FULGURITE_INLINE void accumulate_tile(const ScoreRule& rule, const Tile& t, const Spans& spans,
-                                      bool queries_are_rows, bool finite, MatrixA<T> a,
-                                      PanelsB<T> b, int64_t N, T* c, int64_t ldc) {
+                                      bool queries_are_rows, bool finite, MatrixA<E> a,
+                                      PanelsB<E> b, int64_t N, Accumulate<E>* c, int64_t ldc) {
   const int64_t columns = t.c1 - t.c0;
   const int64_t M = queries_are_rows ? t.rows : columns, K = queries_are_rows ? columns : t.rows;
   if (t.state == TileState::kPartial && !finite)
     return careful_gemm(rule, t, queries_are_rows, a, b, N, c, ldc);
-  if (t.all_in_reach) return gemm<T>(M, N, K, a, b, c, ldc, true);
-  gemm<T>(M, N, a, b, c, ldc, true, [&](int64_t m0, int64_t m1, int64_t, int64_t) {
-    return queries_are_rows ? spans.columns(m0, m1) : spans.rows(t.rows, m0, m1);
+  if (t.all_in_reach) return gemm<E>(M, N, steps<E>(K), a, b, c, ldc, true);
+  gemm<E>(M, N, a, b, c, ldc, true, [&](int64_t m0, int64_t m1, int64_t, int64_t) {
+    const Depth d = queries_are_rows ? spans.columns(m0, m1) : spans.rows(t.rows, m0, m1);
+    return Depth{d.begin / kStep<E>, steps<E>(d.end)};
   });
 }
 

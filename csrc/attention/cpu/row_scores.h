@@ -19,10 +19,11 @@ FULGURITE_INLINE void hide_out_of_reach(const KeyReach& reach, const Tile& t, T*
   for (int64_t c = end > t.c0 ? end : t.c0; c < t.c1; ++c) scores[c] = kHidden<T>;
 }
 
-/// kHidden at the pairs of row r that are not kept by position, layout and mask, and at the columns that fill the last vector.
+/// kHidden at the pairs of row r that are not kept by position, layout and mask, and at the columns that fill the last two
+/// vectors, which are narrowed together.
 template <class T>
 inline void hide(const ScoreRule& rule, const Tile& t, int64_t r, T* scores) {
-  const int64_t padded = pad_lanes<T>(t.c1), i = t.i0 + r;
+  const int64_t padded = ceil_div(t.c1, 2 * kLanes<T>) * 2 * kLanes<T>, i = t.i0 + r;
   for (int64_t c = t.c1; c < padded; ++c) scores[c] = kHidden<T>;
   if (t.state == TileState::kFull) return;
   if (!t.all_in_reach) hide_out_of_reach(rule.reach(i), t, scores);
@@ -90,14 +91,34 @@ inline void score_row(const AttentionParams& p, const ScoreRule& rule, const Til
 }
 
 /// The scores of the tile. query: rows of `ld` elements; key: packed Kᵀ.
-template <class T>
+template <class E, class T>
 inline void score_tile(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
-                       const Spans& spans, const T* query, int64_t ld, const T* key, T* scores,
+                       const Spans& spans, const E* query, int64_t ld, const E* key, T* scores,
                        T* slope) {
-  multiply_tile<T>(t, spans, p.D, {query, ld, 1}, key, scores);
+  multiply_tile<E>(t, spans, p.D, query, ld, key, scores);
   for (int64_t r = 0; r < t.rows; ++r)
     score_row(p, rule, t, r, scores + r * kScoreStride, slope ? slope + r * kScoreStride : nullptr);
 }
+
+/// exp(unit·s − base), the weight of a score, as precise as products in E need it.
+template <class E>
+struct Weigh {
+  using V = Native<Accumulate<E>>;
+  V unit, base;
+
+  FULGURITE_INLINE Weigh(const AttentionParams& p, Accumulate<E> base_of_row) {
+    using T = Accumulate<E>;
+    constexpr T kLog2E = kStep<E> == 2 ? T(1.4426950408889634) : T(1);
+    unit = splat<V>(static_cast<T>(p.score_unit) * kLog2E);
+    base = splat<V>(base_of_row * kLog2E);
+  }
+  FULGURITE_INLINE V operator()(V score) const {
+    if constexpr (kStep<E> == 2)
+      return exp2_rough(fma(score, unit, -base));
+    else
+      return exp_flushed(score * unit - base);
+  }
+};
 
 /// Sets x to 0 where the pair's keep bit is 0 and multiplies the rest by 1/(1 − p), for row r of the tile.
 template <class T>

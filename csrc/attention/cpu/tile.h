@@ -40,16 +40,17 @@ FULGURITE_INLINE int64_t pad_lanes(int64_t n) {
 }
 
 /// x·0 is NaN for an infinity or a NaN, and stays in the sum.
-template <class T>
-inline bool all_finite(const T* x, int64_t n) {
+template <class E>
+inline bool all_finite(const E* x, int64_t n) {
+  using T = Accumulate<E>;
   using V = Native<T>;
   V zeros[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes<T> <= n; i += 4 * kLanes<T>)
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) zeros[k] = madd(load<V>(x + i + k * kLanes<T>), V{}, zeros[k]);
+    for (int k = 0; k < 4; ++k) zeros[k] = madd(load_as<V>(x + i + k * kLanes<T>), V{}, zeros[k]);
   T rest = 0;
-  for (; i < n; ++i) rest += x[i] * 0;
+  for (; i < n; ++i) rest += to_accumulate(x[i]) * 0;
   return sum((zeros[0] + zeros[1]) + (zeros[2] + zeros[3])) + rest == 0;
 }
 
@@ -93,6 +94,13 @@ FULGURITE_INLINE PackedBlock packed_block(const AttentionParams& p, int64_t b, i
           s.packed_start * p.Hkv + kv_head * s.packed_keys + block * kKeyBlock};
 }
 
+/// The number of a query block: the task of query_block_of.
+FULGURITE_INLINE int64_t query_block_index(const AttentionParams& p, int64_t b, int64_t h,
+                                           int64_t block) {
+  const Sequence& s = p.sequences[b];
+  return s.query_block * p.Hq + h * ceil_div(s.N, s.query_rows) + block;
+}
+
 /// The rule of sequence b.
 FULGURITE_INLINE ScoreRule rule_of(const AttentionParams& p, int64_t b) {
   ScoreRule rule = p.rule;
@@ -125,6 +133,26 @@ FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule,
   t.state = rule.state(b, h, t.i0, t.i0 + t.rows, t.j0 + t.c0, t.j0 + t.c1);
   t.all_in_reach = rule.all_in_reach(t.i0, t.i0 + t.rows, t.j0 + t.c0, t.j0 + t.c1);
   return t;
+}
+
+/// Rows [r0, r0 + rows) of a tile, with the columns that they alone have in reach.
+template <class T>
+FULGURITE_INLINE Tile strip_of(const ScoreRule& rule, const Tile& t, int64_t r0, int64_t rows) {
+  Tile s = t;
+  s.i0 += r0;
+  s.rows = rows;
+  if (t.all_in_reach) return s;
+  const KeyRange keys = rule.reach(s.i0, s.i0 + rows).hull(t.j0 + t.c0, t.j0 + t.c1);
+  s.c0 = (keys.begin - t.j0) / kTileColumns<T> * kTileColumns<T>;
+  s.c1 = keys.end - t.j0;
+  if (s.c0 >= s.c1) {
+    s.state = TileState::kSkip;
+    return s;
+  }
+  s.all_in_reach = rule.all_in_reach(s.i0, s.i0 + rows, t.j0 + s.c0, t.j0 + s.c1);
+  if (s.all_in_reach && !rule.mask.data && !rule.layout.data && !rule.bias.data)
+    s.state = TileState::kFull;
+  return s;
 }
 
 /// How many tiles a task met and skipped: what `explain` reports.

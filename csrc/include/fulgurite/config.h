@@ -12,7 +12,8 @@ namespace fulgurite {
 struct KernelReport {
   std::string name;
   std::vector<std::string> variants;  // instruction sets that the kernel is compiled for
-  std::string active;                 // the one that a call runs now
+  std::string active;                 // the one that a call in bfloat16 runs now
+  std::string ran;                    // the one that the last call ran
   int64_t calls;                      // since the library was loaded
   int64_t tasks;
   int64_t threads;  // that the last call was spread over

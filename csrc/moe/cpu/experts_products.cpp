@@ -118,18 +118,14 @@ void pack_grad_a(const GradWeightParams& p, int64_t first, int64_t rows, int64_t
   });
 }
 
-/// Rows of B as panels [n/NR][rows][NR].
+/// Rows of B as panels.
 template <class S, class T>
 void pack_grad_b(const GradWeightParams& p, int64_t first, int64_t rows, int64_t n0, int64_t n,
                  T* to) {
-  constexpr int64_t NR = kTileColumns<T>;
+  const int64_t columns = pad_columns<T>(n);
   for_sorted_rows<S>(p, p.b, first, rows, n0, [=](int64_t r, const auto* from, int64_t stride) {
-    const auto put = [=](int64_t c, Native<T> v) {
-      store(to + (c / NR * rows + r) * NR + c % NR, v);
-    };
-    for (int64_t c = n / kLanes<T> * kLanes<T>; c < pad_columns<T>(n); c += kLanes<T>)
-      put(c, Native<T>{});
-    for_row<T>(from, stride, n, put);
+    for_row<T>(from, stride, n,
+               [=](int64_t c, Native<T> v) { store(to + packed_at<T>(r, c, rows, columns), v); });
   });
 }
 
@@ -148,7 +144,7 @@ void grad_weight_task(const GradWeightParams& p, int64_t task, void* scratch) {
     const int64_t rows = at_most(kDepthBlock, end - first);
     pack_grad_a<S>(p, first, rows, m0, m, w.a);
     pack_grad_b<S>(p, first, rows, n0, n, w.b);
-    gemm<T>(m, n, rows, {w.a, 1, kGradStride}, {w.b, rows * kTileColumns<T>}, w.sums, kGradColumns,
+    gemm<T>(m, n, rows, {w.a, 1, kGradStride}, {w.b, rows, pad_columns<T>(n)}, w.sums, kGradColumns,
             first > begin);
   }
   for (int64_t r = 0; r < m; ++r) {

@@ -43,7 +43,7 @@ inline void pack_deep(Strided<S> b, int64_t K, int64_t N, T* to) {
 template <class T>
 FULGURITE_INLINE void multiply_block(MatrixA<T> a, int64_t M, const T* packed, int64_t k0,
                                      int64_t depth, int64_t N, T* c, int64_t ldc) {
-  gemm<T>(M, N, depth, a, {packed + k0 * pad_columns<T>(N), depth * kTileColumns<T>}, c, ldc,
+  gemm<T>(M, N, depth, a, {packed + k0 * pad_columns<T>(N), depth, pad_columns<T>(N)}, c, ldc,
           k0 > 0);
 }
 

@@ -131,7 +131,7 @@ def kernels() -> list[dict[str, Any]]:
     if fulgurite._C is None:
         return []
     return [
-        {"name": row["name"], "variant": row["active"], "calls": row["calls"]}
+        {"name": row["name"], "variant": row["ran"], "calls": row["calls"]}
         for row in fulgurite._C.kernel_table()
         if row["calls"] > 0
     ]

@@ -38,7 +38,8 @@ Gradients plain_gradients(const Problem& problem) {
   return g;
 }
 
-void require_near(const Numbers& actual, const Numbers& expected) {
+template <class V>
+void require_near(const V& actual, const Numbers& expected) {
   for (size_t i = 0; i < expected.size(); ++i) REQUIRE(near(actual[i], expected[i]));
 }
 

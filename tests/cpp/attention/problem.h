@@ -1,5 +1,5 @@
 // Two packed sequences of different lengths, several tiles long, two query heads on one key/value head; with plain loops
-// for what the kernels should give.
+// for what the kernels should give. Tensors are float64, or bfloat16 where FULGURITE_TEST_BFLOAT16 says so.
 #pragma once
 
 #include <cmath>
@@ -8,46 +8,71 @@
 
 #include "attention/cpu/params.h"
 #include "catch.h"
+#include "simd/convert.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
-AttentionTaskFn attention_pack, attention_forward, attention_backward, attention_reduce_query,
-    attention_grad_sink;
+AttentionTaskFn attention_pack, attention_forward, attention_delta, attention_backward,
+    attention_reduce_query, attention_grad_sink;
 AttentionLayoutFn attention_forward_layout, attention_backward_layout;
 }  // namespace FULGURITE_VARIANT
 
 namespace attention_test {
 
+#if defined(FULGURITE_TEST_BFLOAT16)
+using Storage = BFloat16;
+inline constexpr Dtype kDtype = Dtype::kBFloat16;
+inline constexpr double kTolerance = 0x1p-7;
+#else
+using Storage = double;
+inline constexpr Dtype kDtype = Dtype::kFloat64;
+inline constexpr double kTolerance = 1e-11;
+#endif
+
+/// A stored number that reads and writes as float64.
+template <class S>
+struct Cell {
+  S stored{};
+  Cell() = default;
+  Cell(double x) : stored(FULGURITE_VARIANT::from_accumulate<S>(static_cast<Accumulate<S>>(x))) {}
+  operator double() const { return FULGURITE_VARIANT::to_accumulate(stored); }
+};
+using Rows = std::vector<Cell<Storage>>;  // inputs, outputs and their gradients
+using Sums =
+    std::vector<Cell<Accumulate<Storage>>>;  // what the operator keeps in the accumulation type
 using Numbers = std::vector<double>;
 
-inline Numbers numbers(int64_t n, int seed) {
-  Numbers x(static_cast<size_t>(n));
+template <class V>
+V numbers(int64_t n, int seed) {
+  V x(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; ++i) x[i] = std::sin(0.37 * static_cast<double>(i + 1) * seed);
   return x;
 }
 inline bool near(double a, double b) {
-  return a == b || std::fabs(a - b) <= 1e-11 * (1 + std::fabs(b));
+  return a == b || std::fabs(a - b) <= kTolerance * (1 + std::fabs(b));
 }
 
 /// Rows of all heads as (head, row, width), as attention_varlen's tensors seen head by head.
 struct Problem {
   static constexpr int64_t Hq = 2, D = 9, Dv = 5, N = 110 + 7, M = 150 + 20, key_blocks = 3;
-  static constexpr int64_t query_blocks = 4, part_rows = 2 * 110 + 7;
-  std::vector<Sequence> sequences{{0, 110, 0, 150, 48, 0, 0, 0, 0, 0, 2, 0},
-                                  {110, 7, 150, 20, 7, 3, 2, 0, 0, 2, 1, 2 * 110}};
-  Numbers parts;
-  Numbers query = numbers(Hq * N * D, 1), key = numbers(M * D, 2), value = numbers(M * Dv, 3);
-  Numbers grad_out = numbers(Hq * N * Dv, 4), grad_lse = numbers(Hq * N, 5), sink{0.3, -0.2};
-  Numbers out = Numbers(Hq * N * Dv), lse = Numbers(Hq * N);
-  Numbers grad_query = Numbers(Hq * N * D), grad_key = Numbers(M * D), grad_value = Numbers(M * Dv),
-          grad_sink = Numbers(Hq);
-  std::vector<Numbers> packed = std::vector<Numbers>(4);
-  bool finite[2 * key_blocks];
+  static constexpr int64_t query_blocks = 4;
+  std::vector<Sequence> sequences{{0, 110, 0, 150, 48, 0, 0, 0, 0, 0, 2},
+                                  {110, 7, 150, 20, 7, 3, 2, 0, 0, 2, 1}};
+  Rows query = numbers<Rows>(Hq * N * D, 1), key = numbers<Rows>(M * D, 2),
+       value = numbers<Rows>(M * Dv, 3), grad_out = numbers<Rows>(Hq * N * Dv, 4);
+  Rows out = Rows(Hq * N * Dv), grad_query = Rows(Hq * N * D), grad_key = Rows(M * D),
+       grad_value = Rows(M * Dv);
+  Sums grad_lse = numbers<Sums>(Hq * N, 5), sink{0.3, -0.2}, lse = Sums(Hq * N),
+       grad_sink = Sums(Hq), delta;
+  std::vector<Sums> parts = std::vector<Sums>(3);
+  void* part_pointers[3];
+  std::vector<std::vector<char>> packed = std::vector<std::vector<char>>(4);
+  bool finite[2 * key_blocks], rows_finite[2 * Hq * query_blocks];
   AttentionLayout layout{};
   AttentionParams p{};
 
   Problem() {
-    p.dtype = Dtype::kFloat64;
+    p.dtype = kDtype;
     p.Hq = p.group = Hq;
     p.Hkv = 1;
     p.D = D;
@@ -89,7 +114,7 @@ struct Problem {
     for (int b = 0; b < 2; ++b) {
       Sequence& s = sequences[b];
       s.packed_start = b == 0 ? 0 : sequences[0].packed_keys;
-      s.packed_keys = (s.M + layout.key_panel - 1) / layout.key_panel * layout.key_panel;
+      s.packed_keys = (s.M + layout.key_multiple - 1) / layout.key_multiple * layout.key_multiple;
     }
     pack();
     run(attention_forward, p.query_blocks * Hq, layout.forward_scratch);
@@ -97,11 +122,21 @@ struct Problem {
   void backward() {
     using namespace FULGURITE_VARIANT;
     attention_backward_layout(p, &layout);
-    parts.resize(static_cast<size_t>(part_rows * Hq * layout.query_part));
-    p.grad_query_parts = parts.data();
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const int64_t rows = Hq * sequences[i < 2 ? 0 : 1].N;
+      parts[i].resize(static_cast<size_t>(rows * layout.query_part));
+      part_pointers[i] = parts[i].data();
+    }
+    p.query_parts = part_pointers;
+    delta.resize(static_cast<size_t>(Hq * query_blocks * layout.backward_rows));
+    p.delta = delta.data();
+    p.query_block_rows = layout.backward_rows;
+    p.query_finite = rows_finite;
+    p.grad_out_finite = rows_finite + Hq * query_blocks;
+    run(attention_delta, p.query_blocks * Hq, 0);
     run(attention_backward, p.splits, layout.backward_scratch);
     run(attention_reduce_query, p.query_blocks * Hq, layout.reduce_query_scratch);
-    run(attention_grad_sink, Hq, layout.grad_sink_scratch);
+    run(attention_grad_sink, Hq, 0);
   }
 
   /// Calls see(query row, key row) for every kept pair.
@@ -118,7 +153,7 @@ struct Problem {
   double score(int64_t h, int64_t i, int64_t j) const {
     return p.scale * dot(&query[(h * N + i) * D], &key[j * D], D);
   }
-  static double dot(const double* a, const double* b, int64_t n) {
+  static double dot(const Cell<Storage>* a, const Cell<Storage>* b, int64_t n) {
     double total = 0;
     for (int64_t d = 0; d < n; ++d) total += a[d] * b[d];
     return total;

@@ -1,9 +1,11 @@
 // The micro-kernel and packing against a product in long double, at every row count of the tile ladder and odd sizes.
 #include "simd/microkernel.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "catch.h"
@@ -25,24 +27,32 @@ std::vector<T> numbers(int64_t count, int seed) {
 
 template <class T>
 struct Product {
+  using Sum = Accumulate<T>;
+  static constexpr int64_t kStep = set::kStep<T>;
   int64_t M, N, K;
   bool transposed_a;
-  std::vector<T> a = numbers<T>(M * K, 1), b = numbers<T>(K * N, 2),
-                 panels = std::vector<T>(static_cast<size_t>(set::pad_columns<T>(N) * K));
+  int64_t depth = set::pad_depth<T>(K);
+  std::vector<T> a = numbers<T>(M * depth, 1), b = numbers<T>(K * N, 2),
+                 panels = std::vector<T>(static_cast<size_t>(set::pad_columns<T>(N) * depth));
 
   set::MatrixA<T> matrix_a() const {
-    return transposed_a ? set::MatrixA<T>{a.data(), 1, M} : set::MatrixA<T>{a.data(), K, 1};
+    return transposed_a ? set::MatrixA<T>{a.data(), kStep, kStep * M}
+                        : set::MatrixA<T>{a.data(), depth, kStep};
   }
-  T a_at(int64_t m, int64_t k) const {
-    return a[static_cast<size_t>(transposed_a ? k * M + m : m * K + k)];
+  Sum a_at(int64_t m, int64_t k) const {
+    const int64_t at = transposed_a ? (k / kStep * M + m) * kStep + k % kStep : m * depth + k;
+    return set::to_accumulate(a[static_cast<size_t>(at)]);
+  }
+  Sum b_at(int64_t k, int64_t n) const {
+    return set::to_accumulate(b[static_cast<size_t>(k * N + n)]);
   }
   int64_t ldc() const { return set::pad_columns<T>(N); }
 
-  std::vector<T> run(int64_t rows, bool accumulate) {
+  std::vector<Sum> run(int64_t rows, bool accumulate) {
     set::pack_rows<T>(set::Strided<T>{b.data(), N, 1}, K, N, panels.data());
-    std::vector<T> c(static_cast<size_t>(M * ldc()), T(0.5));
-    set::gemm<T>(rows, N, K, matrix_a(), {panels.data(), K * set::kTileColumns<T>}, c.data(), ldc(),
-                 accumulate);
+    std::vector<Sum> c(static_cast<size_t>(M * ldc()), Sum(0.5));
+    set::gemm<T>(rows, N, set::steps<T>(K), matrix_a(), {panels.data(), depth, ldc()}, c.data(),
+                 ldc(), accumulate);
     return c;
   }
 };
@@ -50,26 +60,26 @@ struct Product {
 }  // namespace
 
 TEMPLATE_TEST_CASE("products are right at every size, both ways of A, both ways of C", "[gemm]",
-                   float, double) {
+                   float, double, BFloat16) {
   using T = TestType;
+  using Sum = Accumulate<T>;
   for (int64_t M = 1; M <= 13; ++M)
     for (const int64_t N : {1, 5, 16, 33, 70})
       for (const int64_t K : {0, 1, 7, 64})
         for (const bool transposed : {false, true}) {
           Product<T> p{M, N, K, transposed};
-          const std::vector<T> set_c = p.run(M, false), added_c = p.run(M, true);
+          const std::vector<Sum> set_c = p.run(M, false), added_c = p.run(M, true);
           double worst = 0;
           for (int64_t m = 0; m < M; ++m)
             for (int64_t n = 0; n < N; ++n) {
               long double exact = 0, size = 0;
               for (int64_t k = 0; k < K; ++k) {
-                const long double term =
-                    static_cast<long double>(p.a_at(m, k)) * p.b[static_cast<size_t>(k * N + n)];
+                const long double term = static_cast<long double>(p.a_at(m, k)) * p.b_at(k, n);
                 exact += term;
                 size += std::abs(term);
               }
               // A chain of K roundings, one more for the sum with C.
-              const long double unit = std::numeric_limits<T>::epsilon() / 2,
+              const long double unit = std::numeric_limits<Sum>::epsilon() / 2,
                                 bound = (static_cast<long double>(2 * K) + 2) * unit * (size + 1);
               const size_t i = static_cast<size_t>(m * p.ldc() + n);
               worst = std::max(worst, static_cast<double>(std::abs(set_c[i] - exact) / bound));
@@ -82,13 +92,14 @@ TEMPLATE_TEST_CASE("products are right at every size, both ways of A, both ways 
 }
 
 TEMPLATE_TEST_CASE("a row's bits do not depend on how many rows are beside it", "[gemm]", float,
-                   double) {
+                   double, BFloat16) {
   using T = TestType;
+  using Sum = Accumulate<T>;
   Product<T> p{13, 37, 50, false};
-  const std::vector<T> all = p.run(13, false);
+  const std::vector<Sum> all = p.run(13, false);
   for (int64_t rows = 1; rows < 13; ++rows)
     CHECK(std::memcmp(all.data(), p.run(rows, false).data(),
-                      sizeof(T) * static_cast<size_t>(rows * p.ldc())) == 0);
+                      sizeof(Sum) * static_cast<size_t>(rows * p.ldc())) == 0);
 }
 
 TEST_CASE("rows past M are not written", "[gemm]") {
@@ -98,10 +109,13 @@ TEST_CASE("rows past M are not written", "[gemm]") {
 }
 
 TEMPLATE_TEST_CASE("packing puts every element in its place and zero in the padding", "[pack]",
-                   double, float, BFloat16, Half) {
-  using S = TestType;
-  using T = Accumulate<S>;
-  constexpr int64_t NR = set::kTileColumns<T>;
+                   (std::pair<double, double>), (std::pair<float, float>),
+                   (std::pair<BFloat16, float>), (std::pair<Half, float>),
+                   (std::pair<BFloat16, BFloat16>)) {
+  using S = typename TestType::first_type;   // stored
+  using T = typename TestType::second_type;  // packed
+  constexpr int64_t NR = set::kTileColumns<T>, kStep = set::kStep<T>;
+  const T mark = set::from_accumulate<T>(99);
   struct Strides {
     int64_t row, column;
   };
@@ -111,43 +125,49 @@ TEMPLATE_TEST_CASE("packing puts every element in its place and zero in the padd
         // B[k][n] at k·row + n·column; its transpose as a matrix of N rows has the strides exchanged.
         const std::vector<S> stored = numbers<S>(40 * 84, 3);
         const set::Strided<S> b{stored.data(), s.row, s.column};
-        const int64_t padded = set::pad_columns<T>(N);
-        std::vector<T> rows(static_cast<size_t>(padded * K) + 1, T(99)), transposed = rows;
+        const int64_t padded = set::pad_columns<T>(N), depth = set::pad_depth<T>(K);
+        std::vector<T> rows(static_cast<size_t>(padded * depth) + 1, mark), transposed = rows;
         set::pack_rows<T>(b, K, N, rows.data());
         set::pack_transposed<T>(b.transposed(), N, K, transposed.data());
         int wrong = 0;
-        for (int64_t k = 0; k < K; ++k)
+        for (int64_t k = 0; k < depth; ++k)
           for (int64_t n = 0; n < padded; ++n) {
-            const T expected =
-                n < N ? set::to_accumulate(stored[static_cast<size_t>(k * s.row + n * s.column)])
-                      : T(0);
-            const size_t at = static_cast<size_t>((n / NR * K + k) * NR + n % NR);
-            wrong += rows[at] != expected || transposed[at] != expected;
+            const Accumulate<S> expected =
+                k < K && n < N
+                    ? set::to_accumulate(stored[static_cast<size_t>(k * s.row + n * s.column)])
+                    : 0;
+            const int64_t first = n / NR * NR, width = std::min(NR, padded - first);
+            const size_t at = static_cast<size_t>(
+                first * depth + (k / kStep * width + n - first) * kStep + k % kStep);
+            wrong += set::to_accumulate(rows[at]) != expected ||
+                     set::to_accumulate(transposed[at]) != expected;
           }
         INFO("K " << K << ", N " << N << ", strides " << s.row << ", " << s.column);
         CHECK(wrong == 0);
-        CHECK(rows.back() == T(99));
-        CHECK(transposed.back() == T(99));
+        CHECK(set::to_accumulate(rows.back()) == 99);
+        CHECK(set::to_accumulate(transposed.back()) == 99);
       }
 }
 
-TEMPLATE_TEST_CASE("plain copies are padded with zeros to their stride", "[pack]", double, float,
-                   BFloat16, Half) {
-  using S = TestType;
-  using T = Accumulate<S>;
+TEMPLATE_TEST_CASE("plain copies are padded with zeros to their stride", "[pack]",
+                   (std::pair<double, double>), (std::pair<float, float>),
+                   (std::pair<BFloat16, float>), (std::pair<Half, float>),
+                   (std::pair<BFloat16, BFloat16>)) {
+  using S = typename TestType::first_type;
+  using T = typename TestType::second_type;
   const std::vector<S> stored = numbers<S>(40 * 40, 4);
   for (const int64_t n : {1, 8, 19})
     for (const int64_t column_stride : {1, 2}) {
       const int64_t ld = set::pad_columns<T>(n);
-      std::vector<T> to(static_cast<size_t>(5 * ld), T(99));
+      std::vector<T> to(static_cast<size_t>(5 * ld), set::from_accumulate<T>(99));
       set::pack_plain<T>(set::Strided<S>{stored.data(), 40, column_stride}, 5, n, to.data(), ld);
       int wrong = 0;
       for (int64_t r = 0; r < 5; ++r)
         for (int64_t c = 0; c < ld; ++c)
           wrong +=
-              to[static_cast<size_t>(r * ld + c)] !=
+              set::to_accumulate(to[static_cast<size_t>(r * ld + c)]) !=
               (c < n ? set::to_accumulate(stored[static_cast<size_t>(r * 40 + c * column_stride)])
-                     : T(0));
+                     : 0);
       CHECK(wrong == 0);
     }
 }

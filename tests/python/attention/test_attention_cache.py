@@ -221,11 +221,11 @@ def test_shares_of_skipped_tiles() -> None:
             F.attention(x, x, x, **hiding).sum().backward()
 
         rows = {row["kernel"]: row for row in fulgurite.explain(step)}
-        assert rows["attention_forward"]["tile"] == (48, 128)
+        assert rows["attention_forward"]["tile"] == (96, 128)
         assert rows["attention_pack"]["skipped"] is None
         return [rows[name]["skipped"] for name in ("attention_forward", "attention_backward")]
 
     assert share() == [0.0, 0.0]
-    blocks = [(-(-1024 // 48)) * 8, sum(-(-min(i + 48, 1024) // 128) for i in range(0, 1024, 48))]
+    blocks = [(-(-1024 // 96)) * 8, sum(-(-min(i + 96, 1024) // 128) for i in range(0, 1024, 96))]
     assert share(causal=True) == pytest.approx([1 - blocks[1] / blocks[0]] * 2)
     assert min(share(causal=True, window_left=127)) > 0.7  # type: ignore[type-var]

@@ -1,0 +1,110 @@
+// The backward's order of kernels.
+#include "attention/cpu/call.h"
+#include "attention/cpu/query_parts.h"
+#include "common/tasks.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+namespace fulgurite {
+
+FULGURITE_KERNEL(attention_backward, attention_delta, AttentionTaskFn);
+FULGURITE_KERNEL(attention_backward, attention_backward, AttentionTaskFn);
+FULGURITE_KERNEL(attention_backward, attention_reduce_query, AttentionTaskFn);
+FULGURITE_KERNEL(attention_backward_bias, attention_grad_bias, AttentionTaskFn);
+FULGURITE_KERNEL(attention_backward_bias, attention_reduce_bias, AttentionTaskFn);
+FULGURITE_KERNEL(attention_backward_bias, attention_grad_sink, AttentionTaskFn);
+
+void AttentionCall::add_delta() {
+  const int64_t blocks = p.query_blocks * p.Hq;
+  p.query_block_rows = layout_.backward_rows;
+  p.delta = keep(at::empty({blocks * p.query_block_rows}, options_));
+  p.query_finite = static_cast<bool*>(keep(at::empty({2, blocks}, options_.dtype(at::kBool))));
+  p.grad_out_finite = p.query_finite + blocks;
+  run_counted(attention_delta_kernel, p, {blocks, blocks * p.query_block_rows * (p.D + p.Dv)});
+}
+
+void AttentionCall::want_sink(const Tensor& grad) {
+  grad_sink_ = grad;
+  grad_sink_wide_ = at::empty({p.Hq}, options_);
+  p.grad_sink = grad_sink_wide_.mutable_data_ptr();
+}
+
+void AttentionCall::backward() {
+  add_packed(p.key_transposed, layout_.key_transposed);
+  add_packed(p.value_transposed, layout_.value_transposed);
+  if (p.grad_query.data) add_packed(p.key_rows, layout_.key_rows);
+  pack();
+  add_delta();
+  p.batch_stride = p.B;
+  if (p.grad_bias && tasks_own_bias()) add_bias_parts();
+  if (p.grad_query.data || p.grad_key.data || p.grad_value.data || p.grad_bias_parts) gradients();
+  if (p.grad_sink) {
+    run_counted(attention_grad_sink_kernel, p, {p.Hq, products() / kKeyBlock});
+    grad_sink_.copy_(grad_sink_wide_);
+  }
+  if (p.grad_bias) grad_bias();
+}
+
+/// The backward's tasks; with dQ, the last task of a key/value head to finish adds up the parts of its heads.
+void AttentionCall::gradients() {
+  const int64_t tasks = (p.grad_bias_parts ? p.splits / p.B * p.batch_stride : p.splits) * p.Hkv;
+  const TaskSpace space{tasks, products(),
+                        std::max(layout_.backward_scratch, layout_.reduce_query_scratch)};
+  if (!p.grad_query.data) return run_counted(attention_backward_kernel, p, space);
+  const int64_t workers = at::in_parallel_region() ? 1 : at::get_num_threads();
+  QueryParts parts(p, layout_.query_part, kMostSplits, workers, options_);
+  AttentionTaskFn* const task_of = attention_backward_kernel.get(p.dtype);
+  AttentionTaskFn* const reduce = attention_reduce_query_kernel.get(p.dtype);
+  const auto add_parts = [&](int64_t b, int64_t head, void* scratch) {
+    const Sequence& s = p.sequences[b];
+    const int64_t blocks = ceil_div(s.N, s.query_rows) * p.group,
+                  first = s.query_block * p.Hq + head * blocks;
+    for (int64_t block = first; block < first + blocks; ++block) reduce(p, block, scratch);
+  };
+  count_tiles(attention_backward_kernel, p);
+  run_tasks(attention_backward_kernel, space, [&](int64_t task, void* scratch) {
+    parts.start(task);
+    task_of(p, task, scratch);
+    if (parts.finish(task))
+      parts.close(task, [&](int64_t b, int64_t head) { add_parts(b, head, scratch); });
+  });
+  std::vector<char> row(static_cast<size_t>(layout_.reduce_query_scratch));
+  for (int64_t b = 0; b < p.B; ++b)  // without keys there are no tasks, and dQ is 0
+    for (int64_t head = 0; p.sequences[b].splits == 0 && head < p.Hkv; ++head)
+      add_parts(b, head, row.data());
+  attention_reduce_query_kernel.count(p.query_blocks * p.Hq, workers);
+}
+
+/// Different tasks of the backward never meet in an element of dbias.
+bool AttentionCall::tasks_own_bias() const {
+  const bool heads = p.bias_shape[1] == p.Hq || p.Hkv == 1;
+  const bool keys = p.bias_shape[3] > 1 || sequences_[0].splits <= 1;
+  return heads && keys;
+}
+
+void AttentionCall::add_bias_parts() {
+  const int64_t repeats = p.B / p.bias_shape[0];
+  p.batch_stride = p.bias_shape[0] * std::min(repeats, kMostSplits);
+  p.grad_bias_parts =
+      keep(at::zeros({p.batch_stride * bias_elements() / p.bias_shape[0]}, options_));
+}
+
+int64_t AttentionCall::bias_elements() const {
+  return p.bias_shape[0] * p.bias_shape[1] * p.bias_shape[2] * p.bias_shape[3];
+}
+
+void AttentionCall::grad_bias() {
+  if (p.grad_bias_parts)
+    return run_counted(attention_reduce_bias_kernel, p,
+                       {ceil_div(bias_elements(), kBiasChunk),
+                        bias_elements() * (p.batch_stride / p.bias_shape[0])});
+  const Sequence& s = sequences_[0];
+  const int64_t rows = p.bias_shape[2] == 1 ? 1 : ceil_div(s.N, s.query_rows);
+  const int64_t columns = p.bias_shape[3] == 1 ? 1 : ceil_div(s.M, kKeyBlock);
+  run_counted(
+      attention_grad_bias_kernel, p,
+      {p.bias_shape[0] * p.bias_shape[1] * rows * columns, products(), layout_.grad_bias_scratch});
+}
+
+}  // namespace fulgurite
