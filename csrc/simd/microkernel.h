@@ -28,7 +28,7 @@ inline constexpr int kTileColumns = kTileVectors * kLanes<Accumulate<T>>;
 
 /// Columns of a packed B, and of the C that it gives: whole vectors.
 template <class T>
-FULGURITE_INLINE int64_t pad_columns(int64_t n) {
+FULGURITE_INLINE constexpr int64_t pad_columns(int64_t n) {
   return ceil_div(n, kLanes<Accumulate<T>>) * kLanes<Accumulate<T>>;
 }
 
@@ -59,12 +59,12 @@ using Steps = typename StepOf<T>::Products;
 template <class T>
 inline constexpr int kStep = StepOf<T>::kElements;
 template <class T>
-FULGURITE_INLINE int64_t steps(int64_t K) {
+FULGURITE_INLINE constexpr int64_t steps(int64_t K) {
   return ceil_div(K, kStep<T>);
 }
 /// Elements along k of a packed B: whole steps.
 template <class T>
-FULGURITE_INLINE int64_t pad_depth(int64_t K) {
+FULGURITE_INLINE constexpr int64_t pad_depth(int64_t K) {
   return steps<T>(K) * kStep<T>;
 }
 
@@ -158,24 +158,13 @@ FULGURITE_INLINE void gemm_tile(MatrixA<T> a, Panel<T> b, int64_t steps, Accumul
     }
 }
 
-/// gemm_tile for fewer vectors than a panel's.
-template <int MR, int NV, class T>
-__attribute__((noinline)) void gemm_narrow(int64_t vectors, MatrixA<T> a, Panel<T> b, int64_t steps,
-                                           Accumulate<T>* c, int64_t ldc, bool accumulate) {
-  if (vectors == NV) return gemm_tile<MR, NV>(a, b, steps, c, ldc, accumulate);
-  if constexpr (NV > 1) gemm_narrow<MR, NV - 1>(vectors, a, b, steps, c, ldc, accumulate);
-}
-/// gemm_tile for the vectors that n columns need.
-template <int MR, class T>
-FULGURITE_INLINE void gemm_columns(int64_t n, MatrixA<T> a, Panel<T> b, int64_t steps,
+/// gemm_tile for `vectors` of a panel.
+template <int MR, int NV = kTileVectors, class T>
+FULGURITE_INLINE void gemm_vectors(int64_t vectors, MatrixA<T> a, Panel<T> b, int64_t steps,
                                    Accumulate<T>* c, int64_t ldc, bool accumulate) {
-  const int64_t vectors = ceil_div(n, kLanes<Accumulate<T>>);
-  if (vectors >= kTileVectors)
-    gemm_tile<MR, kTileVectors>(a, b, steps, c, ldc, accumulate);
-  else
-    gemm_narrow<MR, kTileVectors - 1>(vectors, a, b, steps, c, ldc, accumulate);
+  if (vectors >= NV) return gemm_tile<MR, NV>(a, b, steps, c, ldc, accumulate);
+  if constexpr (NV > 1) gemm_vectors<MR, NV - 1>(vectors, a, b, steps, c, ldc, accumulate);
 }
-
 /// Steps [begin, end) of the sum over k; empty: the block of C stays as it is.
 struct Depth {
   int64_t begin, end;
@@ -197,12 +186,13 @@ FULGURITE_INLINE void for_strips(int64_t M, const Strip& strip) {
 template <class T, class DepthOf>
 inline void gemm(int64_t M, int64_t N, MatrixA<T> a, PanelsB<T> b, Accumulate<T>* c, int64_t ldc,
                  bool accumulate, const DepthOf& depth) {
+  constexpr int W = kLanes<Accumulate<T>>;
   for (int64_t n = 0; n < N; n += kTileColumns<T>)
     for_strips(M, [&](auto rows, int64_t m) {
       constexpr int MR = decltype(rows)::value;
       const Depth k = depth(m, m + MR, n, n + kTileColumns<T>);
       if (k.begin >= k.end) return;
-      gemm_columns<MR>(N - n,
+      gemm_vectors<MR>(ceil_div(N - n, W),
                        MatrixA<T>{a.data + m * a.row_stride + k.begin * a.step_stride, a.row_stride,
                                   a.step_stride},
                        panel_of(b, n, k.begin), k.end - k.begin, c + m * ldc + n, ldc, accumulate);
@@ -213,11 +203,12 @@ inline void gemm(int64_t M, int64_t N, MatrixA<T> a, PanelsB<T> b, Accumulate<T>
 template <class T>
 inline void gemm(int64_t M, int64_t N, int64_t steps, MatrixA<T> a, PanelsB<T> b, Accumulate<T>* c,
                  int64_t ldc, bool accumulate) {
+  constexpr int W = kLanes<Accumulate<T>>;
   for (int64_t n = 0; n < N; n += kTileColumns<T>)
     for_strips(M, [&](auto rows, int64_t m) {
-      gemm_columns<decltype(rows)::value>(
-          N - n, MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.step_stride}, panel_of(b, n),
-          steps, c + m * ldc + n, ldc, accumulate);
+      gemm_vectors<decltype(rows)::value>(
+          ceil_div(N - n, W), MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.step_stride},
+          panel_of(b, n), steps, c + m * ldc + n, ldc, accumulate);
     });
 }
 

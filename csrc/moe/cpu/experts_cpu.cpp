@@ -101,17 +101,33 @@ HiddenParams hidden_params(const Sizes& s, const SortedPlan& plan, const Tensor&
   return p;
 }
 
+HiddenLayout layout_of(const HiddenParams& p) {
+  HiddenLayout layout{};
+  moe_experts_hidden_layout_kernel.get(p.dtype)(p, &layout);
+  return layout;
+}
+
+/// A matrix of operands: of x's type where products take that, else of the accumulation type.
+Tensor operands(const HiddenParams& p, int64_t rows, int64_t columns, const Tensor& x) {
+  const HiddenLayout layout = layout_of(p);
+  const bool as_stored = layout.operand_bytes == static_cast<int64_t>(x.element_size());
+  const auto options =
+      contiguous_like(x).dtype(as_stored ? x.scalar_type() : accumulate_type(x.scalar_type()));
+  const int64_t padded = ceil_div(columns, layout.row_multiple) * layout.row_multiple;
+  return padded == columns ? at::empty({rows, columns}, options)
+                           : at::zeros({rows, padded}, options);
+}
+
 void run_hidden(Kernel<HiddenTaskFn>& kernel, const HiddenParams& p, const Sizes& s,
                 const SortedPlan& plan, int64_t HiddenLayout::* scratch) {
-  HiddenLayout layout{};
-  moe_experts_hidden_layout_kernel.get()(p, &layout);
+  const HiddenLayout layout = layout_of(p);
   const int64_t tasks = static_cast<int64_t>(plan.segments.size()) * ceil_div(s.I, kHiddenBlock);
   run_kernel(kernel, p, {tasks, s.products(), layout.*scratch});
 }
 
-/// out (T,H) from rows (T·K,depth) and b (depth,H) for each expert.
-void run_reduce(const Sizes& s, const SortedPlan& plan, const Tensor& rows, const ExpertMatrices& b,
-                const void* weights, const Tensor& out) {
+/// out (T,H) from rows of operands (T·K, depth and padding) and b (depth,H) for each expert.
+void run_reduce(const Sizes& s, const SortedPlan& plan, const Tensor& rows, int64_t depth,
+                const ExpertMatrices& b, const void* weights, const Tensor& out) {
   constexpr int64_t
       kRowsPerExpert = 256,
       kLongest = 4096;  // long enough to pay for packing, short enough for the sums to stay in L2
@@ -121,7 +137,8 @@ void run_reduce(const Sizes& s, const SortedPlan& plan, const Tensor& rows, cons
   p.K = s.K;
   p.E = s.E;
   p.H = s.H;
-  p.depth = rows.size(1);
+  p.depth = depth;
+  p.row_width = rows.size(1);
   p.token_range = std::min({s.T, kLongest, std::max(kRowsPerExpert, kRowsPerExpert * s.E / s.K)});
   p.permutation = plan.permutation.const_data_ptr<int32_t>();
   p.offsets = plan.offsets.const_data_ptr<int64_t>();
@@ -130,7 +147,7 @@ void run_reduce(const Sizes& s, const SortedPlan& plan, const Tensor& rows, cons
   p.weights = weights;
   p.out = out.mutable_data_ptr();
   int64_t scratch = 0;
-  moe_experts_reduce_layout_kernel.get()(p, &scratch);
+  moe_experts_reduce_layout_kernel.get(p.dtype)(p, &scratch);
   run_kernel(moe_experts_reduce_kernel, p,
              {ceil_div(s.T, p.token_range) * ceil_div(s.H, kHiddenBlock), s.products(), scratch});
 }
@@ -148,7 +165,7 @@ void run_grad_weight(const Sizes& s, const SortedPlan& plan, const SortedRows& a
   p.b = b;
   p.grad = grad.mutable_data_ptr();
   int64_t scratch = 0;
-  moe_experts_grad_weight_layout_kernel.get()(p, &scratch);
+  moe_experts_grad_weight_layout_kernel.get(p.dtype)(p, &scratch);
   advise_huge_pages(grad);
   run_kernel(moe_experts_grad_weight_kernel, p,
              {s.E * ceil_div(p.M, kGradRows) * ceil_div(p.N, kGradColumns),
@@ -167,14 +184,15 @@ Tensor forward(const Sizes& s, const Tensor& x, const Tensor& ids, const Tensor&
   Tensor y = at::empty(x.sizes(), contiguous_like(x));
   const SortedPlan plan(ids, s);
   const Tensor w = accumulation_weights(weights, x);
-  const Tensor activated = at::empty({s.T * s.K, s.I}, contiguous_like(w));
   HiddenParams p = hidden_params(s, plan, x, w_in, w_out);
+  const Tensor activated = operands(p, s.T * s.K, s.I, x);
   p.activated = activated.mutable_data_ptr();
+  p.row_width = activated.size(1);
   p.hidden = hidden.defined() ? hidden.mutable_data_ptr() : nullptr;
   run_hidden(moe_experts_hidden_kernel, p, s, plan, &HiddenLayout::hidden);
   if (hidden.defined() && plan.rows < hidden.size(0))
     hidden.narrow(0, plan.rows, hidden.size(0) - plan.rows).zero_();
-  run_reduce(s, plan, activated, transposed(matrices(w_out)), w.const_data_ptr(), y);
+  run_reduce(s, plan, activated, s.I, transposed(matrices(w_out)), w.const_data_ptr(), y);
   return y;
 }
 
@@ -237,13 +255,14 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
     run_hidden(moe_experts_hidden_kernel, p, s, plan, &HiddenLayout::hidden);
   }
   p.need_grad = want_x || want_weights || want_in;
-  const Tensor grad_hidden = at::empty({p.need_grad ? s.T * s.K : 0, 2 * s.I}, contiguous_like(w));
-  const Tensor activated = at::empty({want_out ? s.T * s.K : 0, s.I}, contiguous_like(w));  // w·h
+  const Tensor grad_hidden = operands(p, p.need_grad ? s.T * s.K : 0, 2 * s.I, a.x);
+  const Tensor activated = operands(p, want_out ? s.T * s.K : 0, s.I, a.x);  // w·h
   const Tensor dots =
       at::empty({p.need_grad ? s.T * s.K : 0, ceil_div(s.I, kHiddenBlock)}, contiguous_like(w));
   p.grad = matrix(a.grad);
   p.weights = w.const_data_ptr();
   p.activated = want_out ? activated.mutable_data_ptr() : nullptr;
+  p.row_width = activated.size(1);
   p.grad_hidden = grad_hidden.mutable_data_ptr();
   p.dots = dots.mutable_data_ptr();
   run_hidden(moe_experts_grad_hidden_kernel, p, s, plan, &HiddenLayout::grad_hidden);
@@ -258,7 +277,7 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
       sum_dots<float>(plan, dots, grad_weights);
     grad_weights = grad_weights.to(a.weights.scalar_type());
   }
-  if (want_x) run_reduce(s, plan, grad_hidden, matrices(a.w_in), nullptr, grad_x);
+  if (want_x) run_reduce(s, plan, grad_hidden, 2 * s.I, matrices(a.w_in), nullptr, grad_x);
   if (want_in)
     run_grad_weight(s, plan, {matrix(grad_hidden), false}, {matrix(a.x), true}, grad_w_in);
   if (want_out)

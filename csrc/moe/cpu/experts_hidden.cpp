@@ -28,14 +28,17 @@ struct HiddenTile {
   }
 };
 
-template <class T>
+template <class S>
 struct HiddenScratch {
-  T *gate_weights, *up_weights, *rows, *gate, *up;
+  using T = Accumulate<S>;
+  using E = Operand<S>;
+  E *gate_weights, *up_weights, *rows;
+  T *gate, *up;
 
   HiddenScratch(const HiddenParams& p, Arena& arena) {
-    gate_weights = arena.take<T>(p.H * pad_columns<T>(kHiddenBlock));
-    up_weights = arena.take<T>(p.H * pad_columns<T>(kHiddenBlock));
-    rows = arena.take<T>(kTokenBlock * kDepthStride);
+    gate_weights = arena.take<E>(pad_depth<E>(p.H) * kHiddenBlock);
+    up_weights = arena.take<E>(pad_depth<E>(p.H) * kHiddenBlock);
+    rows = arena.take<E>(kTokenBlock * kDepthStride);
     gate = arena.take<T>(kTokenBlock * kHiddenBlock);
     up = arena.take<T>(kTokenBlock * kHiddenBlock);
   }
@@ -43,13 +46,14 @@ struct HiddenScratch {
 
 template <class S>
 void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows,
-                  const HiddenScratch<Accumulate<S>>& w) {
+                  const HiddenScratch<S>& w) {
   using T = Accumulate<S>;
+  using E = Operand<S>;
   using V = Native<T>;
   for (int64_t r = 0; r < rows; ++r) {
     T* const gate = p.hidden ? static_cast<T*>(p.hidden) + (first + r) * 2 * p.I + t.i0 : nullptr;
-    T* const activated =
-        p.activated ? static_cast<T*>(p.activated) + (first + r) * p.I + t.i0 : nullptr;
+    E* const activated =
+        p.activated ? static_cast<E*>(p.activated) + (first + r) * p.row_width + t.i0 : nullptr;
     for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
       const V g = load<V>(w.gate + r * kHiddenBlock + c), u = load<V>(w.up + r * kHiddenBlock + c);
       if (gate) {
@@ -63,9 +67,9 @@ void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int
 
 template <class S>
 void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
-  using T = Accumulate<S>;
+  using E = Operand<S>;
   Arena arena(scratch);
-  HiddenScratch<T> w(p, arena);
+  HiddenScratch<S> w(p, arena);
   const HiddenTile t(p, task);
   // Element (k, n) of the product's B is W_in[n][k].
   pack_deep(matrix_of<S>(p.w_in, t.segment.expert, t.i0, 0).transposed(), p.H, t.n, w.gate_weights);
@@ -74,10 +78,11 @@ void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
   for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
     for (int64_t k0 = 0; k0 < p.H; k0 += kDepthBlock) {
       const int64_t depth = at_most(kDepthBlock, p.H - k0);
-      gather<T, S>(p.x, p.permutation, p.K, first, rows, k0, depth, w.rows);
-      const MatrixA<T> a{w.rows, kDepthStride, 1};
-      multiply_block(a, rows, w.gate_weights, k0, depth, t.n, w.gate, kHiddenBlock);
-      multiply_block(a, rows, w.up_weights, k0, depth, t.n, w.up, kHiddenBlock);
+      gather<E, S>(p.x, p.permutation, p.K, first, rows, k0, depth, w.rows);
+      multiply_block<E>(w.rows, kDepthStride, rows, w.gate_weights, k0, depth, t.n, w.gate,
+                        kHiddenBlock);
+      multiply_block<E>(w.rows, kDepthStride, rows, w.up_weights, k0, depth, t.n, w.up,
+                        kHiddenBlock);
     }
     store_hidden<S>(p, t, first, rows, w);
   });
@@ -85,13 +90,16 @@ void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
 
 // ---- backward
 
-template <class T>
+template <class S>
 struct GradHiddenScratch {
-  T *weights, *rows, *grad_activated;
+  using T = Accumulate<S>;
+  using E = Operand<S>;
+  E *weights, *rows;
+  T* grad_activated;
 
   GradHiddenScratch(const HiddenParams& p, Arena& arena) {
-    weights = arena.take<T>(p.H * pad_columns<T>(kHiddenBlock));
-    rows = arena.take<T>(kTokenBlock * kDepthStride);
+    weights = arena.take<E>(pad_depth<E>(p.H) * kHiddenBlock);
+    rows = arena.take<E>(kTokenBlock * kDepthStride);
     grad_activated = arena.take<T>(kTokenBlock * kHiddenBlock);
   }
 };
@@ -101,11 +109,13 @@ template <class S>
 void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
               const Accumulate<S>* grad_activated) {
   using T = Accumulate<S>;
+  using E = Operand<S>;
   using V = Native<T>;
   const T* const hidden = static_cast<const T*>(p.hidden) + position * 2 * p.I + t.i0;
-  T* const activated = p.activated ? static_cast<T*>(p.activated) + position * p.I + t.i0 : nullptr;
-  T* const grad_hidden =
-      p.need_grad ? static_cast<T*>(p.grad_hidden) + position * 2 * p.I + t.i0 : nullptr;
+  E* const activated =
+      p.activated ? static_cast<E*>(p.activated) + position * p.row_width + t.i0 : nullptr;
+  E* const grad_hidden =
+      p.need_grad ? static_cast<E*>(p.grad_hidden) + position * 2 * p.I + t.i0 : nullptr;
   const T weight = static_cast<const T*>(p.weights)[p.permutation[position]];
   V dot{};
   for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
@@ -125,17 +135,17 @@ void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
 
 template <class S>
 void grad_hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
-  using T = Accumulate<S>;
+  using E = Operand<S>;
   Arena arena(scratch);
-  GradHiddenScratch<T> w(p, arena);
+  GradHiddenScratch<S> w(p, arena);
   const HiddenTile t(p, task);
   if (p.need_grad) pack_deep(matrix_of<S>(p.w_out, t.segment.expert, 0, t.i0), p.H, t.n, w.weights);
   for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
     for (int64_t k0 = 0; p.need_grad && k0 < p.H; k0 += kDepthBlock) {
       const int64_t depth = at_most(kDepthBlock, p.H - k0);
-      gather<T, S>(p.grad, p.permutation, p.K, first, rows, k0, depth, w.rows);
-      multiply_block<T>({w.rows, kDepthStride, 1}, rows, w.weights, k0, depth, t.n,
-                        w.grad_activated, kHiddenBlock);
+      gather<E, S>(p.grad, p.permutation, p.K, first, rows, k0, depth, w.rows);
+      multiply_block<E>(w.rows, kDepthStride, rows, w.weights, k0, depth, t.n, w.grad_activated,
+                        kHiddenBlock);
     }
     for (int64_t r = 0; r < rows; ++r)
       grad_row<S>(p, t, first + r, w.grad_activated + r * kHiddenBlock);
@@ -154,10 +164,12 @@ void moe_experts_grad_hidden(const HiddenParams& p, int64_t task, void* scratch)
 
 void moe_experts_hidden_layout(const HiddenParams& p, HiddenLayout* layout) {
   with_storage(p.dtype, [&](auto s) {
-    using T = Accumulate<decltype(s)>;
+    using S = decltype(s);
     Arena forward(nullptr), backward(nullptr);
-    HiddenScratch<T> measure_forward(p, forward);
-    GradHiddenScratch<T> measure_backward(p, backward);
+    HiddenScratch<S> measure_forward(p, forward);
+    GradHiddenScratch<S> measure_backward(p, backward);
+    layout->operand_bytes = sizeof(Operand<S>);
+    layout->row_multiple = kStep<Operand<S>>;
     layout->hidden = forward.used();
     layout->grad_hidden = backward.used();
   });

@@ -12,12 +12,15 @@ namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
-template <class T>
+template <class S>
 struct ReduceScratch {
-  T *weights, *product, *sums;
+  using T = Accumulate<S>;
+  using E = Operand<S>;
+  E* weights;
+  T *product, *sums;
 
   ReduceScratch(const ReduceParams& p, Arena& arena) {
-    weights = arena.take<T>(p.depth * pad_columns<T>(kHiddenBlock));
+    weights = arena.take<E>(pad_depth<E>(p.depth) * kHiddenBlock);
     product = arena.take<T>(kTokenBlock * kHiddenBlock);
     sums = arena.take<T>(p.token_range * kHiddenBlock);
   }
@@ -39,12 +42,13 @@ FULGURITE_INLINE int64_t position_of_token(const ReduceParams& p, int64_t e, int
 /// Rows [first, first + rows) times the packed weights, added to their tokens' sums.
 template <class S>
 void reduce_tile(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, int64_t t0,
-                 const ReduceScratch<Accumulate<S>>& w) {
+                 const ReduceScratch<S>& w) {
   using T = Accumulate<S>;
+  using E = Operand<S>;
   using V = Native<T>;
-  const T* const from = static_cast<const T*>(p.rows) + first * p.depth;
+  const E* const from = static_cast<const E*>(p.rows) + first * p.row_width;
   for (int64_t k0 = 0; k0 < p.depth; k0 += kDepthBlock)
-    multiply_block<T>({from + k0, p.depth, 1}, rows, w.weights, k0,
+    multiply_block<E>(from + k0, p.row_width, rows, w.weights, k0,
                       at_most(kDepthBlock, p.depth - k0), n, w.product, kHiddenBlock);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t assignment = p.permutation[first + r];
@@ -59,7 +63,7 @@ template <class S>
 void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
-  ReduceScratch<T> w(p, arena);
+  ReduceScratch<S> w(p, arena);
   const int64_t blocks = ceil_div(p.H, kHiddenBlock);
   const int64_t t0 = task / blocks * p.token_range, t1 = at_most(p.T, t0 + p.token_range);
   const int64_t h0 = task % blocks * kHiddenBlock, n = at_most(kHiddenBlock, p.H - h0);
@@ -81,71 +85,84 @@ void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
 
 inline constexpr int64_t kGradStride = kGradRows + 16;
 
-template <class T>
+template <class S>
 struct GradWeightScratch {
-  T *a, *b, *sums;
+  using T = Accumulate<S>;
+  using E = Operand<S>;
+  E *a, *b;
+  T* sums;
 
   explicit GradWeightScratch(Arena& arena) {
-    a = arena.take<T>(kDepthBlock * kGradStride);
-    b = arena.take<T>(kDepthBlock * kGradColumns);
+    a = arena.take<E>(kDepthBlock * kGradStride);
+    b = arena.take<E>(kDepthBlock * kGradColumns);
     sums = arena.take<T>(kGradRows * kGradColumns);
   }
 };
 
-/// Calls row(r, elements, their stride) for sorted positions [first, first + n), from a column on: of
-/// the storage type where they are gathered from their tokens, else of the accumulation type.
-template <class S, class Row>
-FULGURITE_INLINE void for_sorted_rows(const GradWeightParams& p, const SortedRows& rows,
-                                      int64_t first, int64_t n, int64_t column, const Row& row) {
-  const Matrix& m = rows.matrix;
-  for (int64_t r = 0; r < n; ++r) {
-    const int64_t index = rows.gathered ? p.permutation[first + r] / p.K : first + r;
-    const int64_t offset = index * m.row_stride + column * m.column_stride;
-    if (rows.gathered)
-      row(r, static_cast<const S*>(m.data) + offset, m.column_stride);
-    else
-      row(r, static_cast<const Accumulate<S>*>(m.data) + offset, m.column_stride);
+/// Row r of the sorted positions, from a column on.
+template <class S>
+FULGURITE_INLINE const S* sorted_row(const GradWeightParams& p, const SortedRows& rows, int64_t r,
+                                     int64_t column) {
+  const int64_t index = rows.gathered ? p.permutation[r] / p.K : r;
+  return static_cast<const S*>(rows.matrix.data) + index * rows.matrix.row_stride +
+         column * rows.matrix.column_stride;
+}
+
+/// Calls put(step, c, vector) for n columns of rows [first, first + count), which are the depth of the product.
+template <class E, class S, class Put>
+FULGURITE_INLINE void for_row_steps(const GradWeightParams& p, const SortedRows& rows,
+                                    int64_t first, int64_t count, int64_t column, int64_t n,
+                                    const Put& put) {
+  const int64_t stride = rows.matrix.column_stride;
+  for (int64_t r = 0; r < count; r += kStep<E>) {
+    const S* const row = sorted_row<S>(p, rows, first + r, column);
+    if constexpr (kStep<E> == 1) {
+      for_row<E>(row, stride, n, [&](int64_t c, Native<E> v) { put(r, c, v); });
+    } else {
+      constexpr int W = kLanes<Accumulate<E>>;
+      const bool pair = r + 1 < count;
+      const S* const next = pair ? sorted_row<S>(p, rows, first + r + 1, column) : row;
+      for (int64_t c = 0; c < n; c += W)
+        put(r / 2, c,
+            load_bits<W>(row + c * stride, stride, n - c) |
+                load_bits<W>(next + c * stride, stride, pair ? n - c : 0) << 16);
+    }
   }
 }
 
-/// Rows of A as they are: the micro-kernel reads them down the columns.
-template <class S, class T>
-void pack_grad_a(const GradWeightParams& p, int64_t first, int64_t rows, int64_t m0, int64_t m,
-                 T* to) {
-  for_sorted_rows<S>(p, p.a, first, rows, m0, [=](int64_t r, const auto* from, int64_t stride) {
-    for_row<T>(from, stride, m,
-               [=](int64_t c, Native<T> v) { store(to + r * kGradStride + c, v); });
-  });
-}
-
-/// Rows of B as panels.
-template <class S, class T>
-void pack_grad_b(const GradWeightParams& p, int64_t first, int64_t rows, int64_t n0, int64_t n,
-                 T* to) {
-  const int64_t columns = pad_columns<T>(n);
-  for_sorted_rows<S>(p, p.b, first, rows, n0, [=](int64_t r, const auto* from, int64_t stride) {
-    for_row<T>(from, stride, n,
-               [=](int64_t c, Native<T> v) { store(to + packed_at<T>(r, c, rows, columns), v); });
-  });
+/// The same for rows of either kind.
+template <class E, class S, class Put>
+FULGURITE_INLINE void for_sorted_steps(const GradWeightParams& p, const SortedRows& rows,
+                                       int64_t first, int64_t count, int64_t column, int64_t n,
+                                       const Put& put) {
+  if (rows.gathered)
+    for_row_steps<E, S>(p, rows, first, count, column, n, put);
+  else
+    for_row_steps<E, E>(p, rows, first, count, column, n, put);
 }
 
 template <class S>
 void grad_weight_task(const GradWeightParams& p, int64_t task, void* scratch) {
-  using T = Accumulate<S>;
+  using E = Operand<S>;
+  using Lanes = typename StepOf<E>::Moves;
   Arena arena(scratch);
-  GradWeightScratch<T> w(arena);
+  GradWeightScratch<S> w(arena);
   const int64_t row_blocks = ceil_div(p.M, kGradRows), column_blocks = ceil_div(p.N, kGradColumns);
   const int64_t e = task / column_blocks / row_blocks;
   const int64_t m0 = task / column_blocks % row_blocks * kGradRows,
                 m = at_most(kGradRows, p.M - m0);
   const int64_t n0 = task % column_blocks * kGradColumns, n = at_most(kGradColumns, p.N - n0);
-  const int64_t begin = p.offsets[e], end = p.offsets[e + 1];
+  const int64_t begin = p.offsets[e], end = p.offsets[e + 1], columns = pad_columns<E>(n);
   for (int64_t first = begin; first < end; first += kDepthBlock) {
-    const int64_t rows = at_most(kDepthBlock, end - first);
-    pack_grad_a<S>(p, first, rows, m0, m, w.a);
-    pack_grad_b<S>(p, first, rows, n0, n, w.b);
-    gemm<T>(m, n, rows, {w.a, 1, kGradStride}, {w.b, rows, pad_columns<T>(n)}, w.sums, kGradColumns,
-            first > begin);
+    const int64_t rows = at_most(kDepthBlock, end - first), depth = pad_depth<E>(rows);
+    for_sorted_steps<E, S>(p, p.a, first, rows, m0, m, [&](int64_t step, int64_t c, Lanes v) {
+      store(w.a + (step * kGradStride + c) * kStep<E>, v);
+    });
+    for_sorted_steps<E, S>(p, p.b, first, rows, n0, n, [&](int64_t step, int64_t c, Lanes v) {
+      store(w.b + packed_at<E>(step, c, depth, columns), v);
+    });
+    gemm<E>(m, n, steps<E>(rows), {w.a, kStep<E>, kStep<E> * kGradStride}, {w.b, depth, columns},
+            w.sums, kGradColumns, first > begin);
   }
   for (int64_t r = 0; r < m; ++r) {
     S* const to = static_cast<S*>(p.grad) + (e * p.M + m0 + r) * p.N + n0;
@@ -165,7 +182,7 @@ void moe_experts_reduce(const ReduceParams& p, int64_t task, void* scratch) {
 void moe_experts_reduce_layout(const ReduceParams& p, int64_t* scratch_bytes) {
   with_storage(p.dtype, [&](auto s) {
     Arena arena(nullptr);
-    ReduceScratch<Accumulate<decltype(s)>> measure(p, arena);
+    ReduceScratch<decltype(s)> measure(p, arena);
     *scratch_bytes = arena.used();
   });
 }
@@ -177,7 +194,7 @@ void moe_experts_grad_weight(const GradWeightParams& p, int64_t task, void* scra
 void moe_experts_grad_weight_layout(const GradWeightParams& p, int64_t* scratch_bytes) {
   with_storage(p.dtype, [&](auto s) {
     Arena arena(nullptr);
-    GradWeightScratch<Accumulate<decltype(s)>> measure(arena);
+    GradWeightScratch<decltype(s)> measure(arena);
     *scratch_bytes = arena.used();
   });
 }

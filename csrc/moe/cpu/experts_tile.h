@@ -27,35 +27,38 @@ FULGURITE_INLINE Strided<S> matrix_of(const ExpertMatrices& m, int64_t e, int64_
 
 /// B, K rows by N columns, in blocks of kDepthBlock rows, each as panels; block k0 begins at
 /// k0·pad_columns(N).
-template <class T, class S>
-inline void pack_deep(Strided<S> b, int64_t K, int64_t N, T* to) {
+template <class E, class S>
+inline void pack_deep(Strided<S> b, int64_t K, int64_t N, E* to) {
   for (int64_t k0 = 0; k0 < K; k0 += kDepthBlock) {
     const int64_t depth = at_most(kDepthBlock, K - k0);
     const Strided<S> block = b.rows_from(k0);
     if (b.row_stride == 1)
-      pack_transposed<T>(block.transposed(), N, depth, to + k0 * pad_columns<T>(N));
+      pack_transposed<E>(block.transposed(), N, depth, to + k0 * pad_columns<E>(N));
     else
-      pack_rows<T>(block, depth, N, to + k0 * pad_columns<T>(N));
+      pack_rows<E>(block, depth, N, to + k0 * pad_columns<E>(N));
   }
 }
 
-/// C (+)= A·B for one block of depth of a B packed by pack_deep.
-template <class T>
-FULGURITE_INLINE void multiply_block(MatrixA<T> a, int64_t M, const T* packed, int64_t k0,
-                                     int64_t depth, int64_t N, T* c, int64_t ldc) {
-  gemm<T>(M, N, depth, a, {packed + k0 * pad_columns<T>(N), depth, pad_columns<T>(N)}, c, ldc,
+/// C (+)= A·B for one block of depth of a B packed by pack_deep; A in rows of `ld` elements, from the block on.
+template <class E>
+FULGURITE_INLINE void multiply_block(const E* rows, int64_t ld, int64_t M, const E* packed,
+                                     int64_t k0, int64_t depth, int64_t N, Accumulate<E>* c,
+                                     int64_t ldc) {
+  gemm<E>(M, N, steps<E>(depth), {rows, ld, kStep<E>},
+          {packed + k0 * pad_columns<E>(N), pad_depth<E>(depth), pad_columns<E>(N)}, c, ldc,
           k0 > 0);
 }
 
-/// Columns [c0, c0 + n) of the tokens at sorted positions [first, first + rows), rows kDepthStride
-/// apart.
-template <class T, class S>
+/// Columns [c0, c0 + n) of the tokens at sorted positions [first, first + rows) as operands, rows kDepthStride apart.
+template <class E, class S>
 inline void gather(const Matrix& matrix, const int32_t* permutation, int64_t K, int64_t first,
-                   int64_t rows, int64_t c0, int64_t n, T* to) {
+                   int64_t rows, int64_t c0, int64_t n, E* to) {
   for (int64_t r = 0; r < rows; ++r, to += kDepthStride) {
-    const S* const row = static_cast<const S*>(matrix.data) +
-                         permutation[first + r] / K * matrix.row_stride + c0 * matrix.column_stride;
-    for_row<T>(row, matrix.column_stride, n, [to](int64_t c, Native<T> v) { store(to + c, v); });
+    const Strided<S> row{static_cast<const S*>(matrix.data) +
+                             permutation[first + r] / K * matrix.row_stride +
+                             c0 * matrix.column_stride,
+                         0, matrix.column_stride};
+    pack_plain<E>(row, 1, n, to, pad_columns<E>(n));
   }
 }
 

@@ -127,19 +127,22 @@ struct HiddenParams {
   Matrix x;                    // (T,H)
   ExpertMatrices w_in, w_out;  // (E,2I,H), (E,H,I)
   void* hidden;  // (T·K,2I) of the accumulation type, gate then up; written by the forward, or null
-  void* activated;  // (T·K,I) of the accumulation type: forward h, backward w·h; or null
+  void*
+      activated;  // (T·K,row_width) operands (simd/microkernel.h): forward h, backward w·h; or null
+  int64_t row_width;  // I, or what operands pad it to: the rest is zero
   // backward
   Matrix grad;          // (T,H)
   const void* weights;  // (T,K) of the accumulation type
   bool need_grad;       // the gradients of hidden and weights, not only w·h
-  void* grad_hidden;    // (T·K,2I) of the accumulation type
+  void* grad_hidden;    // (T·K,2I) operands
   void* dots;           // (T·K, column blocks) of the accumulation type: parts of h·dh
 };
 using HiddenTaskFn = void(const HiddenParams&, int64_t task, void* scratch);
 
-/// Bytes of scratch of one task, which depend on the instruction set's panel width.
+/// What depends on the instruction set: bytes of scratch of one task, bytes of an operand, and what its rows are a multiple of.
 struct HiddenLayout {
   int64_t hidden, grad_hidden;
+  int64_t operand_bytes, row_multiple;
 };
 using HiddenLayoutFn = void(const HiddenParams&, HiddenLayout*);
 
@@ -147,11 +150,11 @@ using HiddenLayoutFn = void(const HiddenParams&, HiddenLayout*);
 struct ReduceParams {
   Dtype dtype;
   int64_t T, K, E, H;
-  int64_t depth;        // width of a row
-  int64_t token_range;  // tokens of one task
+  int64_t depth, row_width;  // of a row: what counts, and from one to the next
+  int64_t token_range;       // tokens of one task
   const int32_t* permutation;
   const int64_t* offsets;
-  const void* rows;     // (T·K,depth) of the accumulation type, contiguous
+  const void* rows;     // (T·K,row_width) operands; what is past depth is zero
   ExpertMatrices b;     // (depth,H) for each expert
   const void* weights;  // (T,K) of the accumulation type; null: all 1
   void* out;            // (T,H)
@@ -159,8 +162,8 @@ struct ReduceParams {
 using ReduceTaskFn = void(const ReduceParams&, int64_t task, void* scratch);
 using ReduceLayoutFn = void(const ReduceParams&, int64_t* scratch_bytes);
 
-/// A row for each sorted position: stored at it in the accumulation type, or gathered from its token
-/// in the storage type.
+/// A row for each sorted position: stored at it as operands, or gathered from its token in the storage
+/// type.
 struct SortedRows {
   Matrix matrix;
   bool gathered;

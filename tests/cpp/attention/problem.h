@@ -1,14 +1,13 @@
 // Two packed sequences of different lengths, several tiles long, two query heads on one key/value head; with plain loops
-// for what the kernels should give. Tensors are float64, or bfloat16 where FULGURITE_TEST_BFLOAT16 says so.
+// for what the kernels should give.
 #pragma once
 
-#include <cmath>
 #include <functional>
 #include <vector>
 
 #include "attention/cpu/params.h"
 #include "catch.h"
-#include "simd/convert.h"
+#include "stored.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -18,39 +17,6 @@ AttentionLayoutFn attention_forward_layout, attention_backward_layout;
 }  // namespace FULGURITE_VARIANT
 
 namespace attention_test {
-
-#if defined(FULGURITE_TEST_BFLOAT16)
-using Storage = BFloat16;
-inline constexpr Dtype kDtype = Dtype::kBFloat16;
-inline constexpr double kTolerance = 0x1p-7;
-#else
-using Storage = double;
-inline constexpr Dtype kDtype = Dtype::kFloat64;
-inline constexpr double kTolerance = 1e-11;
-#endif
-
-/// A stored number that reads and writes as float64.
-template <class S>
-struct Cell {
-  S stored{};
-  Cell() = default;
-  Cell(double x) : stored(FULGURITE_VARIANT::from_accumulate<S>(static_cast<Accumulate<S>>(x))) {}
-  operator double() const { return FULGURITE_VARIANT::to_accumulate(stored); }
-};
-using Rows = std::vector<Cell<Storage>>;  // inputs, outputs and their gradients
-using Sums =
-    std::vector<Cell<Accumulate<Storage>>>;  // what the operator keeps in the accumulation type
-using Numbers = std::vector<double>;
-
-template <class V>
-V numbers(int64_t n, int seed) {
-  V x(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) x[i] = std::sin(0.37 * static_cast<double>(i + 1) * seed);
-  return x;
-}
-inline bool near(double a, double b) {
-  return a == b || std::fabs(a - b) <= kTolerance * (1 + std::fabs(b));
-}
 
 /// Rows of all heads as (head, row, width), as attention_varlen's tensors seen head by head.
 struct Problem {
