@@ -1,5 +1,5 @@
 // Vectors of float32 or float64 from and to the storage types. 16-bit stores round to nearest, ties to even, subnormals
-// kept, NaN quiet: the same bits on every instruction set (which is why vcvtneps2bf16, which flushes subnormals, is not used here).
+// kept, NaN quiet: the same bits on every instruction set (vcvtneps2bf16, which flushes subnormals, only where there are none).
 #pragma once
 
 #include "simd/vec.h"
@@ -14,6 +14,13 @@ FULGURITE_INLINE Vec<float, W> widen_bfloat16(Vec<uint16_t, W> bits) {
 
 template <int W>
 FULGURITE_INLINE Vec<uint16_t, W> narrow_bfloat16(Vec<float, W> x) {
+#if defined(__AVX512BF16__)
+  if constexpr (W == 16) {
+    constexpr int kSubnormal = 0x20;
+    if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)x, kSubnormal) == 0, 1))
+      return (Vec<uint16_t, 16>)_mm512_cvtneps_pbh((__m512)x);
+  }
+#endif
   using U = Vec<uint32_t, W>;
   const U u = bit_cast<U>(x);
   const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;

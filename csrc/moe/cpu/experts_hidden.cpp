@@ -14,6 +14,14 @@ namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
+/// σ(x), as precise as products in E need it.
+template <class E, class V>
+FULGURITE_INLINE V sigmoid_for(V x) {
+  if constexpr (kStep<E> == 1) return 1 / (1 + exp(-x));
+  const V exponent = min(splat<V>(127), x * Element<V>(-1.4426950408889634));
+  return 1 / (1 + exp2_rough(exponent));
+}
+
 /// Which rows and columns a task has.
 struct HiddenTile {
   Segment segment;
@@ -60,7 +68,7 @@ void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int
         store_lanes(gate + c, g, lanes);
         store_lanes(gate + p.I + c, u, lanes);
       }
-      if (activated) store_lanes(activated + c, g / (T(1) + exp(-g)) * u, lanes);
+      if (activated) store_lanes(activated + c, g * sigmoid_for<E>(g) * u, lanes);
     });
   }
 }
@@ -120,7 +128,7 @@ void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
   V dot{};
   for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
     const V g = load_lanes<V>(hidden + c, lanes), u = load_lanes<V>(hidden + p.I + c, lanes);
-    const V sigmoid = T(1) / (T(1) + exp(-g)), a = g * sigmoid, h = a * u;
+    const V sigmoid = sigmoid_for<E>(g), a = g * sigmoid, h = a * u;
     if (activated) store_lanes(activated + c, h * weight, lanes);
     if (!grad_hidden) return;
     const V dh = load_lanes<V>(grad_activated + c, lanes);

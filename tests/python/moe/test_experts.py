@@ -88,7 +88,9 @@ def test_any_size_equals_the_reference(
         run_reference(wide, ids, grad),
         run_reference(inputs, ids, grad),
         dtype,
-        magnitude=1.0,  # of the terms: one token's sum may be small, and naive's exact by luck
+        # One small case says little of roundings: naive may be exact by luck, and a search
+        # finds it. Wrong terms are far above this; the generated tests judge float32 over seeds.
+        magnitude=32.0,
     )
 
 
