@@ -107,6 +107,24 @@ void accumulate_bias(const AttentionParams& p, const Tile& t, int64_t q, const T
   }
 }
 
+/// dbias = dS of one strip, or 0 without grads, where each element has but one.
+template <class T>
+void store_bias(const AttentionParams& p, const Tile& t, const T* grads) {
+  const int64_t* const shape = p.bias_shape;
+  with_storage_beside<T>(p.rule.bias_dtype, [&](auto storage) {
+    using B = decltype(storage);
+    const int64_t begin = grads ? t.c0 : t.columns, end = grads ? t.c1 : t.columns;
+    for (int64_t r = 0; r < t.rows; ++r) {
+      const int64_t head = (t.b % shape[0]) * shape[1] + t.h, row = head * shape[2] + t.i0 + r;
+      B* const to = static_cast<B*>(p.grad_bias) + row * shape[3] + t.j0;
+      __builtin_memset(to, 0, sizeof(B) * begin);
+      for (int64_t c = begin; c < end; c += kLanes<T>)
+        store_up_to(to + c, load<Native<T>>(grads + r * kScoreStride + c), end - c);
+      __builtin_memset(to + end, 0, sizeof(B) * (t.columns - end));
+    }
+  });
+}
+
 /// Every tile of one key block, and its dK and dV.
 template <class S>
 void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block& split,
@@ -120,10 +138,14 @@ void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block
   for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
     for (int64_t block = 0; block < ceil_div(s.N, s.query_rows); ++block) {
       const Tile t = make_tile<T>(p, rule, split.b, h, block, key_block);
-      if (tally.skips(t)) continue;
+      if (tally.skips(t)) {
+        if (p.stores_bias) store_bias<T>(p, t, nullptr);
+        continue;
+      }
       load_rows<S>(p, split.b, h, t.i0, t.rows, w);
       for_gradient_strips(p, rule, t, w,
                           [&](const Tile& strip, int64_t r0, T* weights, T* grads, const T* slope) {
+                            if (p.stores_bias) store_bias<T>(p, strip, grads);
                             if (p.grad_bias_parts)
                               accumulate_bias(p, strip, split.b % p.batch_stride, grads);
                             apply_softcap(strip, grads, slope);

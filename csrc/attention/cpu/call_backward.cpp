@@ -37,13 +37,16 @@ void AttentionCall::backward() {
   pack();
   add_delta();
   p.batch_stride = p.B;
-  if (p.grad_bias && tasks_own_bias()) add_bias_parts();
-  if (p.grad_query.data || p.grad_key.data || p.grad_value.data || p.grad_bias_parts) gradients();
+  p.stores_bias = p.grad_bias && bias_elements() == p.B * p.Hq * sequences_[0].N * sequences_[0].M;
+  if (p.grad_bias && !p.stores_bias && tasks_own_bias()) add_bias_parts();
+  if (p.grad_query.data || p.grad_key.data || p.grad_value.data || p.grad_bias_parts ||
+      p.stores_bias)
+    gradients();
   if (p.grad_sink) {
     run_counted(attention_grad_sink_kernel, p, {p.Hq, products() / kKeyBlock});
     grad_sink_.copy_(grad_sink_wide_);
   }
-  if (p.grad_bias) grad_bias();
+  if (p.grad_bias && !p.stores_bias) grad_bias();
 }
 
 /// The backward's tasks; with dQ, the last task of a key/value head to finish adds up the parts of its heads.

@@ -88,6 +88,7 @@ struct AttentionParams {
   // With parts, the tasks of the backward add dbias up themselves: task q of a head takes the batch entries q, q +
   // batch_stride, … in order and has a part of its own. Without, batch_stride is B.
   void* grad_bias_parts;
+  bool stores_bias;  // every element of dbias is one dS: the tasks write it where it belongs
   int64_t batch_stride;
   int64_t bias_shape[4];
   void* grad_sink;  // (Hq) of the accumulation type
