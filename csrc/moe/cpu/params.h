@@ -56,6 +56,7 @@ struct LossParams {
 
 /// Rows [first, last) of a call; `part` numbers the task.
 using RouteTaskFn = void(const RouteParams&, int64_t first, int64_t last, void* scratch);
+using RouteLayoutFn = void(const RouteParams&, int64_t* scratch_bytes);
 using LossTaskFn = void(const LossParams&, int64_t part, int64_t first, int64_t last,
                         void* scratch);
 
@@ -70,7 +71,7 @@ struct UpdateBiasParams {
 };
 using UpdateBiasFn = void(const UpdateBiasParams&);
 
-/// Rows of E elements that one routing or loss task has as scratch.
+/// Rows of E elements that one loss task has as scratch.
 inline constexpr int64_t kRowBuffers = 6;
 inline constexpr int64_t kRowPadding = 16;  // elements: 64 bytes of float32
 inline constexpr int64_t padded_row(int64_t n) {

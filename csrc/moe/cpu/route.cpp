@@ -10,6 +10,7 @@
 // The choice compares integers whose order is that of the numbers, so that every machine decides
 // alike.
 
+#include "moe/cpu/largest.h"
 #include "moe/cpu/rows.h"
 
 namespace fulgurite {
@@ -34,50 +35,49 @@ FULGURITE_INLINE IntOf<V> order_key(V x) {
   return x == x ? key : I{} + kNan<T>;
 }
 
+/// What one token needs, in rows of E.
+template <class T>
+struct RouteRow {
+  T *logits, *scores;
+  Key<T>* keys;
+};
+
 template <class T>
 struct RouteScratch {
-  T *logits, *scores, *chosen, *grad, *grad_weights;  // rows of E
-  Key<T>* keys;
+  using Keys = Native<Key<T>>;
+  static constexpr int kTokens = kWidth<Keys>;  // chosen for at a time
+  RouteRow<T> rows[kTokens];
+  T *chosen, *grad, *grad_weights;
   Key<T>* group_keys;
   int32_t* ids;
+  Keys *top, *best;  // of the choice: K vectors
+  int64_t bytes;
 
   RouteScratch(const RouteParams& p, void* memory) {
     const int64_t row = padded_row(p.E);
-    logits = static_cast<T*>(memory);
-    scores = logits + row;
-    chosen = scores + row;
-    // forward
-    keys = reinterpret_cast<Key<T>*>(chosen + row);
-    group_keys = keys + row;
-    // backward
-    grad = chosen + row;
-    grad_weights = grad + row;
-    ids = reinterpret_cast<int32_t*>(grad_weights + row);
+    Arena arena(memory);
+    Key<T>* const keys = arena.take<Key<T>>(kTokens * row);
+    for (int lane = 0; lane < kTokens; ++lane)
+      rows[lane] = {arena.take<T>(row), arena.take<T>(row), keys + lane * row};
+    chosen = arena.take<T>(row);
+    group_keys = arena.take<Key<T>>(row);
+    grad = arena.take<T>(row);
+    grad_weights = arena.take<T>(row);
+    ids = arena.take<int32_t>(row);
+    top = arena.take<Keys>(p.K);
+    best = arena.take<Keys>(p.K);
+    bytes = arena.used();
   }
 };
 
 /// Index of the largest key, the lowest among equals; that key is struck out.
 template <class K>
-FULGURITE_INLINE int64_t take_largest(K* keys, int64_t padded) {
-  using V = Native<K>;
-  V best = load<V>(keys), where{};
-  V index{};
-  for (int lane = 0; lane < kLanes<K>; ++lane) index[lane] = lane;
-  const V first = index;
-  for (int64_t c = kLanes<K>; c < padded; c += kLanes<K>) {
-    const V key = load<V>(keys + c);
-    const V better = key > best;
-    best = better ? key : best;
-    where = better ? V{} + static_cast<K>(c) : where;
-  }
-  where += first;
+FULGURITE_INLINE int64_t take_largest(K* keys, int64_t n, K out) {
   int64_t winner = 0;
-  for (int lane = 1; lane < kLanes<K>; ++lane)
-    if (best[lane] > best[winner] || (best[lane] == best[winner] && where[lane] < where[winner]))
-      winner = lane;
-  const int64_t taken = where[winner];
-  keys[taken] = sizeof(K) == 8 ? static_cast<K>(INT64_MIN) : static_cast<K>(INT32_MIN);
-  return taken;
+  for (int64_t g = 1; g < n; ++g)
+    if (keys[g] > keys[winner]) winner = g;
+  keys[winner] = out;
+  return winner;
 }
 
 /// The key of one group: of its largest choice score, or of the sum of its two largest.
@@ -98,33 +98,32 @@ Key<T> group_key(const RouteParams& p, const T* choice, const Key<T>* keys, int6
 
 /// Strikes out the experts of all but the best groups.
 template <class T>
-void keep_groups(const RouteParams& p, const T* choice, RouteScratch<T>& w) {
-  const int64_t members = p.E / p.n_group, padded = padded_row(p.n_group);
-  for (int64_t g = 0; g < padded; ++g)
-    w.group_keys[g] = g < p.n_group
-                          ? group_key<T>(p, choice + g * members, w.keys + g * members, members)
-                          : kOut<T>;
-  for (int64_t kept = 0; kept < p.topk_group; ++kept) take_largest(w.group_keys, padded);
+void keep_groups(const RouteParams& p, const T* choice, Key<T>* keys, Key<T>* group_keys) {
+  const int64_t members = p.E / p.n_group;
   for (int64_t g = 0; g < p.n_group; ++g)
-    if (w.group_keys[g] != kOut<T>)
-      for (int64_t e = g * members; e < (g + 1) * members; ++e) w.keys[e] = kOut<T>;
+    group_keys[g] = group_key<T>(p, choice + g * members, keys + g * members, members);
+  for (int64_t kept = 0; kept < p.topk_group; ++kept) take_largest(group_keys, p.n_group, kOut<T>);
+  for (int64_t g = 0; g < p.n_group; ++g)
+    if (group_keys[g] != kOut<T>)
+      for (int64_t e = g * members; e < (g + 1) * members; ++e) keys[e] = kOut<T>;
 }
 
-/// Scores (where there are any) of the row in w.logits.
+/// Scores (where there are any) of a row of logits.
 template <class T>
-void score_row(const RouteParams& p, RouteScratch<T>& w) {
+void score_row(const RouteParams& p, const RouteRow<T>& row) {
   using V = Native<T>;
   if (p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk) return;
   for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
-    store(w.scores + c, unary_score(p.score, load<V>(w.logits + c)));
+    store(row.scores + c, unary_score(p.score, load<V>(row.logits + c)));
 }
 
+/// The keys of a row's choice scores, kOut where an expert cannot be chosen.
 template <class T>
-void choose(const RouteParams& p, RouteScratch<T>& w, int32_t* ids) {
+void key_row(const RouteParams& p, const RouteRow<T>& row, RouteScratch<T>& w) {
   using V = Native<T>;
   const T* const bias = static_cast<const T*>(p.bias);
   const T* choice =
-      p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk ? w.logits : w.scores;
+      p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk ? row.logits : row.scores;
   if (bias) {
     // w.chosen is free until the weights are made.
     for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
@@ -132,84 +131,107 @@ void choose(const RouteParams& p, RouteScratch<T>& w, int32_t* ids) {
     choice = w.chosen;
   }
   for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
-    store(w.keys + c, order_key(load<V>(choice + c)));
-  for (int64_t e = p.E; e < padded_row(p.E); ++e) w.keys[e] = kOut<T>;
-  if (p.topk_group < p.n_group) keep_groups(p, choice, w);
-  for (int64_t j = 0; j < p.K; ++j)
-    ids[j] = static_cast<int32_t>(take_largest(w.keys, padded_row(p.E)));
+    store(row.keys + c, order_key(load<V>(choice + c)));
+  for (int64_t e = p.E; e < padded_row(p.E); ++e) row.keys[e] = kOut<T>;
+  if (p.topk_group < p.n_group) keep_groups(p, choice, row.keys, w.group_keys);
 }
 
 FULGURITE_INLINE bool is_expert(const RouteParams& p, int32_t id) { return id >= 0 && id < p.E; }
 
-/// w.chosen = numerators e^(l − max) of the chosen logits (0 for sentinels); returns the maximum.
+/// chosen = numerators e^(l − max) of the chosen logits (0 for sentinels); returns the maximum.
 template <class T>
-T chosen_exponentials(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, bool over_all) {
+T chosen_exponentials(const RouteParams& p, const RouteRow<T>& row, T* chosen, const int32_t* ids,
+                      bool over_all) {
   using V = Native<T>;
   T highest = -kInfinity<T>;
   if (over_all) {
-    highest = row_max(p.E, w.logits);
+    highest = row_max(p.E, row.logits);
   } else {
     for (int64_t j = 0; j < p.K; ++j)
-      if (is_expert(p, ids[j]) && w.logits[ids[j]] > highest) highest = w.logits[ids[j]];
+      if (is_expert(p, ids[j]) && row.logits[ids[j]] > highest) highest = row.logits[ids[j]];
   }
-  for (int64_t first = 0; first < p.K; first += kLanes<T>) {
-    V x{};
-    for (int64_t lane = 0; lane < kLanes<T> && first + lane < p.K; ++lane)
-      x[lane] =
-          is_expert(p, ids[first + lane]) ? w.logits[ids[first + lane]] - highest : -kInfinity<T>;
-    x = exp(x);
-    for (int64_t lane = 0; lane < kLanes<T> && first + lane < p.K; ++lane)
-      w.chosen[first + lane] = x[lane];
-  }
+  for (int64_t j = 0; j < p.K; ++j)
+    chosen[j] = is_expert(p, ids[j]) ? row.logits[ids[j]] - highest : -kInfinity<T>;
+  for (int64_t j = p.K; j % kLanes<T> != 0; ++j) chosen[j] = 0;
+  for (int64_t j = 0; j < p.K; j += kLanes<T>) store(chosen + j, exp(load<V>(chosen + j)));
   return highest;
 }
 
-/// w.chosen = the weights before scaling; sentinels have 0.
+/// chosen = the weights before scaling; sentinels have 0.
 template <class T>
-void unscaled_weights(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids) {
+void unscaled_weights(const RouteParams& p, const RouteRow<T>& row, T* chosen, const int32_t* ids) {
   using V = Native<T>;
   const bool softmax = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk;
   const bool over_all = p.score == Score::kSoftmax && !p.renormalize;
   double total = 0;
   if (softmax) {
-    const T highest = chosen_exponentials(p, w, ids, over_all);
+    const T highest = chosen_exponentials(p, row, chosen, ids, over_all);
     if (over_all)
-      total = row_sum<T>(p.E, [&](int64_t c) { return exp(load<V>(w.logits + c) - highest); });
+      total = row_sum<T>(p.E, [&](int64_t c) { return exp(load<V>(row.logits + c) - highest); });
   } else {
-    for (int64_t j = 0; j < p.K; ++j) w.chosen[j] = is_expert(p, ids[j]) ? w.scores[ids[j]] : T(0);
+    for (int64_t j = 0; j < p.K; ++j) chosen[j] = is_expert(p, ids[j]) ? row.scores[ids[j]] : T(0);
   }
   if (!softmax && !p.renormalize) return;
   if (!over_all)
-    for (int64_t j = 0; j < p.K; ++j) total += w.chosen[j];
+    for (int64_t j = 0; j < p.K; ++j) total += chosen[j];
   if (!softmax) total += p.eps;
   const T divisor = static_cast<T>(total);
-  for (int64_t j = 0; j < p.K; ++j)
-    w.chosen[j] = is_expert(p, ids[j]) ? w.chosen[j] / divisor : T(0);
+  for (int64_t j = 0; j < p.K; ++j) chosen[j] = is_expert(p, ids[j]) ? chosen[j] / divisor : T(0);
+}
+
+FULGURITE_INLINE bool is_masked(const RouteParams& p, int64_t t) {
+  return p.token_mask && !p.token_mask[t * p.token_mask_stride];
+}
+
+/// Experts of tokens [t, t + n), n at most one for each lane; their rows hold logits and scores.
+template <class T>
+void choose(const RouteParams& p, int64_t t, int64_t n, RouteScratch<T>& w) {
+  using Keys = Native<Key<T>>;
+  for (int64_t lane = 0; lane < RouteScratch<T>::kTokens; ++lane) {
+    if (lane < n && !is_masked(p, t + lane)) {
+      key_row(p, w.rows[lane], w);
+    } else {
+      for (int64_t e = 0; e < padded_row(p.E); ++e) w.rows[lane].keys[e] = kOut<T>;
+    }
+  }
+  largest<Keys>(w.rows[0].keys, padded_row(p.E), p.E, p.K, splat<Keys>(kOut<T>), w.top, w.best);
+  const Key<T>* const best = reinterpret_cast<const Key<T>*>(w.best);
+  for (int64_t lane = 0; lane < n; ++lane)
+    for (int64_t j = 0; j < p.K; ++j)
+      p.ids[(t + lane) * p.K + j] = static_cast<int32_t>(best[j * kWidth<Keys> + lane]);
+}
+
+template <class T>
+void weigh(const RouteParams& p, int64_t t, const RouteRow<T>& row, T* chosen) {
+  int32_t* const ids = p.ids + t * p.K;
+  T* const weights = static_cast<T*>(p.weights) + t * p.K;
+  if (is_masked(p, t)) {
+    for (int64_t j = 0; j < p.K; ++j) {
+      ids[j] = static_cast<int32_t>(p.E);
+      weights[j] = 0;
+    }
+    return;
+  }
+  if (p.forced)
+    for (int64_t j = 0; j < p.K; ++j) ids[j] = p.forced[t * p.K + j];
+  unscaled_weights(p, row, chosen, ids);
+  for (int64_t j = 0; j < p.K; ++j) weights[j] = chosen[j] * static_cast<T>(p.scale);
 }
 
 template <class S>
 void route_rows(const RouteParams& p, int64_t first, int64_t last, void* memory) {
   using T = Accumulate<S>;
   RouteScratch<T> w(p, memory);
-  for (int64_t t = first; t < last; ++t) {
-    int32_t* const ids = p.ids + t * p.K;
-    T* const weights = static_cast<T*>(p.weights) + t * p.K;
-    if (p.token_mask && !p.token_mask[t * p.token_mask_stride]) {
-      for (int64_t j = 0; j < p.K; ++j) {
-        ids[j] = static_cast<int32_t>(p.E);
-        weights[j] = 0;
-      }
-      continue;
+  constexpr int64_t kTokens = RouteScratch<T>::kTokens;
+  for (int64_t t = first; t < last; t += kTokens) {
+    const int64_t n = last - t < kTokens ? last - t : kTokens;
+    for (int64_t lane = 0; lane < n; ++lane) {
+      if (is_masked(p, t + lane)) continue;
+      load_row<S>(p.logits, t + lane, p.E, -kInfinity<T>, w.rows[lane].logits);
+      score_row(p, w.rows[lane]);
     }
-    load_row<S>(p.logits, t, p.E, -kInfinity<T>, w.logits);
-    score_row(p, w);
-    if (p.forced) {
-      for (int64_t j = 0; j < p.K; ++j) ids[j] = p.forced[t * p.K + j];
-    } else {
-      choose(p, w, ids);
-    }
-    unscaled_weights(p, w, ids);
-    for (int64_t j = 0; j < p.K; ++j) weights[j] = w.chosen[j] * static_cast<T>(p.scale);
+    if (!p.forced) choose(p, t, n, w);
+    for (int64_t lane = 0; lane < n; ++lane) weigh(p, t + lane, w.rows[lane], w.chosen);
   }
 }
 
@@ -221,54 +243,55 @@ void route_rows(const RouteParams& p, int64_t first, int64_t last, void* memory)
 
 /// Adds the gradient of the chosen logits into `grad`, E zeros.
 template <class T>
-void grad_chosen(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, const T* g,
-                 T* grad) {
+void grad_chosen(const RouteParams& p, const RouteRow<T>& row, T* chosen, const int32_t* ids,
+                 const T* g, T* grad) {
   using V = Native<T>;
   const bool softmax = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk;
-  unscaled_weights(p, w, ids);
+  unscaled_weights(p, row, chosen, ids);
   double dot_sum = 0, total = p.eps;
   for (int64_t j = 0; j < p.K; ++j) {
     if (!is_expert(p, ids[j])) continue;
-    dot_sum += static_cast<double>(g[j]) * w.chosen[j];
-    if (!softmax) total += w.scores[ids[j]];
+    dot_sum += static_cast<double>(g[j]) * chosen[j];
+    if (!softmax) total += row.scores[ids[j]];
   }
   const T dot = static_cast<T>(dot_sum), divisor = static_cast<T>(total);
   for (int64_t j = 0; j < p.K; ++j) {
     const int32_t e = ids[j];
     if (!is_expert(p, e)) continue;
     if (softmax) {
-      grad[e] += w.chosen[j] * (g[j] - dot);
+      grad[e] += chosen[j] * (g[j] - dot);
       continue;
     }
-    const T slope = unary_score_slope(p.score, splat<V>(w.logits[e]), splat<V>(w.scores[e]))[0];
+    const T slope = unary_score_slope(p.score, splat<V>(row.logits[e]), splat<V>(row.scores[e]))[0];
     grad[e] += slope * (p.renormalize ? (g[j] - dot) / divisor : g[j]);
   }
 }
 
 template <class T>
-void grad_softmax_over_all(const RouteParams& p, RouteScratch<T>& w, const int32_t* ids, const T* g,
-                           T* grad) {
+void grad_softmax_over_all(const RouteParams& p, const RouteRow<T>& row, const int32_t* ids,
+                           const T* g, T* grad) {
   using V = Native<T>;
-  const T highest = row_max(p.E, w.logits);
+  const T highest = row_max(p.E, row.logits);
   const T total = row_sum<T>(p.E, [&](int64_t c) {
-    const V x = exp(load<V>(w.logits + c) - highest);
-    store(w.scores + c, x);
+    const V x = exp(load<V>(row.logits + c) - highest);
+    store(row.scores + c, x);
     return x;
   });
   T dot = 0;
   for (int64_t j = 0; j < p.K; ++j)
     if (is_expert(p, ids[j])) {
       grad[ids[j]] += g[j];
-      dot += g[j] * (w.scores[ids[j]] / total);
+      dot += g[j] * (row.scores[ids[j]] / total);
     }
   for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
-    store(grad + c, load<V>(w.scores + c) / total * (load<V>(grad + c) - dot));
+    store(grad + c, load<V>(row.scores + c) / total * (load<V>(grad + c) - dot));
 }
 
 template <class S>
 void grad_rows(const RouteParams& p, int64_t first, int64_t last, void* memory) {
   using T = Accumulate<S>;
   RouteScratch<T> w(p, memory);
+  const RouteRow<T>& row = w.rows[0];
   int32_t* const ids = w.ids;
   T *const grad = w.grad, *const g = w.grad_weights;
   for (int64_t t = first; t < last; ++t) {
@@ -283,12 +306,12 @@ void grad_rows(const RouteParams& p, int64_t first, int64_t last, void* memory) 
     }
     for (int64_t c = 0; c < padded_row(p.E); ++c) grad[c] = 0;
     if (any) {  // a masked token's logits are not looked at: they may be NaN
-      load_row<S>(p.logits, t, p.E, -kInfinity<T>, w.logits);
-      score_row(p, w);
+      load_row<S>(p.logits, t, p.E, -kInfinity<T>, row.logits);
+      score_row(p, row);
       if (p.score == Score::kSoftmax && !p.renormalize)
-        grad_softmax_over_all(p, w, ids, g, grad);
+        grad_softmax_over_all(p, row, ids, g, grad);
       else
-        grad_chosen(p, w, ids, g, grad);
+        grad_chosen(p, row, w.chosen, ids, g, grad);
     }
     store_row(static_cast<S*>(p.grad_logits) + t * p.E, grad, p.E);
   }
@@ -302,6 +325,13 @@ void moe_route(const RouteParams& p, int64_t first, int64_t last, void* scratch)
 
 void moe_route_backward(const RouteParams& p, int64_t first, int64_t last, void* scratch) {
   with_storage(p.dtype, [&](auto s) { grad_rows<decltype(s)>(p, first, last, scratch); });
+}
+
+void moe_route_layout(const RouteParams& p, int64_t* scratch_bytes) {
+  with_storage(p.dtype, [&](auto s) {
+    RouteScratch<Accumulate<decltype(s)>> measure(p, nullptr);
+    *scratch_bytes = measure.bytes;
+  });
 }
 
 }  // namespace FULGURITE_VARIANT

@@ -15,6 +15,7 @@ namespace fulgurite {
 
 FULGURITE_KERNEL(moe_route, moe_route, RouteTaskFn);
 FULGURITE_KERNEL(moe_route, moe_route_backward, RouteTaskFn);
+FULGURITE_KERNEL(moe_route, moe_route_layout, RouteLayoutFn);
 
 namespace {
 
@@ -36,8 +37,9 @@ RouteParams common_params(const RouteShape& s, const Tensor& logits, std::string
 void run_rows(Kernel<RouteTaskFn>& kernel, const RouteParams& p) {
   const int64_t rows = rows_per_task(p.E);
   const auto fn = kernel.get();
-  run_tasks(kernel,
-            {ceil_div(p.T, rows), p.T * p.E * kLogitCost, kRowBuffers * padded_row(p.E) * 8},
+  int64_t scratch_bytes = 0;
+  moe_route_layout_kernel.get()(p, &scratch_bytes);
+  run_tasks(kernel, {ceil_div(p.T, rows), p.T * p.E * kLogitCost, scratch_bytes},
             [&](int64_t task, void* scratch) {
               fn(p, task * rows, std::min(p.T, (task + 1) * rows), scratch);
             });

@@ -9,7 +9,8 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 RouteTaskFn moe_route, moe_route_backward;
-}
+RouteLayoutFn moe_route_layout;
+}  // namespace FULGURITE_VARIANT
 }  // namespace fulgurite
 
 using namespace fulgurite;
@@ -25,9 +26,18 @@ struct Routed {
   std::vector<int32_t> ids;
 };
 
-std::vector<double> scratch(int64_t E) {
-  return std::vector<double>(static_cast<size_t>(kRowBuffers * padded_row(E)));
-}
+/// Scratch of a task, from an address that is a multiple of 64.
+struct Scratch {
+  std::vector<char> memory;
+  explicit Scratch(const RouteParams& p) {
+    int64_t bytes = 0;
+    moe_route_layout(p, &bytes);
+    memory.resize(static_cast<size_t>(bytes) + 64);
+  }
+  void* data() {
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  }
+};
 
 RouteParams params(const std::vector<double>& row, int64_t K, Score score) {
   RouteParams p{};
@@ -48,7 +58,7 @@ Routed route(RouteParams p) {
            std::vector<int32_t>(static_cast<size_t>(p.K))};
   p.weights = r.weights.data();
   p.ids = r.ids.data();
-  std::vector<double> memory = scratch(p.E);
+  Scratch memory(p);
   moe_route(p, 0, 1, memory.data());
   return r;
 }
@@ -136,7 +146,8 @@ TEST_CASE("gradients equal differences") {
         const Routed r = route(q);
         return g[0] * r.weights[0] + g[1] * r.weights[1] + g[2] * r.weights[2];
       };
-      std::vector<double> grad(row.size()), memory = scratch(p.E);
+      std::vector<double> grad(row.size());
+      Scratch memory(p);
       p.chosen = {at.ids.data(), p.K, 1};
       p.grad_weights = {g.data(), p.K, 1};
       p.grad_logits = grad.data();
