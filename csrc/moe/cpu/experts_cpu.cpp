@@ -4,6 +4,7 @@
 #include "common/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/plan.h"
+#include "moe/cpu/tensors.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -76,7 +77,7 @@ struct SortedPlan {
   SortedPlan(const Tensor& ids, const Sizes& s) {
     permutation = at::empty({s.T * s.K}, contiguous_like(ids).dtype(at::kInt));
     offsets = at::empty({s.E + 1}, contiguous_like(ids).dtype(at::kLong));
-    make_plan(Ids(ids), s.T, s.K, s.E, permutation.mutable_data_ptr<int32_t>(), nullptr,
+    make_plan(ids, s.E, permutation.mutable_data_ptr<int32_t>(), nullptr,
               offsets.mutable_data_ptr<int64_t>());
     const int64_t* const offset = offsets.const_data_ptr<int64_t>();
     for (int64_t e = 0; e < s.E; ++e)

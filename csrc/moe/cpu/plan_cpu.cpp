@@ -4,6 +4,7 @@
 #include "common/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/plan.h"
+#include "moe/cpu/tensors.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -26,7 +27,7 @@ PlanResult plan_cpu(const PlanArgs& args) {
   Tensor permutation = at::empty({T * K}, options.dtype(at::kInt));  // (T·K)
   Tensor inverse = at::empty({T, K}, options.dtype(at::kInt));       // (T,K)
   Tensor offsets = at::empty({E + 1}, options.dtype(at::kLong));     // (E+1)
-  make_plan(Ids(args.ids), T, K, E, permutation.mutable_data_ptr<int32_t>(),
+  make_plan(args.ids, E, permutation.mutable_data_ptr<int32_t>(),
             inverse.mutable_data_ptr<int32_t>(), offsets.mutable_data_ptr<int64_t>());
   return {permutation, inverse, offsets};
 }

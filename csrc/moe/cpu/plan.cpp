@@ -1,0 +1,96 @@
+// Assignments are cut into streams, one after another: each is counted, then placed behind what its experts have of the
+// streams before it. Four streams are read in turn, so that one waits for no counter of the others; groups of four are spread
+// over the threads.
+#include "moe/cpu/plan.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "common/ceil_div.h"
+
+namespace fulgurite {
+namespace {
+
+constexpr int64_t kStreams = 4;  // read in turn
+constexpr int64_t kGroup = int64_t{1}
+                           << 15;  // assignments of four streams: they pay for waking a thread
+
+template <class Id>
+class CountingSort {
+ public:
+  CountingSort(const Id* ids, int64_t n, int64_t E)
+      : ids_(ids),
+        n_(n),
+        E_(E),
+        groups_(std::max<int64_t>(ceil_div(n, kGroup), 1)),
+        length_(ceil_div(n, groups_ * kStreams)),
+        next_(static_cast<size_t>(groups_ * kStreams * (E + 1))) {}
+
+  void run(int32_t* permutation, int32_t* inverse, int64_t* offsets) {
+    for_groups([&](int64_t group) {
+      in_turn(group, [&](int64_t stream, int64_t a) { ++counters(stream)[bucket(ids_[a])]; });
+    });
+    begin_streams(offsets);
+    for_groups([&](int64_t group) {
+      in_turn(group, [&](int64_t stream, int64_t a) {
+        const int64_t e = bucket(ids_[a]);
+        const int32_t position = counters(stream)[e]++;
+        permutation[position] = static_cast<int32_t>(a);
+        if (inverse) inverse[a] = e == E_ ? -1 : position;
+      });
+    });
+  }
+
+ private:
+  /// Sentinels have the last one.
+  int64_t bucket(Id id) const { return id >= 0 && id < E_ ? static_cast<int64_t>(id) : E_; }
+  int32_t* counters(int64_t stream) { return next_.data() + stream * (E_ + 1); }
+
+  template <class Run>
+  void for_groups(const Run& run) const {
+    at::parallel_for(0, groups_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) run(group);
+    });
+  }
+  /// Calls visit(stream, assignment) for the streams of a group, each in order.
+  template <class Visit>
+  void in_turn(int64_t group, const Visit& visit) const {
+    const int64_t first = group * kStreams;
+    for (int64_t i = 0; i < length_; ++i)
+      for (int64_t s = first; s < first + kStreams; ++s)
+        if (const int64_t a = s * length_ + i; a < n_) visit(s, a);
+  }
+  /// From counts to where each stream's assignments of each expert begin.
+  void begin_streams(int64_t* offsets) {
+    int32_t total = 0;
+    for (int64_t e = 0; e <= E_; ++e) {
+      offsets[e] = total;
+      for (int64_t s = 0; s < groups_ * kStreams; ++s) {
+        const int32_t count = counters(s)[e];
+        counters(s)[e] = total;
+        total += count;
+      }
+    }
+  }
+
+  const Id* ids_;
+  int64_t n_, E_, groups_, length_;
+  std::vector<int32_t> next_;
+};
+
+}  // namespace
+
+void make_plan(const Tensor& ids, int64_t E, int32_t* permutation, int32_t* inverse,
+               int64_t* offsets) {
+  const Tensor dense = ids.contiguous();
+  if (ids.scalar_type() == at::kLong)
+    CountingSort(dense.const_data_ptr<int64_t>(), ids.numel(), E)
+        .run(permutation, inverse, offsets);
+  else
+    CountingSort(dense.const_data_ptr<int32_t>(), ids.numel(), E)
+        .run(permutation, inverse, offsets);
+}
+
+}  // namespace fulgurite
