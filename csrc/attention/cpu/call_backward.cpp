@@ -17,7 +17,8 @@ FULGURITE_KERNEL(attention_backward_bias, attention_grad_sink, AttentionTaskFn);
 
 void AttentionCall::add_delta() {
   const int64_t blocks = p.query_blocks * p.Hq;
-  p.query_block_rows = layout_.backward_rows;
+  for (const Sequence& s : sequences_)
+    p.query_block_rows = std::max(p.query_block_rows, s.query_rows);
   p.delta = keep(at::empty({blocks * p.query_block_rows}, options_));
   p.query_finite = static_cast<bool*>(keep(at::empty({2, blocks}, options_.dtype(at::kBool))));
   p.grad_out_finite = p.query_finite + blocks;
