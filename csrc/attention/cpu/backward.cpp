@@ -265,7 +265,7 @@ void attention_backward_layout(const AttentionParams& p, AttentionLayout* layout
     BackwardScratch<decltype(s)> measure(p, shared);
     Arena keys = shared, bias = shared;
     KeyValueScratch<decltype(s)> measure_keys(p, measure, keys);
-    bias.take<T>(kMostQueryRows * kScoreStride);
+    bias.take<T>(2 * kMostQueryRows * kScoreStride);
     // Where P and dS become operands of two bytes, a tile of as many bytes holds twice the rows: dK and dV are loaded and
     // stored half as often.
     layout->backward_rows = kMostQueryRows / (measure.kNarrows ? 1 : 2);

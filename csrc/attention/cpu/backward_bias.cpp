@@ -40,20 +40,44 @@ BiasWalk walk_of(const AttentionParams& p, int64_t task) {
   return w;
 }
 
+/// Columns [c0, c1) of a strip, added up over its rows.
 template <class T>
-void add_strip(const BiasWalk& walk, const Tile& t, int64_t r0, const T* grads, T* acc) {
+void add_rows(const Tile& t, const T* grads, T* to) {
   using V = Native<T>;
+  for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+    V total{};
+    for (int64_t r = 0; r < t.rows; ++r) total += load<V>(grads + r * kScoreStride + c);
+    store(to + c, load<V>(to + c) + total);
+  }
+}
+
+/// A strip into the sums of its tile: one row of them where the bias has one.
+template <class T>
+void add_strip(const BiasWalk& walk, const Tile& t, int64_t r0, const T* grads, T* sums) {
+  using V = Native<T>;
+  if (walk.one_row) return add_rows(t, grads, sums);
   for (int64_t r = 0; r < t.rows; ++r) {
-    T* const to = acc + (walk.one_row ? 0 : (r0 + r) * kScoreStride);
-    const T* const from = grads + r * kScoreStride;
-    if (walk.one_column) {
-      V total{};
-      for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) total += load<V>(from + c);
-      to[0] += sum(total);
-    } else {
-      for (int64_t c = t.c0; c < t.c1; c += kLanes<T>)
+    T* const to = sums + (r0 + r) * kScoreStride;
+    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>)
+      store(to + c, load<V>(to + c) + load<V>(grads + r * kScoreStride + c));
+  }
+}
+
+/// A tile's sums into those of the block of dbias, and zeros in their place: sums of sums have shorter chains of additions.
+template <class T>
+void add_tile(const BiasWalk& walk, const Tile& t, T* sums, T* acc) {
+  using V = Native<T>;
+  for (int64_t r = 0; r < (walk.one_row ? 1 : t.rows); ++r) {
+    T *const from = sums + r * kScoreStride, *const to = acc + r * kScoreStride;
+    V total{};
+    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
+      if (walk.one_column)
+        total += load<V>(from + c);
+      else
         store(to + c, load<V>(to + c) + load<V>(from + c));
+      store(from + c, V{});
     }
+    if (walk.one_column) to[0] += sum(total);
   }
 }
 
@@ -62,8 +86,10 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
   BackwardScratch<S> w(p, arena);
-  T* const acc = arena.take<T>(kMostQueryRows * kScoreStride);
-  __builtin_memset(acc, 0, sizeof(T) * kMostQueryRows * kScoreStride);
+  constexpr int64_t kElements = kMostQueryRows * kScoreStride;
+  T *const acc = arena.take<T>(kElements), *const sums = arena.take<T>(kElements);
+  __builtin_memset(acc, 0, sizeof(T) * kElements);
+  __builtin_memset(sums, 0, sizeof(T) * kElements);
   const BiasWalk walk = walk_of(p, task);
   const Sequence& s = p.sequences[0];
   for (int64_t b = walk.batch; b < p.B; b += p.bias_shape[0]) {
@@ -79,8 +105,9 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
           loaded = true;
           for_gradient_strips(p, rule, t, w,
                               [&](const Tile& strip, int64_t r0, T*, const T* grads, const T*) {
-                                add_strip(walk, strip, r0, grads, acc);
+                                add_strip(walk, strip, r0, grads, sums);
                               });
+          add_tile(walk, t, sums, acc);
         }
       }
   }

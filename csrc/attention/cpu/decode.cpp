@@ -116,8 +116,10 @@ void attend_packed(const DecodeParams& d, const ScoreRule& rule, const Block& sp
   for (int64_t r0 = 0; r0 < d.rows; r0 += kMostQueryRows) {
     t.rows = d.rows - r0 < kMostQueryRows ? d.rows - r0 : kMostQueryRows;
     const OnlineSoftmax<T> softmax = all.rows_from(r0);
-    gemm<T>(t.rows, t.c1, p.D, {w.query + r0 * w.query_ld, w.query_ld, 1},
-            {w.key, p.D, pad_columns<T>(t.columns)}, softmax.scores, kScoreStride, false);
+    Tile all_columns = t;  // whether a pair is kept is asked row by row
+    all_columns.all_in_reach = true;
+    multiply_tile<T>(all_columns, Spans(rule, all_columns), p.D, w.query + r0 * w.query_ld,
+                     w.query_ld, w.key, softmax.scores);
     weigh(d, rule, split, t, r0, softmax);
     if (t.state == TileState::kFull || finite) {
       gemm<T>(t.rows, p.Dv, t.c1, {softmax.scores, kScoreStride, 1}, value, softmax.acc,

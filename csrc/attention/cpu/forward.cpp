@@ -90,7 +90,7 @@ void attend(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
   const E* const key = static_cast<const E*>(p.key_transposed) + packed.keys * pad_depth<E>(p.D);
   const E* const value = static_cast<const E*>(p.value_rows) + packed.keys * w.acc_ld;
   const Spans spans(rule, t);
-  if (has_full_rows(p, t, kTileColumns<E>))
+  if (has_full_rows<E>(p, t))
     for_strips(t.rows, [&](auto rows, int64_t r) {
       weigh_full_rows<decltype(rows)::value, E>(p, t,
                                                 {query + r * w.query_ld, w.query_ld, kStep<E>}, key,

@@ -26,10 +26,11 @@ __attribute__((noinline, cold)) void raise_rows(const AttentionParams& p, const 
   }
 }
 
-/// Whether weigh_full_rows serves the tile: whole panels, every pair kept, and softmax of the bare products.
-FULGURITE_INLINE bool has_full_rows(const AttentionParams& p, const Tile& t, int64_t panel) {
-  return t.state == TileState::kFull && (t.c1 - t.c0) % panel == 0 && p.plain_scores &&
-         !p.dropout.active;
+/// Whether weigh_full_rows serves the tile: whole panels, one chain, every pair kept, and softmax of the bare products.
+template <class E>
+FULGURITE_INLINE bool has_full_rows(const AttentionParams& p, const Tile& t) {
+  return t.state == TileState::kFull && (t.c1 - t.c0) % kTileColumns<E> == 0 &&
+         p.D <= kLongestChain<E> && p.plain_scores && !p.dropout.active;
 }
 
 /// Weights of MR rows against the columns of a full tile.

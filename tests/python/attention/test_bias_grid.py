@@ -162,7 +162,6 @@ def test_error_is_no_larger_than_naive(case: Case, isa: str) -> None:
     assert_errors(ATTENTION, case)
 
 
-@pytest.mark.xfail(strict=True, reason="the sum over all queries is a single chain in float32")
 def test_error_of_sums_over_queries_in_float32(isa: str) -> None:
     drawn = (16, (4, 2), "all", "nothing", "contiguous")
     assert_errors(ATTENTION, Case("111M", (torch.float32, torch.float32), (514, 50), *drawn))

@@ -140,7 +140,6 @@ def test_error_is_no_larger_than_naive(case: Case, isa: str) -> None:
     assert_errors(DECODE, case)
 
 
-@pytest.mark.xfail(strict=True, reason="q·k is one chain over D, twice as rough as naive's")
 def test_error_of_wide_heads_in_float32(isa: str) -> None:
     drawn = ((576, 64), (3, 3), torch.float32, "plain", "heads_first", "noise")
     assert_errors(DECODE, Case(128, 128, 0, "all", *drawn))
