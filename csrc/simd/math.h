@@ -214,8 +214,9 @@ FULGURITE_INLINE V log(V x) {
   constexpr T kScale = T(int64_t{1} << F::kMantissa);
   const I tiny = x < F::kSmallestNormal;
   const I bits = bit_cast<I>(tiny ? x * kScale : x);
-  const I e_bits = (bits - K::kRootHalfBits) >> F::kMantissa;
-  const V f = bit_cast<V>(bits - (e_bits << F::kMantissa)) - T(1);
+  // wrapping: x < 0 goes through here too, before it becomes NaN
+  const I e_bits = subtract_wrapping(bits, I{} + K::kRootHalfBits) >> F::kMantissa;
+  const V f = bit_cast<V>(subtract_wrapping(bits, e_bits << F::kMantissa)) - T(1);
   const V e = bit_cast<V>(e_bits - (tiny & F::kMantissa) + F::kRoundBits) - F::kRound;
   const V high = e * K::kLn2High;  // exact: kLn2High ends in enough zeros
   const V sum = high + f;

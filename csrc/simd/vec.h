@@ -108,6 +108,13 @@ FULGURITE_INLINE To bit_cast(From v) {
   return to;
 }
 
+/// a − b of integers, wrapping round.
+template <class I>
+FULGURITE_INLINE I subtract_wrapping(I a, I b) {
+  using U = Vec<std::make_unsigned_t<Element<I>>, kWidth<I>>;
+  return bit_cast<I>(bit_cast<U>(a) - bit_cast<U>(b));
+}
+
 FULGURITE_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FULGURITE_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 FULGURITE_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
