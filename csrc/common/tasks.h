@@ -23,11 +23,21 @@ struct TaskSpace {
 /// Arithmetic or bytes that pay for taking a task from the counter.
 inline constexpr int64_t kBatchCost = int64_t{1} << 14;
 
+/// Threads that a call runs on, its caller's at least.
+inline int64_t workers_for(const TaskSpace& space) {
+  const bool inline_run = space.cost < inline_cost() || at::in_parallel_region();
+  return inline_run ? 1 : std::clamp<int64_t>(space.count, 1, at::get_num_threads());
+}
+/// Small tasks are taken several at a time: the counter's cache line goes round among the threads.
+inline int64_t tasks_at_a_time(const TaskSpace& space, int64_t workers) {
+  return std::clamp<int64_t>(kBatchCost * space.count / std::max<int64_t>(space.cost, 1), 1,
+                             std::max<int64_t>(space.count / (8 * workers), 1));
+}
+
 /// Calls run(task, scratch) for every task in [0, count). `run` must not throw.
 template <class Run>
 void run_tasks(KernelInfo& kernel, const TaskSpace& space, const Run& run) {
-  const bool inline_run = space.cost < inline_cost() || at::in_parallel_region();
-  const int64_t workers = inline_run ? 1 : std::min<int64_t>(at::get_num_threads(), space.count);
+  const int64_t workers = workers_for(space);
   kernel.count(space.count, workers);
   if (space.count == 0) return;
   const int64_t stride = (space.scratch_bytes + 63) / 64 * 64;
@@ -38,10 +48,7 @@ void run_tasks(KernelInfo& kernel, const TaskSpace& space, const Run& run) {
     for (int64_t task = 0; task < space.count; ++task) run(task, static_cast<void*>(base));
     return;
   }
-  // Small tasks are taken several at a time: the counter's cache line goes round among the threads.
-  const int64_t batch =
-      std::clamp<int64_t>(kBatchCost * space.count / std::max<int64_t>(space.cost, 1), 1,
-                          std::max<int64_t>(space.count / (8 * workers), 1));
+  const int64_t batch = tasks_at_a_time(space, workers);
   std::atomic<int64_t> next{0};
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker)

@@ -56,8 +56,10 @@ void AttentionCall::gradients() {
   const TaskSpace space{tasks, products(),
                         std::max(layout_.backward_scratch, layout_.reduce_query_scratch)};
   if (!p.grad_query.data) return run_counted(attention_backward_kernel, p, space);
-  const int64_t workers = at::in_parallel_region() ? 1 : at::get_num_threads();
-  QueryParts parts(p, layout_.query_part, kMostSplits, workers, options_);
+  const int64_t workers = workers_for(space);
+  const bool one_by_one = tasks_at_a_time(space, workers) == 1;
+  QueryParts parts(p, layout_.query_part, one_by_one ? (workers + 1) * kMostSplits : tasks,
+                   options_);
   AttentionTaskFn* const task_of = attention_backward_kernel.get(p.dtype);
   AttentionTaskFn* const reduce = attention_reduce_query_kernel.get(p.dtype);
   const auto add_parts = [&](int64_t b, int64_t head, void* scratch) {

@@ -6,7 +6,7 @@
 
 namespace fulgurite {
 
-QueryParts::QueryParts(AttentionParams& p, int64_t row, int64_t most, int64_t workers,
+QueryParts::QueryParts(AttentionParams& p, int64_t row, int64_t under_way,
                        const at::TensorOptions& options)
     : p_(p),
       row_(row),
@@ -25,13 +25,12 @@ QueryParts::QueryParts(AttentionParams& p, int64_t row, int64_t most, int64_t wo
     total += splits * p.Hkv * part;
     if (splits > 0) largest = std::max(largest, part);
   }
-  const int64_t slots = (workers + 1) * most;
-  pooled_ = slots * largest < total;
+  pooled_ = under_way < tasks && under_way * largest < total;
   if (!pooled_) {
     place_all(tasks, total, options);
     return;
   }
-  for (int64_t i = 0; i < slots; ++i) {
+  for (int64_t i = 0; i < under_way; ++i) {
     memory_.push_back(at::empty({largest}, options));
     free_.push_back(static_cast<char*>(memory_.back().mutable_data_ptr()));
   }
@@ -53,21 +52,18 @@ int64_t QueryParts::entry(const Owner& owner, int64_t b) const {
 
 int64_t QueryParts::elements(int64_t b) const { return p_.group * p_.sequences[b].N * row_; }
 
-void QueryParts::place(const Owner& owner, char* memory) {
+char* QueryParts::place(const Owner& owner, char* memory) {
   for (int64_t b = owner.b; b < p_.B; b += p_.batch_stride) {
     table_[static_cast<size_t>(entry(owner, b))] = memory;
     memory += elements(b) * bytes_;
   }
+  return memory;
 }
 
 void QueryParts::place_all(int64_t tasks, int64_t total, const at::TensorOptions& options) {
   memory_.push_back(at::empty({total}, options));
   char* memory = static_cast<char*>(memory_.back().mutable_data_ptr());
-  for (int64_t task = 0; task < tasks; ++task) {
-    const Owner owner = owner_of(task);
-    place(owner, memory);
-    for (int64_t b = owner.b; b < p_.B; b += p_.batch_stride) memory += elements(b) * bytes_;
-  }
+  for (int64_t task = 0; task < tasks; ++task) memory = place(owner_of(task), memory);
 }
 
 void QueryParts::start(int64_t task) {

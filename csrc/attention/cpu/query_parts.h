@@ -1,6 +1,6 @@
 // Memory for the parts of dQ that the tasks of a backward leave. The tasks of a key/value head write one part each; the last
-// of them to finish has them added up, and their memory goes to the next head. Tasks start in order, so the heads under way
-// are at most the workers and one more: that many heads' parts suffice, however many heads there are.
+// of them to finish has them added up, and their memory goes to the next head. Where tasks start one by one and in order, the
+// heads under way are at most the workers and one more: that many heads' parts suffice, however many heads there are.
 #pragma once
 
 #include <atomic>
@@ -14,9 +14,9 @@ namespace fulgurite {
 
 class QueryParts {
  public:
-  /// `most`: parts of one head at most; `row`: elements of a row of a part, of the type of `options`. Sets p.query_parts.
-  QueryParts(AttentionParams& p, int64_t row, int64_t most, int64_t workers,
-             const at::TensorOptions& options);
+  /// `row`: elements of a row of a part, of the type of `options`; `under_way`: parts that may be in use at once. Sets
+  /// p.query_parts.
+  QueryParts(AttentionParams& p, int64_t row, int64_t under_way, const at::TensorOptions& options);
 
   /// Gives the task its part.
   void start(int64_t task);
@@ -37,7 +37,8 @@ class QueryParts {
   Owner owner_of(int64_t task) const;
   int64_t entry(const Owner& owner, int64_t b) const;
   int64_t elements(int64_t b) const;
-  void place(const Owner& owner, char* memory);
+  /// Returns where the part ends.
+  char* place(const Owner& owner, char* memory);
   void place_all(int64_t tasks, int64_t total, const at::TensorOptions& options);
   void release(const Owner& owner);
 
@@ -45,8 +46,8 @@ class QueryParts {
   int64_t row_, bytes_;
   std::vector<void*> table_;
   std::vector<Tensor> memory_;
-  std::vector<char*> free_;  // empty from the start where every task has memory of its own
-  bool pooled_ = false;
+  bool pooled_ = false;  // else every task has memory of its own
+  std::vector<char*> free_;
   std::mutex mutex_;
   std::vector<std::atomic<int64_t>> left_;  // tasks of each head that have not finished
 };

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from common_checks import (
     CPU,
+    always_spread,
     assert_equals_reference,
     assert_same_bits,
     forward_backward,
@@ -174,6 +175,25 @@ def test_scores_beyond_the_range_of_16_bit(dtype: torch.dtype, isa: str) -> None
     torch.testing.assert_close(lse.double(), want_lse, rtol=2**-23, atol=2**-20)
     u = unit_roundoff(dtype)
     torch.testing.assert_close(out.double(), want, rtol=2 * u, atol=2 * u)
+
+
+@pytest.mark.parametrize("N", [1, 200], ids=["taken_together", "one_by_one"])
+def test_many_heads_share_the_memory_of_the_parts_of_dq(N: int) -> None:
+    """More heads than parts are kept for; small tasks start several at a time."""
+    query, key, value = (
+        x.requires_grad_()
+        for x in qkv(torch.Generator(), torch.float32, CPU, B=8, Hq=8, N=N, M=512, D=8)
+    )
+
+    def gradients() -> dict[str, torch.Tensor]:
+        out, _ = attention_op(query, key, value)
+        grads = torch.autograd.grad(out, (query, key, value), torch.ones_like(out))
+        return dict(zip(("query", "key", "value"), grads, strict=True))
+
+    with threads(1):
+        alone = gradients()
+    with threads(5), always_spread():
+        assert_same_bits(gradients(), alone)
 
 
 def test_memory_grows_with_the_length_not_with_its_square() -> None:
