@@ -165,6 +165,7 @@ FULGURITE_INLINE void gemm_vectors(int64_t vectors, MatrixA<T> a, Panel<T> b, in
   if (vectors >= NV) return gemm_tile<MR, NV>(a, b, steps, c, ldc, accumulate);
   if constexpr (NV > 1) gemm_vectors<MR, NV - 1>(vectors, a, b, steps, c, ldc, accumulate);
 }
+
 /// Steps [begin, end) of the sum over k; empty: the block of C stays as it is.
 struct Depth {
   int64_t begin, end;

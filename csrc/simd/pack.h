@@ -74,18 +74,24 @@ FULGURITE_INLINE Vec<uint32_t, W> load_bits(const BFloat16* row, int64_t stride,
   return __builtin_convertvector(load<Vec<uint16_t, W>>(row), Vec<uint32_t, W>);
 }
 
+/// W steps of two strided rows side by side; zero past n, and in place of an odd row that is not there.
+template <int W>
+FULGURITE_INLINE Vec<uint32_t, W> load_row_pair(const BFloat16* even, const BFloat16* odd,
+                                                int64_t stride, int64_t n) {
+  const Vec<uint32_t, W> low = load_bits<W>(even, stride, n);
+  return odd ? low | load_bits<W>(odd, stride, n) << 16 : low;
+}
+
 /// pack_rows for bfloat16: a step holds two rows side by side, the last row of an odd K beside zeros.
 inline void pack_row_pairs(Strided<BFloat16> from, int64_t K, int64_t N, BFloat16* to) {
   constexpr int W = kLanes<float>;
   const int64_t depth = pad_depth<BFloat16>(K), columns = pad_columns<BFloat16>(N);
   for (int64_t k = 0; k < K; k += 2) {
-    const BFloat16* const row = from.data + k * from.row_stride;
     for (int64_t c = 0; c < columns; c += W) {
-      const int64_t at = c * from.column_stride;
-      const auto even = load_bits<W>(row + at, from.column_stride, N - c);
-      const auto odd =
-          load_bits<W>(row + at + from.row_stride, from.column_stride, k + 1 < K ? N - c : 0);
-      store(to + packed_at<BFloat16>(k / 2, c, depth, columns), even | odd << 16);
+      const BFloat16* const even = from.data + k * from.row_stride + c * from.column_stride;
+      store(to + packed_at<BFloat16>(k / 2, c, depth, columns),
+            load_row_pair<W>(even, k + 1 < K ? even + from.row_stride : nullptr, from.column_stride,
+                             N - c));
     }
   }
 }

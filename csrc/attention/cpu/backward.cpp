@@ -18,8 +18,8 @@ struct KeyValueScratch {
   using E = Operand<S>;
   int64_t key_ld, value_ld;
   E *query_panels, *grad_out_panels;
-  E *weights, *grads,
-      *grads_by_row;  // P and dS of a tile as operands along its rows, dS also along its columns
+  E *weights, *grads;  // P and dS of a tile as operands along its rows
+  E* grads_by_row;     // dS along its columns
   T *grad_key, *grad_value;
 
   KeyValueScratch(const AttentionParams& p, const BackwardScratch<S>& w, Arena& arena)

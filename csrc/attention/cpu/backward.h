@@ -17,8 +17,8 @@ template <class S>
 struct BackwardScratch {
   using T = Accumulate<S>;
   using E = Operand<S>;
-  static constexpr bool kNarrows =
-      !std::is_same_v<E, T>;  // P and dS become operands strip by strip
+  /// P and dS become operands strip by strip.
+  static constexpr bool kNarrows = !std::is_same_v<E, T>;
   const E *query, *grad_out;
   const T* delta;
   T *lse, *grad_lse;
@@ -85,9 +85,9 @@ void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64
   }
 }
 
-/// P and dS of row r of a strip whose first row is row r0 of its block, both 0 where a pair is hidden. Where every key in reach of the row lies in this tile, δ is Σ_j P·dP
-/// over Σ_j P, which is 1 without a sink but for the rounding of lse: what should cancel in dP − δ then does (with one key,
-/// to exactly 0).
+/// P and dS of row r of a strip whose first row is row r0 of its block, both 0 where a pair is hidden. Where every key in
+/// reach of the row lies in this tile, δ is Σ_j P·dP over Σ_j P, which is 1 without a sink but for the rounding of lse: what
+/// should cancel in dP − δ then does (with one key, to exactly 0).
 template <class S, class T>
 FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                                   int64_t r0, int64_t r, T* scores, T* grads,
@@ -187,7 +187,7 @@ FULGURITE_INLINE void for_gradient_strips(const AttentionParams& p, const ScoreR
     const int64_t at = BackwardScratch<S>::kNarrows ? 0 : r0 * kScoreStride;
     T *const scores = w.scores + at, *const grads = w.grad_scores + at,
              *const slope = w.slope ? w.slope + at : nullptr;
-    Tile strip = strip_of<T>(rule, t, r0, t.rows - r0 < kTileRows ? t.rows - r0 : kTileRows);
+    Tile strip = strip_of<T>(rule, t, r0);
     if (strip.state != TileState::kSkip)
       gradient_strip(p, rule, strip, r0, scores, grads, slope, w);
     clear_outside(t, strip, scores);

@@ -14,7 +14,7 @@ namespace {
 
 template <class T>
 struct DecodeScratch {
-  T *query, *scores, *limit, *sums, *rescale, *gathered;
+  T *query, *scores, *limit, *sums, *gathered;
   T *key, *value;  // a packed block; null where rows are streamed
   int64_t query_ld, value_ld, acc_ld;
 
@@ -27,7 +27,6 @@ struct DecodeScratch {
     scores = arena.take<T>(kMostQueryRows * kScoreStride);
     limit = arena.take<T>(d.rows);
     sums = arena.take<T>(d.rows * kLanes<T>);
-    rescale = arena.take<T>(kMostQueryRows);
     gathered =
         arena.take<T>((packs ? kKeyBlock : kLanes<T>)*(query_ld > value_ld ? query_ld : value_ld));
     key = packs ? arena.take<T>(kKeyBlock * d.attention.D) : nullptr;
@@ -145,10 +144,10 @@ void decode_task(const DecodeParams& d, int64_t task, void* scratch) {
   const Block split = key_block_of(p, task);
   const Sequence& s = p.sequences[split.b];
   const ScoreRule rule = rule_of(p, split.b);
-  T* const acc = static_cast<T*>(d.acc) + task * d.rows_padded * w.acc_ld;
-  T* const max = static_cast<T*>(d.max) + task * d.rows_padded;
-  T* const sums = static_cast<T*>(d.sum) + task * d.rows_padded;
-  const OnlineSoftmax<T> softmax{w.scores, acc, max, w.limit, w.sums, w.rescale, w.acc_ld};
+  T* const acc = static_cast<T*>(d.acc) + task * d.rows * w.acc_ld;
+  T* const max = static_cast<T*>(d.max) + task * d.rows;
+  T* const sums = static_cast<T*>(d.sum) + task * d.rows;
+  const OnlineSoftmax<T> softmax{w.scores, acc, max, w.limit, w.sums, w.acc_ld};
   for (int64_t r = 0; r < d.rows; ++r) start_row(p, softmax, r, kHidden<T>);
   for (int64_t r = 0; r < d.rows; r += s.N)
     pack_plain<T>(rows_of<S>(p.query, split.b, group_row(p, split, r).head, 0), s.N, p.D,
@@ -182,7 +181,7 @@ void merge_task(const DecodeParams& d, int64_t task, void* scratch) {
                 first = s.key_block * p.Hkv + whole.head * splits;
   for (int64_t r = 0; r < d.rows; ++r) {
     const GroupRow row = group_row(p, whole, r);
-    const auto at = [&](int64_t split) { return (first + split) * d.rows_padded + r; };
+    const auto at = [&](int64_t split) { return (first + split) * d.rows + r; };
     const T *const maxima = static_cast<const T*>(d.max), *const sums =
                                                               static_cast<const T*>(d.sum);
     const T sink = p.sink ? static_cast<const T*>(p.sink)[row.head] : kHidden<T>;
@@ -225,7 +224,6 @@ void attention_decode_layout(const DecodeParams& d, DecodeLayout* layout) {
     Arena arena(nullptr);
     const DecodeScratch<T> measure(d, arena);
     layout->acc_row = measure.acc_ld;
-    layout->rows_multiple = kLanes<T>;
     layout->scratch = arena.used();
   });
 }

@@ -14,14 +14,13 @@ struct DecodeParams {
   int64_t split_keys;         // keys of a task: whole key blocks
 
   // What a split leaves for the merge, per (sequence, key/value head, split): rows are the queries of all heads of the group.
-  void *acc, *max, *sum;      // o, m and l of online_softmax.h
-  int64_t rows, rows_padded;  // group·N, and rounded up to whole vectors
+  void *acc, *max, *sum;  // o, m and l of online_softmax.h
+  int64_t rows;           // group·N
 };
 
 struct DecodeLayout {
-  int64_t acc_row;        // elements of a row of acc
-  int64_t rows_multiple;  // rows_padded is one of it
-  int64_t scratch;        // bytes of one task
+  int64_t acc_row;  // elements of a row of acc
+  int64_t scratch;  // bytes of one task
 };
 
 using DecodeLayoutFn = void(const DecodeParams&, DecodeLayout*);

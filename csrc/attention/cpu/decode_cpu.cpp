@@ -73,10 +73,9 @@ AttentionResult decode_cpu(const DecodeArgs& args) {
 
   DecodeLayout layout{};
   attention_decode_layout_kernel.get()(d, &layout);
-  d.rows_padded = ceil_div(d.rows, layout.rows_multiple) * layout.rows_multiple;
   const int64_t tasks = d.attention.key_blocks * d.attention.Hkv;
-  const Tensor partial = at::empty({tasks * d.rows_padded, layout.acc_row}, acc),
-               statistics = at::empty({2, tasks * d.rows_padded}, acc);
+  const Tensor partial = at::empty({tasks * d.rows, layout.acc_row}, acc),
+               statistics = at::empty({2, tasks * d.rows}, acc);
   d.acc = partial.mutable_data_ptr();
   d.max = statistics.mutable_data_ptr();
   d.sum = statistics[1].mutable_data_ptr();

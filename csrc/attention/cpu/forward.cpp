@@ -21,7 +21,6 @@ struct ForwardScratch : OnlineSoftmax<Accumulate<S>> {
   int64_t query_ld;
 
   ForwardScratch(const AttentionParams& p, Arena& arena) : query_ld(pad_lanes<T>(p.D)) {
-    constexpr int64_t kRows = kMostQueryRows + kLanes<T>;  // whole vectors from any row on
     this->acc_ld = pad_columns<T>(p.Dv);
     query = arena.take<E>(kMostQueryRows * query_ld);
     this->scores = arena.take<T>(kTileRows * kScoreStride);
@@ -30,10 +29,9 @@ struct ForwardScratch : OnlineSoftmax<Accumulate<S>> {
     else
       weights = arena.take<E>(kTileRows * kScoreStride);
     this->acc = arena.take<T>(kMostQueryRows * this->acc_ld);
-    this->max = arena.take<T>(kRows);
-    this->limit = arena.take<T>(kRows);
+    this->max = arena.take<T>(kMostQueryRows);
+    this->limit = arena.take<T>(kMostQueryRows);
     this->sum = arena.take<T>(kMostQueryRows * kLanes<T>);
-    this->rescale = arena.take<T>(kRows);
   }
 };
 
@@ -123,7 +121,7 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
     if (tally.skips(t)) continue;
     const PackedBlock packed = packed_block(p, q.b, q.head / p.group, block);
     for (int64_t r = 0; r < rows; r += kTileRows) {
-      const Tile strip = strip_of<T>(rule, t, r, rows - r < kTileRows ? rows - r : kTileRows);
+      const Tile strip = strip_of<T>(rule, t, r);
       if (strip.state == TileState::kSkip) continue;
       attend<S>(p, rule, strip, packed, w.query + r * w.query_ld, w, w.rows_from(r));
     }

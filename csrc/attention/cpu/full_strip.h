@@ -7,20 +7,15 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
-/// Brings the rows whose scores are above their limit to their new maxima, with the weights before column c.
+/// Raises the maxima of the rows that need it, and brings their weights before column c to them.
 template <int MR, class E, class V>
 __attribute__((noinline, cold)) void raise_rows(const AttentionParams& p, const V* highest,
                                                 int64_t c0, int64_t c,
                                                 const OnlineSoftmax<Element<V>>& w, E* weights) {
   using T = Element<V>;
   for (int64_t r = 0; r < MR; ++r) {
-    const T high = max_lane(highest[r]);
-    if (!(high > w.limit[r])) continue;
-    const T before = w.max[r];
-    set_maximum(p, w, r, static_cast<T>(p.score_unit) * high);
-    if (before == kHidden<T>) continue;  // nothing summed yet
-    const T factor = exp_flushed(splat<V>(before - finite_base(w.max[r])))[0];
-    rescale_row(w, r, factor);
+    const T factor = raise_row(p, w, r, highest[r]);
+    if (factor == 1) continue;
     E* const row = weights + r * kScoreStride;
     for (int64_t x = c0; x < c; x += kLanes<T>) store_as(row + x, load_as<V>(row + x) * factor);
   }
@@ -63,15 +58,8 @@ void weigh_full_rows(const AttentionParams& p, const Tile& t, MatrixA<E> query, 
       T* const sums = w.sum + r * kLanes<T>;
       V total = load<V>(sums);
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; j += kStep<E>) {
-        V pieces[kStep<E>];
-#pragma GCC unroll 2
-        for (int i = 0; i < kStep<E>; ++i) {
-          pieces[i] = weigh(scores[r][j + i]);
-          total += pieces[i];
-        }
-        store_operand<E>(weights + r * kScoreStride + c + j * kLanes<T>, pieces);
-      }
+      for (int j = 0; j < kTileVectors; j += kStep<E>)
+        weigh_vectors(weigh, &scores[r][j], weights + r * kScoreStride + c + j * kLanes<T>, total);
       store(sums, total);
     }
   }

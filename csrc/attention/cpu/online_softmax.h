@@ -14,22 +14,22 @@ namespace FULGURITE_VARIANT {
 
 inline constexpr double kSlack = 5.5;  // p up to 245
 
-/// Rows of one tile or strip: max, limit and rescale hold whole vectors of rows, sum a vector for each row.
+/// Rows of one tile or strip: a number for each in max and limit, a vector for each in sum.
 template <class T>
 struct OnlineSoftmax {
-  T *scores, *acc, *max, *limit, *sum, *rescale;
+  T *scores, *acc, *max, *limit, *sum;
   int64_t acc_ld;
 
   /// Of the rows from r on.
   OnlineSoftmax rows_from(int64_t r) const {
-    return {scores, acc + r * acc_ld, max + r, limit + r, sum + r * kLanes<T>, rescale, acc_ld};
+    return {scores, acc + r * acc_ld, max + r, limit + r, sum + r * kLanes<T>, acc_ld};
   }
 };
 
-/// Of a number or a vector: 0 in place of −inf, where nothing is kept yet: exp(−inf − 0) = 0.
-template <class V>
-FULGURITE_INLINE V finite_base(V max) {
-  return max == -__builtin_inff() ? V{} : max;
+/// 0 in place of −inf, where nothing is kept yet: exp(−inf − 0) = 0.
+template <class T>
+FULGURITE_INLINE T finite_base(T max) {
+  return max == kHidden<T> ? T(0) : max;
 }
 
 /// m of row r, and the bare score that raises it.
@@ -49,37 +49,45 @@ FULGURITE_INLINE void start_row(const AttentionParams& p, const OnlineSoftmax<T>
   __builtin_memset(w.acc + r * w.acc_ld, 0, sizeof(T) * w.acc_ld);
 }
 
-/// l and o of row r come to a new maximum.
-template <class T>
-FULGURITE_INLINE void rescale_row(const OnlineSoftmax<T>& w, int64_t r, T factor) {
-  using V = Native<T>;
-  T* const sums = w.sum + r * kLanes<T>;
+/// Raises the maximum of row r if its highest score calls for it, with l and o; returns the factor that they took.
+template <class V>
+FULGURITE_INLINE Element<V> raise_row(const AttentionParams& p, const OnlineSoftmax<Element<V>>& w,
+                                      int64_t r, V scores) {
+  using T = Element<V>;
+  const T highest = max_lane(scores);
+  if (!(highest > w.limit[r])) return 1;
+  const T before = w.max[r];
+  set_maximum(p, w, r, static_cast<T>(p.score_unit) * highest);
+  if (before == kHidden<T>) return 1;  // nothing summed yet
+  const T factor = exp_flushed(splat<V>(before - w.max[r]))[0];
+  T *const sums = w.sum + r * kLanes<T>, *const acc = w.acc + r * w.acc_ld;
   store(sums, load<V>(sums) * factor);
-  for (int64_t d = 0; d < w.acc_ld; d += kLanes<T>)
-    store(w.acc + r * w.acc_ld + d, load<V>(w.acc + r * w.acc_ld + d) * factor);
+  for (int64_t d = 0; d < w.acc_ld; d += kLanes<T>) store(acc + d, load<V>(acc + d) * factor);
+  return factor;
 }
 
 /// New maxima for the scores of a tile, with l and o brought to them.
 template <class T>
 void raise_maxima(const AttentionParams& p, const Tile& t, const OnlineSoftmax<T>& w) {
   using V = Native<T>;
-  const T unit = static_cast<T>(p.score_unit);
-  bool raised = false;
   for (int64_t r = 0; r < t.rows; ++r) {
     V m = splat<V>(kHidden<T>);
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>)
       m = max(load<V>(w.scores + r * kScoreStride + c), m);
-    const T highest = max_lane(m);
-    w.rescale[r] = w.max[r];  // the old maximum, until the loop below
-    if (!(highest > w.limit[r])) continue;
-    raised |= w.max[r] != kHidden<T>;  // else nothing is summed yet
-    set_maximum(p, w, r, unit * highest);
+    raise_row(p, w, r, m);
   }
-  if (!raised) return;
-  for (int64_t r = 0; r < t.rows; r += kLanes<T>)
-    store(w.rescale + r, exp_flushed(load<V>(w.rescale + r) - finite_base(load<V>(w.max + r))));
-  for (int64_t r = 0; r < t.rows; ++r)
-    if (w.rescale[r] != 1) rescale_row(w, r, w.rescale[r]);
+}
+
+/// The weights of as many vectors of scores as fill one of Out, added to the total.
+template <class Out, class E, class V>
+FULGURITE_INLINE void weigh_vectors(const Weigh<E>& weigh, const V* scores, Out* to, V& total) {
+  V weights[kStep<Out>];
+#pragma GCC unroll 2
+  for (int i = 0; i < kStep<Out>; ++i) {
+    weights[i] = weigh(scores[i]);
+    total += weights[i];
+  }
+  store_operand<Out>(to, weights);
 }
 
 /// The weights of a row of scores, stored as Out, added to l.
@@ -89,13 +97,10 @@ FULGURITE_INLINE void weigh_row(const Weigh<E>& weigh, const Tile& t, const T* s
   using V = Native<T>;
   V total = load<V>(sums);
   for (int64_t c = t.c0; c < t.c1; c += kStep<Out> * kWidth<V>) {
-    V weights[kStep<Out>];
+    V vectors[kStep<Out>];
 #pragma GCC unroll 2
-    for (int i = 0; i < kStep<Out>; ++i) {
-      weights[i] = weigh(load<V>(scores + c + i * kWidth<V>));
-      total += weights[i];
-    }
-    store_operand<Out>(to + c, weights);
+    for (int i = 0; i < kStep<Out>; ++i) vectors[i] = load<V>(scores + c + i * kWidth<V>);
+    weigh_vectors(weigh, vectors, to + c, total);
   }
   store(sums, total);
 }

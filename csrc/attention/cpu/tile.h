@@ -135,21 +135,21 @@ FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule,
   return t;
 }
 
-/// Rows [r0, r0 + rows) of a tile, with the columns that they alone have in reach.
+/// The strip of a tile that begins with its row r0, with the columns that its rows alone have in reach.
 template <class T>
-FULGURITE_INLINE Tile strip_of(const ScoreRule& rule, const Tile& t, int64_t r0, int64_t rows) {
+FULGURITE_INLINE Tile strip_of(const ScoreRule& rule, const Tile& t, int64_t r0) {
   Tile s = t;
   s.i0 += r0;
-  s.rows = rows;
+  s.rows = t.rows - r0 < kTileRows ? t.rows - r0 : kTileRows;
   if (t.all_in_reach) return s;
-  const KeyRange keys = rule.reach(s.i0, s.i0 + rows).hull(t.j0 + t.c0, t.j0 + t.c1);
+  const KeyRange keys = rule.reach(s.i0, s.i0 + s.rows).hull(t.j0 + t.c0, t.j0 + t.c1);
   s.c0 = (keys.begin - t.j0) / kTileColumns<T> * kTileColumns<T>;
   s.c1 = keys.end - t.j0;
   if (s.c0 >= s.c1) {
     s.state = TileState::kSkip;
     return s;
   }
-  s.all_in_reach = rule.all_in_reach(s.i0, s.i0 + rows, t.j0 + s.c0, t.j0 + s.c1);
+  s.all_in_reach = rule.all_in_reach(s.i0, s.i0 + s.rows, t.j0 + s.c0, t.j0 + s.c1);
   if (s.all_in_reach && !rule.mask.data && !rule.layout.data && !rule.bias.data)
     s.state = TileState::kFull;
   return s;

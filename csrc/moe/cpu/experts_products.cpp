@@ -120,12 +120,10 @@ FULGURITE_INLINE void for_row_steps(const GradWeightParams& p, const SortedRows&
       for_row<E>(row, stride, n, [&](int64_t c, Native<E> v) { put(r, c, v); });
     } else {
       constexpr int W = kLanes<Accumulate<E>>;
-      const bool pair = r + 1 < count;
-      const S* const next = pair ? sorted_row<S>(p, rows, first + r + 1, column) : row;
+      const S* const next = r + 1 < count ? sorted_row<S>(p, rows, first + r + 1, column) : nullptr;
       for (int64_t c = 0; c < n; c += W)
         put(r / 2, c,
-            load_bits<W>(row + c * stride, stride, n - c) |
-                load_bits<W>(next + c * stride, stride, pair ? n - c : 0) << 16);
+            load_row_pair<W>(row + c * stride, next ? next + c * stride : nullptr, stride, n - c));
     }
   }
 }
