@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import fulgurite
 from fulgurite import _C
 
 ASK = "from fulgurite import _C; print(_C.get_isa())"
@@ -32,6 +33,17 @@ def test_selected_set_is_in_use(isa: str) -> None:
         lower = _C.available_isas()[: _C.available_isas().index(isa) + 1]
         best = [name for name in lower if name in kernel["variants"]][-1]
         assert kernel["active"] == best, kernel["name"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_of_bfloat16_serve_that_type_alone(isa: str, dtype: torch.dtype) -> None:
+    x = torch.randn(1, 1, 8, 8).to(dtype)
+    [ran] = {row["isa"] for row in fulgurite.explain("attention", x, x, x)}
+    narrow = {"avx512_bf16", "amx"}
+    variants = {row["name"]: row["variants"] for row in _C.kernel_table()}["attention_forward"]
+    lower = _C.available_isas()[: _C.available_isas().index(isa) + 1]
+    served = [s for s in lower if s in variants and (s not in narrow or dtype == torch.bfloat16)]
+    assert ran == served[-1]
 
 
 def test_unknown_set_is_refused_and_changes_nothing() -> None:
