@@ -16,7 +16,9 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
-#if defined(__AVX512F__)
+#if FULGURITE_TILE_PRODUCTS
+inline constexpr int kTileRows = 32, kTileVectors = 4;
+#elif defined(__AVX512F__)
 inline constexpr int kTileRows = 6, kTileVectors = 4;
 #elif defined(__AVX2__)
 inline constexpr int kTileRows = 6, kTileVectors = 2;
@@ -179,38 +181,6 @@ FULGURITE_INLINE void for_strips(int64_t M, const Strip& strip) {
   for (; m + 4 <= M; m += 4) strip(std::integral_constant<int, 4>{}, m);
   for (; m + 2 <= M; m += 2) strip(std::integral_constant<int, 2>{}, m);
   for (; m < M; ++m) strip(std::integral_constant<int, 1>{}, m);
-}
-
-/// The part of k that each block needs: depth(m0, m1, n0, n1) for C[m0 … m1)[n0 … n1). What it leaves out must be zeros of A
-/// or go unread. N is rounded up to whole vectors, so C's rows hold pad_columns(N) elements. Every element of C is one chain
-/// over k in order, whatever M is: a row's bits do not depend on its neighbours.
-template <class T, class DepthOf>
-inline void gemm(int64_t M, int64_t N, MatrixA<T> a, PanelsB<T> b, Accumulate<T>* c, int64_t ldc,
-                 bool accumulate, const DepthOf& depth) {
-  constexpr int W = kLanes<Accumulate<T>>;
-  for (int64_t n = 0; n < N; n += kTileColumns<T>)
-    for_strips(M, [&](auto rows, int64_t m) {
-      constexpr int MR = decltype(rows)::value;
-      const Depth k = depth(m, m + MR, n, n + kTileColumns<T>);
-      if (k.begin >= k.end) return;
-      gemm_vectors<MR>(ceil_div(N - n, W),
-                       MatrixA<T>{a.data + m * a.row_stride + k.begin * a.step_stride, a.row_stride,
-                                  a.step_stride},
-                       panel_of(b, n, k.begin), k.end - k.begin, c + m * ldc + n, ldc, accumulate);
-    });
-}
-
-/// The same over the whole depth, also where that is nothing: C becomes 0 then, or stays.
-template <class T>
-inline void gemm(int64_t M, int64_t N, int64_t steps, MatrixA<T> a, PanelsB<T> b, Accumulate<T>* c,
-                 int64_t ldc, bool accumulate) {
-  constexpr int W = kLanes<Accumulate<T>>;
-  for (int64_t n = 0; n < N; n += kTileColumns<T>)
-    for_strips(M, [&](auto rows, int64_t m) {
-      gemm_vectors<decltype(rows)::value>(
-          ceil_div(N - n, W), MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.step_stride},
-          panel_of(b, n), steps, c + m * ldc + n, ldc, accumulate);
-    });
 }
 
 }  // namespace FULGURITE_VARIANT

@@ -2,13 +2,12 @@
 // tested on any machine.
 //
 // A tile is up to 16 rows of up to 64 bytes. C += A·B takes C (M×N float32), A (M×2P bfloat16) and B in pairs (P rows of
-// N pairs: row p holds B[2p][n], B[2p+1][n] for every n, see pack_pairs), M, N, P ≤ 16. As Intel's manual defines it:
+// N pairs: row p holds B[2p][n], B[2p+1][n] for every n), M, N, P ≤ 16. As Intel's manual defines it:
 //   even = Σ_p A[m][2p]·B[2p][n]    odd = Σ_p A[m][2p+1]·B[2p+1][n]    C[m][n] += even + odd
 // each sum a chain of float32 fma from zero in the order of p, rounded to nearest even; subnormals as in dot_pairs.h.
 #pragma once
 
 #include "simd/dot_pairs.h"
-#include "simd/pack.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -124,19 +123,6 @@ using Tiles = HardwareTiles;
 #else
 using Tiles = EmulatedTiles;
 #endif
-
-/// B (K×N) in the pairs that dot_bfloat16 reads: [⌈K/2⌉][columns][2], columns ≥ N; what B does not have is zero.
-inline void pack_pairs(Strided<BFloat16> from, int64_t K, int64_t N, int64_t columns,
-                       BFloat16* to) {
-  const auto element = [&](int64_t k, int64_t n) {
-    return k < K && n < N ? from.data[k * from.row_stride + n * from.column_stride] : BFloat16{0};
-  };
-  for (int64_t k = 0; k < K; k += 2)
-    for (int64_t n = 0; n < columns; ++n, to += 2) {
-      to[0] = element(k, n);
-      to[1] = element(k + 1, n);
-    }
-}
 
 }  // namespace FULGURITE_VARIANT
 }  // namespace fulgurite

@@ -30,9 +30,17 @@
 #define FULGURITE_HAS_FMA 0
 #endif
 
-// Kernels of a set that multiplies pairs of bfloat16 serve no other type (common/isa.h).
+// Kernels of a set that multiplies pairs of bfloat16, in vectors or in tiles, serve no other type (common/isa.h). Tests
+// define either for sets without the instructions: the emulations compute what they compute.
+#if !defined(FULGURITE_TILE_PRODUCTS)
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+#define FULGURITE_TILE_PRODUCTS 1
+#else
+#define FULGURITE_TILE_PRODUCTS 0
+#endif
+#endif
 #if !defined(FULGURITE_PAIR_PRODUCTS)
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || FULGURITE_TILE_PRODUCTS
 #define FULGURITE_PAIR_PRODUCTS 1
 #else
 #define FULGURITE_PAIR_PRODUCTS 0
@@ -49,7 +57,7 @@ struct VecOf {
 template <class T, int W>
 using Vec = typename VecOf<T, W>::type;
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || FULGURITE_TILE_PRODUCTS
 inline constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
 inline constexpr int kVectorBytes = 32;

@@ -89,11 +89,7 @@ void attend(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
   const E* const value = static_cast<const E*>(p.value_rows) + packed.keys * w.acc_ld;
   const Spans spans(rule, t);
   if (has_full_rows<E>(p, t))
-    for_strips(t.rows, [&](auto rows, int64_t r) {
-      weigh_full_rows<decltype(rows)::value, E>(p, t,
-                                                {query + r * w.query_ld, w.query_ld, kStep<E>}, key,
-                                                softmax.rows_from(r), w.weights + r * kScoreStride);
-    });
+    weigh_full_strip<E>(p, t, query, w.query_ld, key, softmax, w.weights);
   else
     weigh_strip(p, rule, t, spans, query, w.query_ld, key, softmax, w.weights);
   accumulate_tile<E>(rule, t, spans, true, p.value_finite[packed.index],

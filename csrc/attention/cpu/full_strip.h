@@ -7,6 +7,9 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
+/// Tiles leave their sums in memory.
+inline constexpr bool kHasRegisterStrips = !FULGURITE_TILE_PRODUCTS;
+
 /// Raises the maxima of the rows that need it, and brings their weights before column c to them.
 template <int MR, class E, class V>
 __attribute__((noinline, cold)) void raise_rows(const AttentionParams& p, const V* highest,
@@ -24,8 +27,9 @@ __attribute__((noinline, cold)) void raise_rows(const AttentionParams& p, const 
 /// Whether weigh_full_rows serves the tile: whole panels, one chain, every pair kept, and softmax of the bare products.
 template <class E>
 FULGURITE_INLINE bool has_full_rows(const AttentionParams& p, const Tile& t) {
-  return t.state == TileState::kFull && (t.c1 - t.c0) % kTileColumns<E> == 0 &&
-         p.D <= kLongestChain<E> && p.plain_scores && !p.dropout.active;
+  return kHasRegisterStrips && t.state == TileState::kFull &&
+         (t.c1 - t.c0) % kTileColumns<E> == 0 && p.D <= kLongestChain<E> && p.plain_scores &&
+         !p.dropout.active;
 }
 
 /// Weights of MR rows against the columns of a full tile.
@@ -63,6 +67,18 @@ void weigh_full_rows(const AttentionParams& p, const Tile& t, MatrixA<E> query, 
       store(sums, total);
     }
   }
+}
+
+/// Weights of a strip that has_full_rows.
+template <class E>
+FULGURITE_INLINE void weigh_full_strip(const AttentionParams& p, const Tile& t, const E* query,
+                                       int64_t ld, const E* key,
+                                       const OnlineSoftmax<Accumulate<E>>& w, E* weights) {
+  if constexpr (kHasRegisterStrips)
+    for_strips(t.rows, [&](auto rows, int64_t r) {
+      weigh_full_rows<decltype(rows)::value, E>(p, t, {query + r * ld, ld, kStep<E>}, key,
+                                                w.rows_from(r), weights + r * kScoreStride);
+    });
 }
 
 }  // namespace FULGURITE_VARIANT

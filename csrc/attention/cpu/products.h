@@ -112,42 +112,40 @@ FULGURITE_INLINE void narrow_for_rows(const Tile& t, const T* tile, E* to) {
 /// Zeros what of a step's elements is not kept.
 template <class E>
 FULGURITE_INLINE Steps<E> mask_step(Steps<E> step, const bool* kept) {
-  if constexpr (kStep<E> == 1) return step;
+  if constexpr (kStep<E> == 1) return kept[0] ? step : Steps<E>{};
   const uint32_t mask = (kept[0] ? 0xffffu : 0u) | (kept[kStep<E> - 1] ? 0xffff0000u : 0u);
   using Bits = Vec<uint32_t, static_cast<int>(sizeof(Steps<E>) / 4)>;
   return bit_cast<Steps<E>>(bit_cast<Bits>(step) & mask);
 }
 
-/// C[m][n] += Σ over kept pairs of A·B, pair by pair: the product for tiles that hide some pair and whose B has a NaN or
-/// Inf, which 0·B would let through. The same chains as gemm's without the zeros, so the same bits where all is finite.
+/// C[m][n] += Σ over kept pairs of A·B, row by row with a B of the row's own: the product for tiles that hide some pair and
+/// whose B has a NaN or Inf, which 0·B would let through. Zeros in its place, so the same bits where all is finite.
 /// `queries_are_rows`: m runs over queries and k over keys, else the other way round.
 template <class E>
 inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_rows, MatrixA<E> a,
                          PanelsB<E> b, int64_t N, Accumulate<E>* c, int64_t ldc) {
-  using V = Native<Accumulate<E>>;
   constexpr int kElements = kStep<E>;
-  const int64_t columns = t.c1 - t.c0;
-  const int64_t rows = queries_are_rows ? t.rows : columns,
+  constexpr int64_t kMostDepth = kMostQueryRows > kKeyBlock ? kMostQueryRows : kKeyBlock;
+  const int64_t columns = t.c1 - t.c0, rows = queries_are_rows ? t.rows : columns,
                 depth = queries_are_rows ? columns : t.rows;
+  alignas(64) E kept_rows[kMostDepth * kTileColumns<E>];
   for (int64_t m = 0; m < rows; ++m) {
-    bool kept[(kMostQueryRows > kKeyBlock ? kMostQueryRows : kKeyBlock) + 1] = {};
+    bool kept[kMostDepth + 1] = {};
     for (int64_t k = 0; k < depth; ++k) {
       const int64_t query = queries_are_rows ? m : k, key = t.c0 + (queries_are_rows ? k : m);
       kept[k] = rule.kept(t.b, t.h, t.i0 + query, t.j0 + key);
     }
-    for (int64_t n = 0; n < N; n += kWidth<V>) {
-      const int64_t first = n / kTileColumns<E> * kTileColumns<E>;
-      const Panel<E> panel = panel_of(b, first);
-      const E* const column = panel.data + (n - first) * kElements;
-      V acc{};
-      for (int64_t k = 0; k < steps<E>(depth); ++k) {
-        const bool* const of_step = kept + k * kElements;
-        if (!of_step[0] && !of_step[kElements - 1]) continue;
-        const Steps<E> step = load<Steps<E>>(column + k * panel.width * kElements);
-        acc = add_products<E>(splat_step(a.data + m * a.row_stride + k * a.step_stride),
-                              mask_step<E>(step, of_step), acc);
-      }
-      store(c + m * ldc + n, load<V>(c + m * ldc + n) + acc);
+    const MatrixA<E> row{a.data + m * a.row_stride, a.row_stride, a.step_stride};
+    for (int64_t n = 0; n < N; n += kTileColumns<E>) {
+      const Panel<E> panel = panel_of(b, n);
+      const int64_t step_elements = panel.width * kElements;
+      for (int64_t k = 0; k < steps<E>(depth); ++k)
+        for (int64_t i = 0; i < step_elements; i += kElements * kLanes<Accumulate<E>>)
+          store(kept_rows + k * step_elements + i,
+                mask_step<E>(load<Steps<E>>(panel.data + k * step_elements + i),
+                             kept + k * kElements));
+      gemm<E>(1, N - n < panel.width ? N - n : panel.width, steps<E>(depth), row,
+              {kept_rows, pad_depth<E>(depth), panel.width}, c + m * ldc + n, ldc, true);
     }
   }
 }

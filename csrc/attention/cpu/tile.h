@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/cpu/params.h"
+#include "simd/gemm.h"
 #include "simd/kernel.h"
 #include "simd/pack.h"
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "moe/cpu/params.h"
+#include "simd/gemm.h"
 #include "simd/kernel.h"
 #include "simd/math.h"
 #include "simd/pack.h"
