@@ -73,13 +73,12 @@ FULGURITE_INLINE T* query_part(const AttentionParams& p, int64_t b, int64_t h, i
 /// dQ += dS·K of one tile.
 template <class S>
 void accumulate_query(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
-                      const Spans& spans, const KeyValueScratch<S>& kv, Accumulate<S>* part) {
+                      const Spans& spans, const BackwardScratch<S>& w, const KeyValueScratch<S>& kv,
+                      Accumulate<S>* part) {
   using E = Operand<S>;
-  const PackedBlock packed = packed_block(p, t.b, t.h / p.group, t.j0 / kKeyBlock);
-  const E* const key = static_cast<const E*>(p.key_rows) + packed.keys * kv.key_ld;
-  accumulate_tile<E>(
-      rule, t, spans, true, p.key_finite[packed.index], along_columns(t, kv.grads_by_row),
-      {key, pad_depth<E>(t.columns), kv.key_ld, t.c0}, p.D, part + t.i0 * kv.key_ld, kv.key_ld);
+  accumulate_tile<E>(rule, t, spans, true, w.packed.key_finite, along_columns(t, kv.grads_by_row),
+                     {w.packed.key_rows, pad_depth<E>(t.columns), kv.key_ld, t.c0}, p.D,
+                     part + t.i0 * kv.key_ld, kv.key_ld);
 }
 
 /// dbias += dS of one strip, in part q.
@@ -132,6 +131,7 @@ void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block
   using T = Accumulate<S>;
   const Sequence& s = p.sequences[split.b];
   const int64_t j0 = key_block * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
+  read_block<S>(p, {split.b, split.head, key_block}, w.packed);
   TileTally tally;
   __builtin_memset(kv.grad_key, 0, sizeof(T) * keys * kv.key_ld);
   __builtin_memset(kv.grad_value, 0, sizeof(T) * keys * kv.value_ld);
@@ -156,7 +156,7 @@ void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block
       const Spans spans(rule, t);
       accumulate_key_value(p, rule, t, spans, w, kv);
       if (p.grad_query.data)
-        accumulate_query(p, rule, t, spans, kv,
+        accumulate_query(p, rule, t, spans, w, kv,
                          query_part<T>(p, split.b, h, split.index, kv.key_ld));
     }
   tally.add_to(p);

@@ -7,7 +7,8 @@
 #pragma once
 
 #include "attention/cpu/activation.h"
-#include "attention/cpu/row_scores.h"
+#include "attention/cpu/backward_strip.h"
+#include "attention/cpu/packed.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -23,12 +24,14 @@ struct BackwardScratch {
   const T* delta;
   T *lse, *grad_lse;
   T *scores, *grad_scores;  // P and dS: of a tile, or of a strip where they become operands
+  T* addends;               // of a strip in registers
   T* slope;                 // of the softcap
   T* row;                   // P of one row
   T* keep;                  // one row of dropout factors
   int64_t query_ld, out_ld;
   bool query_finite, grad_out_finite;
   E *query_copy, *grad_out_copy;  // of rows that products cannot read where they lie
+  PackedBlock<E> packed;          // the keys of the tile at hand
 
   BackwardScratch(const AttentionParams& p, Arena& arena) {
     constexpr int64_t kElements = (kNarrows ? kTileRows : kMostQueryRows) * kScoreStride;
@@ -38,9 +41,13 @@ struct BackwardScratch {
     grad_lse = arena.take<T>(kMostQueryRows);
     scores = arena.take<T>(kElements);
     grad_scores = arena.take<T>(kElements);
+    addends = arena.take<T>(kTileRows * kScoreStride);
     slope = p.softcap > 0 ? arena.take<T>(kElements) : nullptr;
     row = arena.take<T>(kScoreStride);
     keep = p.dropout.active ? arena.take<T>(kScoreStride) : nullptr;
+    packed.key_transposed = arena.take<E>(kKeyBlock * pad_depth<E>(p.D));
+    packed.key_rows = arena.take<E>(kKeyBlock * pad_columns<E>(p.D));
+    packed.value_transposed = arena.take<E>(kKeyBlock * pad_depth<E>(p.Dv));
   }
 };
 
@@ -93,8 +100,7 @@ FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rul
                                   int64_t r0, int64_t r, T* scores, T* grads,
                                   const BackwardScratch<S>& w) {
   using V = Native<T>;
-  // nothing kept: every score of the row is −inf
-  const Weigh<Operand<S>> weigh(p, w.lse[r0 + r] == kHidden<T> ? T(0) : w.lse[r0 + r]);
+  const Weigh<Operand<S>> weigh(p, finite_base(w.lse[r0 + r]));
   if (rule.reach(t.i0 + r).within(t.j0, t.j0 + t.columns)) {
     V dot{}, total{};
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
@@ -149,18 +155,16 @@ FULGURITE_INLINE void clear_outside(const Tile& t, const Tile& strip, T* rows) {
   }
 }
 
-/// P into scores and dS into grads for one strip; both are 0 at pairs that are not kept, whatever stands there.
+/// P and dS of a strip, through memory.
 template <class S, class T>
-void gradient_strip(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r0,
-                    T* scores, T* grads, T* slope, const BackwardScratch<S>& w) {
+void gradients_in_memory(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r0,
+                         T* scores, T* grads, T* slope, const BackwardScratch<S>& w) {
   using E = Operand<S>;
-  const PackedBlock packed = packed_block(p, t.b, t.h / p.group, t.j0 / kKeyBlock);
-  const E* const key = static_cast<const E*>(p.key_transposed) + packed.keys * pad_depth<E>(p.D);
-  const E* const value =
-      static_cast<const E*>(p.value_transposed) + packed.keys * pad_depth<E>(p.Dv);
   const Spans spans(rule, t);
-  score_tile<E, T>(p, rule, t, spans, w.query + r0 * w.query_ld, w.query_ld, key, scores, slope);
-  multiply_tile<E>(t, spans, p.Dv, w.grad_out + r0 * w.out_ld, w.out_ld, value, grads);
+  score_tile<E, T>(p, rule, t, spans, w.query + r0 * w.query_ld, w.query_ld,
+                   w.packed.key_transposed, scores, slope);
+  multiply_tile<E>(t, spans, p.Dv, w.grad_out + r0 * w.out_ld, w.out_ld, w.packed.value_transposed,
+                   grads);
   for (int64_t r = 0; r < t.rows; ++r, scores += kScoreStride, grads += kScoreStride) {
     if (p.dropout.active) {
       for (int64_t c = t.c0; c < t.c1; ++c) w.keep[c] = 1;
@@ -174,6 +178,39 @@ void gradient_strip(const AttentionParams& p, const ScoreRule& rule, const Tile&
     if (p.dropout.active)
       for (int64_t c = t.c0; c < t.c1; ++c) scores[c] *= w.keep[c];
   }
+}
+
+/// How many rows of a strip have every key in reach within its tile.
+FULGURITE_INLINE int64_t rows_within(const ScoreRule& rule, const Tile& t) {
+  int64_t within = 0;
+  for (int64_t r = 0; r < t.rows; ++r)
+    within += rule.reach(t.i0 + r).within(t.j0, t.j0 + t.columns);
+  return within;
+}
+
+/// P into scores and dS into grads for one strip; both are 0 at pairs that are not kept, whatever stands there.
+template <class S, class T>
+void gradient_strip(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r0,
+                    T* scores, T* grads, T* slope, const BackwardScratch<S>& w) {
+  if constexpr (kHasRegisterStrips) {
+    using E = Operand<S>;
+    const StripKind kind = strip_kind<E>(p, t, p.D > p.Dv ? p.D : p.Dv);
+    const int64_t within = rows_within(rule, t);
+    if (kind != StripKind::kInMemory && (within == 0 || within == t.rows)) {
+      const GradientRows<E> rows = GradientRows<E>{{w.query, w.query_ld, kStep<E>},
+                                                   {w.grad_out, w.out_ld, kStep<E>},
+                                                   w.lse,
+                                                   w.delta,
+                                                   w.grad_lse}
+                                       .rows_from(r0);
+      if (kind == StripKind::kBare)
+        return gradients_in_registers(p, t, within > 0, rows, w.packed, BareScores<T>{}, scores,
+                                      grads);
+      return gradients_in_registers(p, t, within > 0, rows, w.packed,
+                                    add_scores(p, rule, t, w.addends), scores, grads);
+    }
+  }
+  gradients_in_memory(p, rule, t, r0, scores, grads, slope, w);
 }
 
 /// Calls visit(strip, r0, scores, grads, slope) for the strips of a tile, r0 their first row in it, with P and dS over all

@@ -101,6 +101,7 @@ void grad_bias_task(const AttentionParams& p, int64_t task, void* scratch) {
         for (int64_t key_block = walk.key_block; key_block < walk.last_key_block; ++key_block) {
           const Tile t = make_tile<T>(p, rule, b, h, query_block, key_block);
           if (t.state == TileState::kSkip) continue;
+          w.packed = packed_block<S>(p, {b, h / p.group, key_block});
           if (!loaded) load_rows<S>(p, b, h, t.i0, t.rows, w);
           loaded = true;
           for_gradient_strips(p, rule, t, w,

@@ -176,10 +176,19 @@ void AttentionCall::pack() {
   run_counted(attention_pack_kernel, p, {packed_blocks(), packed_keys_ * p.Hkv * (p.D + p.Dv)});
 }
 
+/// Whether one task alone reads a block of keys. Few tasks leave cores idle, which packing before them does not.
+bool AttentionCall::forward_packs_in_tasks() const {
+  constexpr int64_t kFewTasks = 8;
+  return p.group == 1 && p.query_blocks == p.B && p.query_blocks * p.Hq >= kFewTasks;
+}
+
 void AttentionCall::forward() {
-  add_packed(p.key_transposed, layout_.key_transposed);
-  add_packed(p.value_rows, layout_.value_rows);
-  pack();
+  p.packs_in_tasks = forward_packs_in_tasks();
+  if (!p.packs_in_tasks) {
+    add_packed(p.key_transposed, layout_.key_transposed);
+    add_packed(p.value_rows, layout_.value_rows);
+    pack();
+  }
   run_counted(attention_forward_kernel, p,
               {p.query_blocks * p.Hq, products(), layout_.forward_scratch});
 }

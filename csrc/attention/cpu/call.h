@@ -80,6 +80,7 @@ class AttentionCall {
   void* keep(Tensor tensor);
   void add_packed(void*& pointer, int64_t bytes_per_key);
   void pack();
+  bool forward_packs_in_tasks() const;
   void add_delta();
   void gradients();
   int64_t query_rows(int64_t N) const;

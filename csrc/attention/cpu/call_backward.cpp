@@ -32,14 +32,17 @@ void AttentionCall::want_sink(const Tensor& grad) {
 }
 
 void AttentionCall::backward() {
-  add_packed(p.key_transposed, layout_.key_transposed);
-  add_packed(p.value_transposed, layout_.value_transposed);
-  if (p.grad_query.data) add_packed(p.key_rows, layout_.key_rows);
-  pack();
   add_delta();
   p.batch_stride = p.B;
   p.stores_bias = p.grad_bias && bias_elements() == p.B * p.Hq * sequences_[0].N * sequences_[0].M;
   if (p.grad_bias && !p.stores_bias && tasks_own_bias()) add_bias_parts();
+  p.packs_in_tasks = !p.grad_bias || p.stores_bias || p.grad_bias_parts;
+  if (!p.packs_in_tasks) {
+    add_packed(p.key_transposed, layout_.key_transposed);
+    add_packed(p.value_transposed, layout_.value_transposed);
+    if (p.grad_query.data) add_packed(p.key_rows, layout_.key_rows);
+    pack();
+  }
   if (p.grad_query.data || p.grad_key.data || p.grad_value.data || p.grad_bias_parts ||
       p.stores_bias)
     gradients();

@@ -7,7 +7,8 @@
 // One task is one block of query rows of one head; K and V were packed once per key/value head.
 
 #include "attention/cpu/activation.h"
-#include "attention/cpu/full_strip.h"
+#include "attention/cpu/forward_strip.h"
+#include "attention/cpu/packed.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -18,7 +19,9 @@ struct ForwardScratch : OnlineSoftmax<Accumulate<S>> {
   using T = Accumulate<S>;
   using E = Operand<S>;
   E *query, *weights;  // weights: p as operands, of one strip of rows
+  T* addends;          // of one strip
   int64_t query_ld;
+  PackedBlock<E> packed;
 
   ForwardScratch(const AttentionParams& p, Arena& arena) : query_ld(pad_lanes<T>(p.D)) {
     this->acc_ld = pad_columns<T>(p.Dv);
@@ -28,10 +31,13 @@ struct ForwardScratch : OnlineSoftmax<Accumulate<S>> {
       weights = this->scores;
     else
       weights = arena.take<E>(kTileRows * kScoreStride);
+    addends = arena.take<T>(kTileRows * kScoreStride);
     this->acc = arena.take<T>(kMostQueryRows * this->acc_ld);
     this->max = arena.take<T>(kMostQueryRows);
     this->limit = arena.take<T>(kMostQueryRows);
     this->sum = arena.take<T>(kMostQueryRows * kLanes<T>);
+    packed.key_transposed = arena.take<E>(kKeyBlock * pad_depth<E>(p.D));
+    packed.value_rows = arena.take<E>(kKeyBlock * this->acc_ld);
   }
 };
 
@@ -82,26 +88,31 @@ void weigh_strip(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
 /// A strip of rows against one packed block: small enough to stay in the first cache from product to product.
 template <class S>
 void attend(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
-            const PackedBlock& packed, const Operand<S>* query, const ForwardScratch<S>& w,
-            const OnlineSoftmax<Accumulate<S>>& softmax) {
+            const PackedBlock<Operand<S>>& packed, const Operand<S>* query,
+            const ForwardScratch<S>& w, const OnlineSoftmax<Accumulate<S>>& softmax) {
   using E = Operand<S>;
-  const E* const key = static_cast<const E*>(p.key_transposed) + packed.keys * pad_depth<E>(p.D);
-  const E* const value = static_cast<const E*>(p.value_rows) + packed.keys * w.acc_ld;
   const Spans spans(rule, t);
-  if (has_full_rows<E>(p, t))
-    weigh_full_strip<E>(p, t, query, w.query_ld, key, softmax, w.weights);
-  else
-    weigh_strip(p, rule, t, spans, query, w.query_ld, key, softmax, w.weights);
-  accumulate_tile<E>(rule, t, spans, true, p.value_finite[packed.index],
-                     along_columns(t, w.weights), {value, pad_depth<E>(t.columns), w.acc_ld, t.c0},
-                     p.Dv, softmax.acc, w.acc_ld);
+  const StripKind kind = strip_kind<E>(p, t, p.D);
+  if constexpr (kHasRegisterStrips) {
+    if (kind == StripKind::kBare)
+      weigh_in_registers(p, t, query, w.query_ld, packed.key_transposed,
+                         BareScores<Accumulate<S>>{}, softmax, w.weights);
+    if (kind == StripKind::kAdded)
+      weigh_in_registers(p, t, query, w.query_ld, packed.key_transposed,
+                         add_scores(p, rule, t, w.addends), softmax, w.weights);
+  }
+  if (kind == StripKind::kInMemory)
+    weigh_strip(p, rule, t, spans, query, w.query_ld, packed.key_transposed, softmax, w.weights);
+  accumulate_tile<E>(rule, t, spans, true, packed.value_finite, along_columns(t, w.weights),
+                     {packed.value_rows, pad_depth<E>(t.columns), w.acc_ld, t.c0}, p.Dv,
+                     softmax.acc, w.acc_ld);
 }
 
 template <class S>
 void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
   Arena arena(scratch);
-  const ForwardScratch<S> w(p, arena);
+  ForwardScratch<S> w(p, arena);
   const Block q = query_block_of(p, task);
   const Sequence& s = p.sequences[q.b];
   const ScoreRule rule = rule_of(p, q.b);
@@ -115,7 +126,8 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   for (int64_t block = 0; block < ceil_div(s.M, kKeyBlock); ++block) {
     const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
     if (tally.skips(t)) continue;
-    const PackedBlock packed = packed_block(p, q.b, q.head / p.group, block);
+    const PackedBlock<Operand<S>>& packed =
+        read_block<S>(p, {q.b, q.head / p.group, block}, w.packed);
     for (int64_t r = 0; r < rows; r += kTileRows) {
       const Tile strip = strip_of<T>(rule, t, r);
       if (strip.state == TileState::kSkip) continue;
@@ -126,32 +138,14 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   tally.add_to(p);
 }
 
-/// Packs one block of keys and values of one key/value head, in the layouts whose buffers are given.
+/// Packs one block for the tasks that follow.
 template <class S>
 void pack_task(const AttentionParams& p, int64_t task) {
-  using E = Operand<S>;
   const Block k = key_block_of(p, task);
-  const Sequence& s = p.sequences[k.b];
-  const int64_t j0 = k.index * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
-  const Strided<S> key = rows_of<S>(p.key, k.b, k.head, s.key_start + j0),
-                   value = rows_of<S>(p.value, k.b, k.head, s.key_start + j0);
-  const int64_t key_ld = pad_columns<E>(p.D), value_ld = pad_columns<E>(p.Dv),
-                key_depth = pad_depth<E>(p.D), value_depth = pad_depth<E>(p.Dv),
-                first = packed_block(p, k.b, k.head, k.index).keys;
-  if (p.key_transposed) {
-    E* const to = static_cast<E*>(p.key_transposed) + first * key_depth;
-    pack_transposed<E>(key, keys, p.D, to);
-    p.key_finite[task] = all_finite(to, pad_columns<E>(keys) * key_depth);
-  }
-  if (p.key_rows) pack_rows<E>(key, keys, p.D, static_cast<E*>(p.key_rows) + first * key_ld);
-  if (p.value_transposed)
-    pack_transposed<E>(value, keys, p.Dv,
-                       static_cast<E*>(p.value_transposed) + first * value_depth);
-  if (p.value_rows) {
-    E* const to = static_cast<E*>(p.value_rows) + first * value_ld;
-    pack_rows<E>(value, keys, p.Dv, to);
-    p.value_finite[task] = all_finite(to, pad_depth<E>(keys) * value_ld);
-  }
+  PackedBlock<Operand<S>> block = place_of_block<S>(p, k);
+  pack_block<S>(p, k, block);
+  p.key_finite[task] = block.key_finite;
+  p.value_finite[task] = block.value_finite;
 }
 
 }  // namespace

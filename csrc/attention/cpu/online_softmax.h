@@ -26,12 +26,6 @@ struct OnlineSoftmax {
   }
 };
 
-/// 0 in place of −inf, where nothing is kept yet: exp(−inf − 0) = 0.
-template <class T>
-FULGURITE_INLINE T finite_base(T max) {
-  return max == kHidden<T> ? T(0) : max;
-}
-
 /// m of row r, and the bare score that raises it.
 template <class T>
 FULGURITE_INLINE void set_maximum(const AttentionParams& p, const OnlineSoftmax<T>& w, int64_t r,

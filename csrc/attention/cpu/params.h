@@ -60,14 +60,11 @@ struct AttentionParams {
   const void* alibi_slopes;   // (1 or B, Hq) of the accumulation type, or null
   int64_t alibi_batch_stride;
 
-  // Packed once per key/value head, block by block of keys, as operands (simd/microkernel.h); null where a pass does not need
-  // it.
-  void* key_transposed;    // Kᵀ: D rows of keys
-  void* key_rows;          // K: keys by D
-  void* value_transposed;  // Vᵀ
-  void* value_rows;        // V
-  bool* key_finite;        // per block: every element is finite
-  bool* value_finite;
+  // Keys and values as operands, block by block of each key/value head (packed.h): packed by the task that reads them, or
+  // before, null where a pass does not need it.
+  bool packs_in_tasks;
+  void *key_transposed, *key_rows, *value_transposed, *value_rows;
+  bool *key_finite, *value_finite;  // per block: every element is finite
 
   // forward
   Output4 out;  // (B,Hq,N,Dv) of dtype

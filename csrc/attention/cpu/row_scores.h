@@ -48,10 +48,9 @@ inline void add_alibi(const AttentionParams& p, const ScoreRule& rule, const Til
     scores[c] -= slope * static_cast<T>(c < center ? center - c : c - center);
 }
 
-/// s becomes scale·s, softcapped, plus add(c); slope ≠ null receives the derivative of the softcap, 1 − tanh².
-template <class T, class Add>
-FULGURITE_INLINE void scale_row(const AttentionParams& p, const Tile& t, T* scores, T* slope,
-                                const Add& add) {
+/// s becomes scale·s, softcapped; slope ≠ null receives the derivative of the softcap, 1 − tanh².
+template <class T>
+inline void scale_row(const AttentionParams& p, const Tile& t, T* scores, T* slope) {
   using V = Native<T>;
   const T scale = static_cast<T>(p.scale), cap = static_cast<T>(p.softcap);
   for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
@@ -61,8 +60,21 @@ FULGURITE_INLINE void scale_row(const AttentionParams& p, const Tile& t, T* scor
       if (slope) store(slope + c, 1 - u * u);
       s = cap * u;
     }
-    store(scores + c, add(c, s));
+    store(scores + c, s);
   }
+}
+
+/// Calls put(c, vector) for the bias of row r of the tile; lanes past its columns are zero.
+template <class T, class Put>
+FULGURITE_INLINE void load_bias(const ScoreRule& rule, const Tile& t, int64_t r, const Put& put) {
+  with_storage_beside<T>(rule.bias_dtype, [&](auto storage) {
+    using S = decltype(storage);
+    const int64_t step = rule.bias.strides[3];
+    const S* const bias =
+        static_cast<const S*>(rule.bias.data) + rule.bias.offset(t.b, t.h, t.i0 + r, t.j0);
+    for (int64_t c = t.c0; c < t.c1; c += kLanes<T>)
+      put(c, load_strided<Native<T>>(bias + c * step, step, t.c1 - c));
+  });
 }
 
 /// Products of row r become its scores, kHidden where a pair is not kept: also where the bias is −inf, whatever the product
@@ -72,20 +84,11 @@ inline void score_row(const AttentionParams& p, const ScoreRule& rule, const Til
                       T* scores, T* slope) {
   using V = Native<T>;
   if (p.plain_scores) return hide(rule, t, r, scores);
-  if (rule.bias.data) {
-    with_storage_beside<T>(rule.bias_dtype, [&](auto storage) {
-      using S = decltype(storage);
-      const int64_t step = rule.bias.strides[3];
-      const S* const bias =
-          static_cast<const S*>(rule.bias.data) + rule.bias.offset(t.b, t.h, t.i0 + r, t.j0);
-      scale_row(p, t, scores, slope, [&](int64_t c, V s) {
-        const V add = load_strided<V>(bias + c * step, step, t.c1 - c);
-        return select(add == kHidden<T>, splat<V>(kHidden<T>), s + add);
-      });
+  scale_row(p, t, scores, slope);
+  if (rule.bias.data)
+    load_bias<T>(rule, t, r, [scores](int64_t c, V add) {
+      store(scores + c, select(add == kHidden<T>, add, load<V>(scores + c) + add));
     });
-  } else {
-    scale_row(p, t, scores, slope, [](int64_t, V s) { return s; });
-  }
   if (p.alibi_slopes) add_alibi(p, rule, t, r, scores);
   hide(rule, t, r, scores);
 }
@@ -98,6 +101,12 @@ inline void score_tile(const AttentionParams& p, const ScoreRule& rule, const Ti
   multiply_tile<E>(t, spans, p.D, query, ld, key, scores);
   for (int64_t r = 0; r < t.rows; ++r)
     score_row(p, rule, t, r, scores + r * kScoreStride, slope ? slope + r * kScoreStride : nullptr);
+}
+
+/// 0 in place of −inf, where nothing is kept (yet): exp(−inf − 0) = 0.
+template <class T>
+FULGURITE_INLINE T finite_base(T max) {
+  return max == kHidden<T> ? T(0) : max;
 }
 
 /// exp(unit·s − base), the weight of a score, as precise as products in E need it.

@@ -83,18 +83,6 @@ FULGURITE_INLINE Block split_of(const AttentionParams& p, int64_t task) {
   return block_of(p, task, p.Hkv, &Sequence::split_start, p.splits);
 }
 
-/// A packed block of keys of one key/value head.
-struct PackedBlock {
-  int64_t index;  // the task that packs it
-  int64_t keys;   // packed keys before it
-};
-FULGURITE_INLINE PackedBlock packed_block(const AttentionParams& p, int64_t b, int64_t kv_head,
-                                          int64_t block) {
-  const Sequence& s = p.sequences[b];
-  return {s.key_block * p.Hkv + kv_head * ceil_div(s.M, kKeyBlock) + block,
-          s.packed_start * p.Hkv + kv_head * s.packed_keys + block * kKeyBlock};
-}
-
 /// The number of a query block: the task of query_block_of.
 FULGURITE_INLINE int64_t query_block_index(const AttentionParams& p, int64_t b, int64_t h,
                                            int64_t block) {

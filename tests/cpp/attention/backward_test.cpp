@@ -56,12 +56,12 @@ void check_backward(Problem& problem) {
 }  // namespace
 
 TEST_CASE("gradients over every pair of packed sequences") {
-  Problem problem;
+  Problem problem(GENERATE(false, true));
   check_backward(problem);
 }
 
 TEST_CASE("gradients under a causal window with sink tokens") {
-  Problem problem;
+  Problem problem(GENERATE(false, true));
   problem.p.rule.causal = true;
   problem.p.rule.window_left = 10;
   problem.p.rule.sink_tokens = 3;
@@ -69,7 +69,7 @@ TEST_CASE("gradients under a causal window with sink tokens") {
 }
 
 TEST_CASE("keys that no query keeps get zeros") {
-  Problem problem;
+  Problem problem(GENERATE(false, true));
   problem.p.rule.window_left = 2;
   problem.forward();
   problem.backward();

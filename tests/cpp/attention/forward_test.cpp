@@ -28,12 +28,12 @@ void check_forward(Problem& problem) {
 }  // namespace
 
 TEST_CASE("every pair of packed sequences, with a sink") {
-  Problem problem;
+  Problem problem(GENERATE(false, true));
   check_forward(problem);
 }
 
 TEST_CASE("causal with a window and sink tokens across tiles") {
-  Problem problem;
+  Problem problem(GENERATE(false, true));
   problem.p.rule.causal = true;
   problem.p.rule.window_left = 10;
   problem.p.rule.sink_tokens = 3;
@@ -41,7 +41,7 @@ TEST_CASE("causal with a window and sink tokens across tiles") {
 }
 
 TEST_CASE("rows that keep nothing: more queries than keys, no sink") {
-  Problem problem;
+  Problem problem(GENERATE(false, true));
   problem.sequences[1].M = 4;
   problem.p.rule.causal = true;
   problem.p.sink = nullptr;
@@ -49,7 +49,8 @@ TEST_CASE("rows that keep nothing: more queries than keys, no sink") {
 }
 
 TEST_CASE("a hidden NaN does not leak, a kept one does") {
-  Problem clean, dirty;
+  const bool packs_in_tasks = GENERATE(false, true);
+  Problem clean(packs_in_tasks), dirty(packs_in_tasks);
   clean.p.rule.causal = dirty.p.rule.causal = true;
   dirty.value[100 * Problem::Dv] = std::nan("");  // seen from query 60 of the first sequence on
   dirty.key[149 * Problem::D] = std::nan("");     // seen by the last query of the first sequence

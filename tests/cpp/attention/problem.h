@@ -37,7 +37,8 @@ struct Problem {
   AttentionLayout layout{};
   AttentionParams p{};
 
-  Problem() {
+  explicit Problem(bool packs_in_tasks) {
+    p.packs_in_tasks = packs_in_tasks;
     p.dtype = kDtype;
     p.Hq = p.group = Hq;
     p.Hkv = 1;
@@ -74,6 +75,7 @@ struct Problem {
     const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64;
     for (int64_t task = 0; task < tasks; ++task) kernel(p, task, reinterpret_cast<void*>(aligned));
   }
+  /// Packs in tasks or before them, as p.packs_in_tasks says.
   void forward() {
     using namespace FULGURITE_VARIANT;
     attention_forward_layout(p, &layout);
@@ -127,6 +129,7 @@ struct Problem {
 
  private:
   void pack() {
+    if (p.packs_in_tasks) return;
     const int64_t sizes[] = {layout.key_transposed, layout.key_rows, layout.value_transposed,
                              layout.value_rows};
     const int64_t packed_keys = sequences[1].packed_start + sequences[1].packed_keys;
