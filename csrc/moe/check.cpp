@@ -198,7 +198,6 @@ void check_plan(const PlanArgs& a) {
       "expected drop 'token', 'choice', 'weight' or 'priority', got '", a.drop, "'");
   FULGURITE_CHECK_VALUE(a.weights || (a.drop != "weight" && a.drop != "priority"),
                         "expected weights with drop '", a.drop, "', got none");
-  FULGURITE_CHECK_SERVED(a.capacity == -1, "capacity is not supported yet");
 }
 
 void check_permute(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {

@@ -30,10 +30,15 @@ struct MoeRouteOptions {
 FULGURITE_API std::tuple<at::Tensor, at::Tensor, at::Tensor> moe_route(
     const at::Tensor& logits, int64_t k, const MoeRouteOptions& options = {});
 
+/// Experts take tokens: logits (T,E) -> weights (E,C), token_ids (E,C) int32, C = capacity <= T.
+/// Differentiable in logits.
+FULGURITE_API std::tuple<at::Tensor, at::Tensor> moe_route_expert_choice(const at::Tensor& logits,
+                                                                         int64_t capacity);
+
 struct MoePlanOptions {
-  int64_t capacity = -1;
-  std::string drop = "token";
-  std::optional<at::Tensor> weights;
+  int64_t capacity = -1;              // assignments that an expert keeps; −1: all
+  std::string drop = "token";         // token, choice, weight, priority
+  std::optional<at::Tensor> weights;  // (T,K), for weight and priority
 };
 
 /// ids (T,K) -> permutation (T·K) int32, inverse (T,K) int32, offsets (E+1) int64.

@@ -28,19 +28,6 @@ FULGURITE_INLINE bool hidden(const LossParams& p, int64_t t) {
   return p.token_mask && !p.token_mask[t * p.token_mask_stride];
 }
 
-/// w.scores = e^(l − max); returns their sum and the maximum.
-template <class T>
-T exponentials(const LossParams& p, LossScratch<T>& w, T* highest) {
-  using V = Native<T>;
-  const T m = row_max(p.E, w.logits);
-  *highest = m;
-  return row_sum<T>(p.E, [&](int64_t c) {
-    const V x = exp(load<V>(w.logits + c) - m);
-    store(w.scores + c, x);
-    return x;
-  });
-}
-
 /// w.scores = P of the row in w.logits; returns D (1 for softmax). The padding has P = 0.
 template <class T>
 T normalised_scores(const LossParams& p, LossScratch<T>& w) {
@@ -48,7 +35,7 @@ T normalised_scores(const LossParams& p, LossScratch<T>& w) {
   const bool softmax = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk;
   T total, highest;
   if (softmax) {
-    total = exponentials(p, w, &highest);
+    total = exponentials(p.E, w.logits, w.scores, &highest);
   } else {
     // The padding's logits are −inf: its scores are 0.
     total = static_cast<T>(p.eps) + row_sum<T>(p.E, [&](int64_t c) {
@@ -58,9 +45,7 @@ T normalised_scores(const LossParams& p, LossScratch<T>& w) {
               return s;
             });
   }
-  for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
-    store(w.scores + c, load<V>(w.scores + c) / total);
-  for (int64_t c = p.E; c < padded_row(p.E); ++c) w.scores[c] = 0;
+  divide_row(p.E, w.scores, total);
   return softmax ? T(1) : total;
 }
 
@@ -149,7 +134,7 @@ void z_loss_forward(const LossParams& p, int64_t part, int64_t first, int64_t la
     if (hidden(p, t)) continue;
     load_row<S>(p.logits, t, p.E, -kInfinity<T>, w.logits);
     T highest;
-    const T sum = exponentials(p, w, &highest);
+    const T sum = exponentials(p.E, w.logits, w.scores, &highest);
     const double lse = highest + __builtin_log(static_cast<double>(sum));
     total += lse * lse;
   }
@@ -162,7 +147,7 @@ void z_loss_backward(const LossParams& p, int64_t first, int64_t last, void* mem
   using V = Native<T>;
   grad_rows<S>(p, first, last, memory, [&](int64_t, LossScratch<T>& w) {
     T highest;
-    const T sum = exponentials(p, w, &highest);
+    const T sum = exponentials(p.E, w.logits, w.scores, &highest);
     const T factor =
         static_cast<T>(2 * p.grad * (highest + __builtin_log(static_cast<double>(sum)))) / sum;
     for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)

@@ -14,17 +14,16 @@ namespace fulgurite {
 namespace {
 
 constexpr int64_t kStreams = 4;  // read in turn
-constexpr int64_t kGroup = int64_t{1}
-                           << 15;  // assignments of four streams: they pay for waking a thread
 
 template <class Id>
 class CountingSort {
  public:
-  CountingSort(const Id* ids, int64_t n, int64_t E)
+  CountingSort(const Id* ids, int64_t n, int64_t E, int64_t capacity)
       : ids_(ids),
         n_(n),
         E_(E),
-        groups_(std::max<int64_t>(ceil_div(n, kGroup), 1)),
+        capacity_(std::min(capacity, n)),
+        groups_(std::max<int64_t>(ceil_div(n, kPlanGroup), 1)),
         length_(ceil_div(n, groups_ * kStreams)),
         next_(static_cast<size_t>(groups_ * kStreams * (E + 1))) {}
 
@@ -35,7 +34,8 @@ class CountingSort {
     begin_streams(offsets);
     for_groups([&](int64_t group) {
       in_turn(group, [&](int64_t stream, int64_t a) {
-        const int64_t e = bucket(ids_[a]);
+        int64_t e = bucket(ids_[a]);
+        if (e < E_ && capacity_ < n_ && counters(stream)[e] == offsets[e + 1]) e = E_;
         const int32_t position = counters(stream)[e]++;
         permutation[position] = static_cast<int32_t>(a);
         if (inverse) inverse[a] = e == E_ ? -1 : position;
@@ -62,34 +62,39 @@ class CountingSort {
       for (int64_t s = first; s < first + kStreams; ++s)
         if (const int64_t a = s * length_ + i; a < n_) visit(s, a);
   }
-  /// From counts to where each stream's assignments of each expert begin.
+  /// From counts to where each stream's assignments of each expert begin, and of those without.
   void begin_streams(int64_t* offsets) {
-    int32_t total = 0;
-    for (int64_t e = 0; e <= E_; ++e) {
-      offsets[e] = total;
-      for (int64_t s = 0; s < groups_ * kStreams; ++s) {
-        const int32_t count = counters(s)[e];
-        counters(s)[e] = total;
-        total += count;
-      }
+    offsets[0] = 0;
+    for (int64_t e = 0; e < E_; ++e)
+      offsets[e + 1] = begin_expert(e, offsets[e], offsets[e] + capacity_);
+    begin_expert(E_, offsets[E_], n_);
+  }
+  /// Returns the end of the expert, which is not past `limit`: what does not fit is counted with the sentinels.
+  int64_t begin_expert(int64_t e, int64_t position, int64_t limit) {
+    for (int64_t s = 0; s < groups_ * kStreams; ++s) {
+      const int64_t count = counters(s)[e], fits = std::min(count, limit - position);
+      counters(s)[e] = static_cast<int32_t>(position);
+      if (fits < count) counters(s)[E_] += static_cast<int32_t>(count - fits);
+      position += fits;
     }
+    return position;
   }
 
   const Id* ids_;
-  int64_t n_, E_, groups_, length_;
+  int64_t n_, E_, capacity_, groups_, length_;
   std::vector<int32_t> next_;
 };
 
 }  // namespace
 
 void make_plan(const Tensor& ids, int64_t E, int32_t* permutation, int32_t* inverse,
-               int64_t* offsets) {
+               int64_t* offsets, int64_t capacity) {
   const Tensor dense = ids.contiguous();
   if (ids.scalar_type() == at::kLong)
-    CountingSort(dense.const_data_ptr<int64_t>(), ids.numel(), E)
+    CountingSort(dense.const_data_ptr<int64_t>(), ids.numel(), E, capacity)
         .run(permutation, inverse, offsets);
   else
-    CountingSort(dense.const_data_ptr<int32_t>(), ids.numel(), E)
+    CountingSort(dense.const_data_ptr<int32_t>(), ids.numel(), E, capacity)
         .run(permutation, inverse, offsets);
 }
 

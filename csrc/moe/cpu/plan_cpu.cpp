@@ -3,6 +3,7 @@
 #include "common/dtype.h"
 #include "common/tasks.h"
 #include "moe/check.h"
+#include "moe/cpu/drop.h"
 #include "moe/cpu/plan.h"
 #include "moe/cpu/tensors.h"
 
@@ -27,8 +28,11 @@ PlanResult plan_cpu(const PlanArgs& args) {
   Tensor permutation = at::empty({T * K}, options.dtype(at::kInt));  // (T·K)
   Tensor inverse = at::empty({T, K}, options.dtype(at::kInt));       // (T,K)
   Tensor offsets = at::empty({E + 1}, options.dtype(at::kLong));     // (E+1)
-  make_plan(args.ids, E, permutation.mutable_data_ptr<int32_t>(),
-            inverse.mutable_data_ptr<int32_t>(), offsets.mutable_data_ptr<int64_t>());
+  const int64_t capacity = args.capacity.expect_int();
+  const bool in_token_order = capacity < 0 || args.drop == "token";
+  make_plan(in_token_order ? args.ids : drop_overflow(args), E,
+            permutation.mutable_data_ptr<int32_t>(), inverse.mutable_data_ptr<int32_t>(),
+            offsets.mutable_data_ptr<int64_t>(), capacity < 0 ? T * K : capacity);
   return {permutation, inverse, offsets};
 }
 

@@ -271,12 +271,8 @@ template <class T>
 void grad_softmax_over_all(const RouteParams& p, const RouteRow<T>& row, const int32_t* ids,
                            const T* g, T* grad) {
   using V = Native<T>;
-  const T highest = row_max(p.E, row.logits);
-  const T total = row_sum<T>(p.E, [&](int64_t c) {
-    const V x = exp(load<V>(row.logits + c) - highest);
-    store(row.scores + c, x);
-    return x;
-  });
+  T highest;
+  const T total = exponentials(p.E, row.logits, row.scores, &highest);
   T dot = 0;
   for (int64_t j = 0; j < p.K; ++j)
     if (is_expert(p, ids[j])) {

@@ -49,6 +49,27 @@ inline T row_max(int64_t n, const T* x) {
   return max_lane(m);
 }
 
+/// to = e^(x − max x); returns their sum and the maximum.
+template <class T>
+inline T exponentials(int64_t n, const T* x, T* to, T* highest) {
+  using V = Native<T>;
+  const T m = row_max(n, x);
+  *highest = m;
+  return row_sum<T>(n, [&](int64_t c) {
+    const V power = exp(load<V>(x + c) - m);
+    store(to + c, power);
+    return power;
+  });
+}
+
+/// x /= divisor, 0 in the padding.
+template <class T>
+inline void divide_row(int64_t n, T* x, T divisor) {
+  using V = Native<T>;
+  for (int64_t c = 0; c < padded_row(n); c += kLanes<T>) store(x + c, load<V>(x + c) / divisor);
+  for (int64_t c = n; c < padded_row(n); ++c) x[c] = 0;
+}
+
 /// log(1 + y) for 0 ≤ y ≤ 1 by 2·artanh(z) = 2z·(1 + z²/3 + z⁴/5 + …), z = y/(2 + y) ≤ 1/3; the rest of the series is below
 /// half a unit in the last place.
 template <class V>

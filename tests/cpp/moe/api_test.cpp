@@ -4,6 +4,7 @@
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/topk.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -60,6 +61,28 @@ TEST_CASE("plan, permute and combine") {
   REQUIRE(y.equal(x * 2));
   REQUIRE(torch::autograd::grad({y.sum()}, {x})[0].equal(at::ones_like(x) * 2));
   REQUIRE(offsets[5].item<int64_t>() == 14);
+}
+
+TEST_CASE("experts choose tokens") {
+  const Tensor logits = at::randn({9, 3}, at::kDouble).requires_grad_();
+  const auto [weights, token_ids] = fulgurite::moe_route_expert_choice(logits, 4);
+  const auto [values, indices] = logits.softmax(1).topk(4, 0);
+  REQUIRE(token_ids.t().equal(indices.to(at::kInt)));
+  REQUIRE(weights.t().allclose(values));
+  REQUIRE(torch::autograd::grad({weights.square().sum()}, {logits})[0].allclose(
+      torch::autograd::grad({values.square().sum()}, {logits})[0]));
+}
+
+TEST_CASE("a plan with a capacity") {
+  fulgurite::MoePlanOptions options;
+  options.capacity = 2;
+  options.drop = "weight";
+  options.weights = at::arange(4, at::kFloat).reshape({4, 1});
+  const auto [permutation, inverse, offsets] =
+      fulgurite::moe_plan(at::zeros({4, 1}, at::kInt), 3, options);
+  REQUIRE(permutation.equal(at::arange(2, 6).remainder(4).to(at::kInt)));
+  REQUIRE(inverse.flatten()[0].item<int64_t>() == -1);
+  REQUIRE(offsets[3].item<int64_t>() == 2);
 }
 
 TEST_CASE("losses and the selection bias") {

@@ -211,25 +211,3 @@ def test_functions_script_with_keywords() -> None:
     loss = F.moe_balance_loss(logits, ids) + F.moe_z_loss(logits)
     expected = F.moe_experts(x, ids, weights, w_in, w_out) + x * weights.sum(1, True) + loss
     torch.testing.assert_close(routed(*tensors), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_long_plans_are_stable_sorts(dtype: torch.dtype) -> None:
-    """Of several groups of streams, with sentinels."""
-    T, K, E = 20_001, 5, 7
-    ids = torch.randint(-1, E + 2, (T, K), generator=torch.Generator().manual_seed(0)).to(dtype)
-    flat = torch.where((ids < 0) | (ids >= E), E, ids).flatten()
-    order = torch.argsort(flat, stable=True)
-    for count in (1, 3):
-        with threads(count):
-            permutation, inverse, offsets = F.moe_plan(ids, E)
-        assert torch.equal(permutation.long(), order)
-        assert torch.equal(offsets, torch.searchsorted(flat[order], torch.arange(E + 1)))
-        back = torch.argsort(order).where(flat < E, torch.tensor(-1))
-        assert torch.equal(inverse.flatten().long(), back)
-
-
-def test_two_to_the_31_assignments_are_too_many() -> None:
-    many = torch.zeros(1, 1, dtype=torch.int64).expand(1 << 16, 1 << 15)  # one element of memory
-    with pytest.raises(RuntimeError, match="assignments"):
-        F.moe_plan(many, 3)

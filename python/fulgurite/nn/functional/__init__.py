@@ -16,6 +16,7 @@ from fulgurite.nn.functional.moe import (
     moe_update_bias_,
     moe_z_loss,
 )
+from fulgurite.nn.functional.moe_expert_choice import moe_route_expert_choice
 
 __all__ = [
     "attention",
@@ -28,6 +29,7 @@ __all__ = [
     "moe_permute",
     "moe_plan",
     "moe_route",
+    "moe_route_expert_choice",
     "moe_update_bias_",
     "moe_z_loss",
     "rope",

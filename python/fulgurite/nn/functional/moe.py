@@ -105,16 +105,21 @@ def moe_plan(
     Args:
         ids: (T,K) int32 or int64. An id outside [0, num_experts) is a sentinel: no expert.
         num_experts: E.
-        capacity, drop, weights: part of the signature; a capacity other than −1 raises
-            NotImplementedError.
+        capacity: assignments that an expert keeps; −1: all.
+        drop: who is served first where an expert has more: "token" (the earlier token), "choice"
+            (first choices before second ones), "weight" (the larger weight) or "priority" (the
+            token with the largest weight). The earlier token among equals, NaN last.
+        weights: (T,K), float64, float32, bfloat16 or float16; needed by "weight" and "priority".
 
     Returns:
-        permutation (T·K) int32: sorted position → t·K + j, sentinels last; inverse (T,K) int32: the
-        way back, −1 for sentinels; offsets (E+1) int64: expert e has the sorted positions
-        offsets[e] to offsets[e+1].
+        permutation (T·K) int32: sorted position → t·K + j, sentinels and what was dropped last;
+        inverse (T,K) int32: the way back, −1 for sentinels and what was dropped; offsets (E+1)
+        int64: expert e has the sorted positions offsets[e] to offsets[e+1], in the order of the
+        assignments whatever ``drop`` is.
 
     Raises:
-        TypeError, RuntimeError (shapes, 2³¹ or more assignments), ValueError, NotImplementedError.
+        TypeError, RuntimeError (shapes, 2³¹ or more assignments), ValueError (num_experts,
+        capacity, drop, no weights where they are needed).
 
     Example:
         >>> import torch
@@ -122,6 +127,9 @@ def moe_plan(
         >>> permutation, inverse, offsets = F.moe_plan(torch.tensor([[1, 0], [1, -1]]), 2)
         >>> permutation.tolist(), inverse.tolist(), offsets.tolist()
         ([1, 0, 2, 3], [[1, 0], [2, -1]], [0, 1, 3])
+        >>> ids, weights = torch.tensor([[0], [0], [0]]), torch.tensor([[0.2], [0.9], [0.5]])
+        >>> F.moe_plan(ids, 1, capacity=2, drop="weight", weights=weights)[1].flatten().tolist()
+        [-1, 0, 1]
     """
     permutation, inverse, offsets = torch.ops.fulgurite.moe_plan(
         ids, num_experts, capacity=capacity, drop=drop, weights=weights

@@ -77,8 +77,8 @@ def moe_route(
     T, E = logits.shape
     # 16-bit logits are routed in float32; this function also runs in their dtype, as a yardstick.
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    scores = expert_scores(wide, score)
     with torch.no_grad():
+        scores = expert_scores(wide, score)
         choice = scores if bias is None else scores + bias.to(scores.dtype)
     if forced_ids is not None:
         ids = forced_ids.to(torch.int64)
@@ -90,69 +90,24 @@ def moe_route(
 
     real = (ids >= 0) & (ids < E)
     safe = torch.where(real, ids, 0)
+    over_all = score == "softmax" and not renormalize
+    used = torch.zeros_like(wide).scatter_add(1, safe, real.to(wide.dtype)) > 0
+    if over_all:
+        used = used.any(1, keepdim=True)
+    # What no weight depends on is left out: its gradient is 0, where autograd has 0 · NaN.
+    wide = torch.where(used, wide, 0.0)
     if is_softmax(score):
-        if score == "softmax" and not renormalize:
+        if over_all:
             weights = torch.softmax(wide, dim=1).gather(1, safe)
         else:
             weights = torch.softmax(torch.where(real, wide.gather(1, safe), -math.inf), dim=1)
     else:
-        weights = torch.where(real, scores.gather(1, safe), 0.0)
+        weights = torch.where(real, expert_scores(wide, score).gather(1, safe), 0.0)
         if renormalize:
             weights = weights / (weights.sum(1, keepdim=True) + eps)
     weights = torch.where(real, weights * scale, 0.0)
     counts = torch.bincount(ids[real], minlength=E)
     return weights, ids.to(torch.int32), counts
-
-
-def moe_plan(
-    ids: Tensor,
-    num_experts: int,
-    *,
-    capacity: int = -1,
-    drop: str = "token",
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(permutation, inverse, offsets) by Python's stable sort."""
-    if capacity >= 0:
-        raise NotImplementedError("the reference of moe_plan has no capacity")
-    flat = [e if 0 <= e < num_experts else num_experts for e in ids.flatten().tolist()]
-    order = sorted(range(len(flat)), key=lambda a: flat[a])
-    inverse = [-1] * len(flat)
-    for position, a in enumerate(order):
-        if flat[a] < num_experts:
-            inverse[a] = position
-    offsets = [sum(f < e for f in flat) for e in range(num_experts + 1)]
-
-    def tensor(values: list[int], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=ids.device)
-
-    return (
-        tensor(order, torch.int32),
-        tensor(inverse, torch.int32).reshape(ids.shape),
-        tensor(offsets, torch.int64),
-    )
-
-
-def moe_permute(x: Tensor, permutation: Tensor, inverse: Tensor) -> Tensor:
-    """Row p is x[permutation[p] // K], 0 where the assignment has no expert."""
-    assignment = permutation.long()
-    tokens = assignment // max(inverse.shape[1], 1)
-    kept = inverse.flatten()[assignment] >= 0
-    return torch.where(kept[:, None], x[tokens], 0.0)
-
-
-def moe_combine(y: Tensor, inverse: Tensor, weights: Tensor | None = None) -> Tensor:
-    """out_t = Σ_j w_tj · y[inverse[t, j]]."""
-    T, K = inverse.shape
-    out = y.new_zeros(T, y.shape[1])
-    for j in range(K):
-        row = inverse[:, j].long()
-        term = torch.where((row >= 0)[:, None], y[row.clamp(min=0)] if y.shape[0] else out, 0.0)
-        if weights is not None:
-            w = torch.where(row >= 0, weights[:, j], 0.0)
-            term = w[:, None].to(y.dtype) * term
-        out = out + term
-    return out
 
 
 def moe_experts(

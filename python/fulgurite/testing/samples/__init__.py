@@ -9,7 +9,7 @@ from importlib import import_module
 
 from fulgurite.testing.registry import OPERATORS
 
-FAMILIES = ("attention", "attention_cache", "moe", "optim", "amp")
+FAMILIES = ("attention", "attention_cache", "moe", "moe_plan", "moe_expert_choice", "optim", "amp")
 
 for _family in FAMILIES:
     for _operator in import_module(f"{__name__}.{_family}").OPERATORS:

@@ -1,0 +1,96 @@
+// Every order is one of falling values, and the earlier assignment among equals:
+//
+//   choice     −j                      all first choices before second ones
+//   weight     w_tj
+//   priority   max_j w_tj              over the assignments of the token that have an expert
+//
+// The assignments of each expert are gathered by a plan without a capacity, and the first of them selected.
+#include "moe/cpu/drop.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <limits>
+#include <vector>
+
+#include "moe/cpu/order.h"
+#include "moe/cpu/plan.h"
+#include "moe/cpu/tensors.h"
+
+namespace fulgurite {
+namespace {
+
+/// ids as int32, E for every sentinel.
+Tensor experts_or_sentinel(const Tensor& ids, int64_t E) {
+  Tensor experts = at::empty(
+      ids.sizes(), ids.options().dtype(at::kInt).memory_format(at::MemoryFormat::Contiguous));
+  int32_t* to = experts.mutable_data_ptr<int32_t>();
+  const Ids given(ids);
+  for (int64_t t = 0; t < ids.size(0); ++t)
+    for (int64_t j = 0; j < ids.size(1); ++j) {
+      const int64_t e = given(t, j);
+      *to++ = static_cast<int32_t>(e >= 0 && e < E ? e : E);
+    }
+  return experts;
+}
+
+/// The best weight of each token: NaN if it has no other.
+std::vector<double> best_weights(const int32_t* experts, const double* weights, int64_t T,
+                                 int64_t K, int64_t E) {
+  std::vector<double> best(static_cast<size_t>(T), std::numeric_limits<double>::quiet_NaN());
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t a = t * K; a < (t + 1) * K; ++a)
+      if (experts[a] < E && !(weights[a] <= best[t]) && weights[a] == weights[a])
+        best[t] = weights[a];
+  return best;
+}
+
+/// What an assignment is served by, by its number t·K + j.
+std::vector<double> values(const PlanArgs& args, const int32_t* experts, int64_t E) {
+  const int64_t T = args.ids.size(0), K = args.ids.size(1);
+  std::vector<double> by(static_cast<size_t>(T * K));
+  if (args.drop == "choice") {
+    for (int64_t a = 0; a < T * K; ++a) by[a] = -static_cast<double>(a % K);
+    return by;
+  }
+  const Tensor weights = args.weights->to(at::kDouble).contiguous();
+  const double* const w = weights.const_data_ptr<double>();
+  if (args.drop == "weight") {
+    by.assign(w, w + T * K);
+    return by;
+  }
+  const std::vector<double> best = best_weights(experts, w, T, K, E);
+  for (int64_t a = 0; a < T * K; ++a) by[a] = best[a / K];
+  return by;
+}
+
+/// Sends the assignments [rows, rows + n) of one expert that find no room to E.
+void drop_of_expert(const int32_t* rows, int64_t n, int64_t capacity, const double* by, int32_t E,
+                    int32_t* experts) {
+  if (n <= capacity) return;
+  std::vector<Candidate> candidates(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) candidates[i] = {by[rows[i]], rows[i]};
+  select_first(candidates, capacity);
+  for (int64_t i = capacity; i < n; ++i) experts[candidates[i].index] = E;
+}
+
+}  // namespace
+
+Tensor drop_overflow(const PlanArgs& args) {
+  const int64_t n = args.ids.numel(), E = args.num_experts.expect_int(),
+                capacity = args.capacity.expect_int();
+  Tensor kept = experts_or_sentinel(args.ids, E);
+  int32_t* const experts = kept.mutable_data_ptr<int32_t>();
+  const std::vector<double> by = values(args, experts, E);
+  std::vector<int32_t> rows(static_cast<size_t>(n));
+  std::vector<int64_t> offsets(static_cast<size_t>(E + 1));
+  make_plan(kept, E, rows.data(), nullptr, offsets.data());
+  at::parallel_for(0, E, experts_per_thread(n, E), [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e)
+      drop_of_expert(rows.data() + offsets[e], offsets[e + 1] - offsets[e], capacity, by.data(),
+                     static_cast<int32_t>(E), experts);
+  });
+  return kept;
+}
+
+}  // namespace fulgurite
