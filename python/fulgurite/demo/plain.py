@@ -126,10 +126,13 @@ def plain_state(state: dict[str, Tensor], experts: int) -> dict[str, Tensor]:
     """A fulgurite model's state under the plain model's names.
 
     fulgurite stacks the shared experts behind the routed ones; here they are one dense layer:
-    all gate rows, then all up rows.
+    all gate rows, then all up rows. Its router is a module, here it is part of the layer.
     """
     plain = {}
     for name, tensor in state.items():
+        if name.endswith("moe.router.dropped"):
+            continue
+        name = name.replace("router.weight", "router").replace("moe.router.", "moe.")
         if name.endswith("moe.w_in"):
             gate, up = tensor[experts:].chunk(2, dim=1)  # (S, I, C) each
             shared = torch.cat([gate.flatten(0, 1), up.flatten(0, 1)])

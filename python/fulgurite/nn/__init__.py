@@ -14,7 +14,7 @@ from fulgurite.nn.layout import (
     strided_layout,
     strided_mask,
 )
-from fulgurite.nn.moe import MoE, aux_losses
+from fulgurite.nn.moe import MoE
 from fulgurite.nn.norm import RMSNorm
 from fulgurite.nn.position import (
     RelativePositionBias,
@@ -29,6 +29,8 @@ from fulgurite.nn.rotary import (
     rotary_table_ntk,
     rotary_table_yarn,
 )
+from fulgurite.nn.router import LoadStatistics, Router, aux_losses
+from fulgurite.nn.routing import routing
 from fulgurite.nn.tree import tree_depths, tree_mask, tree_parents
 from fulgurite.nn.window import shifted_window_mask, window_partition, window_reverse
 from fulgurite.nn.window_bias import (
@@ -41,9 +43,11 @@ from fulgurite.nn.window_bias import (
 __all__ = [
     "Attention",
     "ContinuousPositionBias",
+    "LoadStatistics",
     "MoE",
     "RMSNorm",
     "RelativePositionBias",
+    "Router",
     "WindowPositionBias",
     "alibi_slopes",
     "aux_losses",
@@ -61,6 +65,7 @@ __all__ = [
     "rotary_table_interpolated",
     "rotary_table_ntk",
     "rotary_table_yarn",
+    "routing",
     "shifted_window_mask",
     "strided_layout",
     "strided_mask",

@@ -14,16 +14,17 @@ from fulgurite.nn import MoE, aux_losses
 
 def reference(module: MoE, x: Tensor) -> Tensor:
     """One token at a time, one expert at a time."""
+    router = module.router
     rows = []
     for token in x.reshape(-1, x.shape[-1]):
-        logits = module.router @ token
-        scores = logits.sigmoid() if module.score == "sigmoid" else logits.softmax(-1)
+        logits = router.weight @ token
+        scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(-1)
         bias = 0.0 if module.selection_bias is None else module.selection_bias
-        chosen = (scores + bias).topk(module.top_k).indices
+        chosen = (scores + bias).topk(router.top_k).indices
         weights = scores[chosen]
-        if module.renormalize or module.score == "softmax_topk":
+        if router.renormalize or router.score == "softmax_topk":
             weights = weights / weights.sum()
-        weights = weights * module.routed_scale
+        weights = weights * router.routed_scale
         row = torch.zeros_like(token)
         shared = range(module.num_experts, module.num_experts + module.num_shared_experts)
         for weight, expert in [*zip(weights, chosen, strict=True), *((1.0, s) for s in shared)]:
@@ -66,7 +67,7 @@ def test_losses() -> None:
     module = MoE(8, 4, 5, 2, score="sigmoid", balance_loss_weight=0.5, z_loss_weight=0.25).double()
     x = torch.randn(7, 8, dtype=torch.float64)
     module(x)
-    logits = x @ module.router.T
+    logits = x @ module.router.weight.T
     scores = logits.sigmoid()
     share = scores.topk(2).indices.flatten().bincount(minlength=5) / 14
     mean = (scores / scores.sum(-1, keepdim=True)).mean(0)
@@ -74,8 +75,8 @@ def test_losses() -> None:
     expected = 0.5 * balance + 0.25 * logits.logsumexp(-1).square().mean()
     torch.testing.assert_close(module.aux_loss, expected)
     torch.testing.assert_close(
-        torch.autograd.grad(module.aux_loss, module.router),
-        torch.autograd.grad(expected, module.router),
+        torch.autograd.grad(module.aux_loss, module.router.weight),
+        torch.autograd.grad(expected, module.router.weight),
     )
 
 
@@ -92,7 +93,7 @@ def test_aux_losses_sums_over_a_model() -> None:
 def test_update_bias_follows_the_load() -> None:
     module = MoE(4, 4, 4, 1, score="sigmoid", bias_update_rate=0.01)
     with torch.no_grad():
-        module.router.zero_()  # all scores equal: the lowest expert gets every token
+        module.router.weight.zero_()  # all scores equal: the lowest expert gets every token
     x = torch.randn(10, 4)
     module(x)
     module(x)
@@ -116,11 +117,11 @@ def test_router_is_float32_under_autocast() -> None:
     torch.manual_seed(0)
     module = MoE(16, 4, 8, 2)
     x = torch.randn(5, 16)
-    expected = F.linear(x, module.router)
+    expected = F.linear(x, module.router.weight)
     scripted = torch.jit.script(module)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(module.router_logits(x), expected)
-        torch.testing.assert_close(scripted.router_logits(x), expected, rtol=1e-6, atol=1e-6)
+        assert torch.equal(module.router.logits(x), expected)
+        torch.testing.assert_close(scripted.router.logits(x), expected, rtol=1e-6, atol=1e-6)
         assert module(x).dtype == torch.bfloat16
 
 
