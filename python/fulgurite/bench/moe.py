@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,59 +11,106 @@ from torch.nn.functional import grouped_mm, one_hot, silu, softmax
 from fulgurite.bench.harness import Case
 
 ops = torch.ops.fulgurite
+Route = Callable[[Tensor], Tensor]
+
+
+def _both(
+    work: str, shape: str, baseline: str, logits: Tensor, grad: Tensor, ours: Route, plain: Route
+) -> Iterator[Case]:
+    """A router, forward alone and with its backward. Both sides count the load."""
+    fixed, leaf = logits, logits.clone().requires_grad_()
+    yield Case(f"{work}, forward", shape, baseline, lambda: ours(fixed), lambda: plain(fixed))
+    yield Case(
+        f"{work}, forward + backward",
+        shape,
+        baseline,
+        lambda: ours(leaf).backward(grad),
+        lambda: plain(leaf).backward(grad),
+    )
 
 
 def _route_softmax(T: int, E: int, k: int) -> Iterator[Case]:
-    logits = torch.randn(T, E, requires_grad=True)
-    grad = torch.randn(T, k)
+    """Mixtral's, Qwen3-MoE's."""
 
-    def ours() -> None:
-        weights = ops.moe_route(logits, k)[0]
-        weights.backward(grad)
+    def ours(logits: Tensor) -> Tensor:
+        weights: Tensor = ops.moe_route(logits, k)[0]
+        return weights
 
-    def plain() -> None:
+    def plain(logits: Tensor) -> Tensor:
         top, ids = softmax(logits, -1, dtype=torch.float32).topk(k, -1)
         torch.bincount(ids.flatten(), minlength=E)
-        (top / top.sum(-1, keepdim=True)).backward(grad)
+        return top / top.sum(-1, keepdim=True)
 
-    shape = f"T{T} E{E} k{k}"
-    yield Case("router softmax, forward + backward", shape, "softmax, topk, bincount", ours, plain)
+    shape, baseline = f"T{T} E{E} k{k}", "softmax, topk, bincount"
+    yield from _both(
+        "router softmax", shape, baseline, torch.randn(T, E), torch.randn(T, k), ours, plain
+    )
 
 
 def _route_sigmoid(T: int, E: int, k: int) -> Iterator[Case]:
-    logits = torch.randn(T, E, requires_grad=True)
+    """Moonlight's, Kimi-K2's."""
     bias = torch.randn(E) * 0.01
-    grad = torch.randn(T, k)
 
-    def ours() -> None:
-        ops.moe_route(logits, k, score="sigmoid", bias=bias, scale=2.5)[0].backward(grad)
+    def ours(logits: Tensor) -> Tensor:
+        weights: Tensor = ops.moe_route(logits, k, score="sigmoid", bias=bias, scale=2.5)[0]
+        return weights
 
-    def plain() -> None:
+    def plain(logits: Tensor) -> Tensor:
         scores = logits.sigmoid()
         ids = torch.topk(scores.detach() + bias, k, -1, sorted=False)[1]
         torch.bincount(ids.flatten(), minlength=E)
         top = scores.gather(1, ids)
-        (top / (top.sum(-1, keepdim=True) + 1e-20) * 2.5).backward(grad)
+        return top / (top.sum(-1, keepdim=True) + 1e-20) * 2.5
 
-    shape = f"T{T} E{E} k{k}"
-    yield Case(
-        "router sigmoid, forward + backward", shape, "sigmoid, topk, gather, bincount", ours, plain
+    shape, baseline = f"T{T} E{E} k{k}", "sigmoid, topk, gather, bincount"
+    yield from _both(
+        "router sigmoid", shape, baseline, torch.randn(T, E), torch.randn(T, k), ours, plain
+    )
+
+
+def _route_grouped(T: int, E: int, k: int, groups: int, kept: int) -> Iterator[Case]:
+    """DeepSeek-V3's."""
+    bias = torch.randn(E) * 0.01
+
+    def ours(logits: Tensor) -> Tensor:
+        weights: Tensor = ops.moe_route(
+            logits, k, score="sigmoid", bias=bias, scale=2.5, n_group=groups, topk_group=kept
+        )[0]
+        return weights
+
+    def plain(logits: Tensor) -> Tensor:
+        scores = logits.sigmoid()
+        choice = scores.detach() + bias
+        group_scores = choice.view(T, groups, E // groups).topk(2, dim=-1)[0].sum(dim=-1)
+        best = torch.topk(group_scores, k=kept, dim=-1, sorted=False)[1]
+        mask = torch.zeros_like(group_scores).scatter_(1, best, 1)
+        mask = mask.unsqueeze(-1).expand(T, groups, E // groups).reshape(T, E)
+        choice = choice.masked_fill(~mask.bool(), float("-inf"))
+        ids = torch.topk(choice, k=k, dim=-1, sorted=False)[1]
+        torch.bincount(ids.flatten(), minlength=E)
+        top = scores.gather(1, ids)
+        return top / (top.sum(-1, keepdim=True) + 1e-20) * 2.5
+
+    shape = f"T{T} E{E} k{k} groups {kept}/{groups}"
+    baseline = "sigmoid, topk of groups, mask, topk, gather, bincount"
+    yield from _both(
+        "router grouped", shape, baseline, torch.randn(T, E), torch.randn(T, k), ours, plain
     )
 
 
 def _plan(T: int, E: int, k: int) -> Iterator[Case]:
-    ids = torch.rand(T, E).topk(k)[1].int()
-
-    def ours() -> None:
-        ops.moe_plan(ids, E)
+    ids = torch.rand(T, E).topk(k)[1]
+    ours_ids = ids.int()  # what moe_route gives
 
     def plain() -> None:
-        flat = ids.flatten()
-        order = torch.argsort(flat, stable=True)
-        torch.empty_like(order).scatter_(0, order, torch.arange(order.numel()))
-        torch.bincount(flat, minlength=E).cumsum(0)
+        experts, order = torch.sort(ids.flatten())
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.numel())
+        torch.histc(experts.float(), bins=E, min=0, max=E - 1).cumsum(0, dtype=torch.int32)
 
-    yield Case("plan", f"T{T} E{E} k{k}", "argsort, scatter, bincount", ours, plain)
+    yield Case(
+        "plan", f"T{T} E{E} k{k}", "sort, scatter, histc", lambda: ops.moe_plan(ours_ids, E), plain
+    )
 
 
 def experts_plain(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
@@ -119,6 +166,7 @@ def cases(quick: bool) -> Iterator[Case]:
     for T in (64,) if quick else (64, 1024, 4096):
         yield from _route_softmax(T, 64, 8)
         yield from _route_sigmoid(T, 64, 6)
+        yield from _route_grouped(T, 256, 8, 8, 4)
         yield from _plan(T, 64, 8)
     for dtype in (torch.float32, torch.bfloat16):
         for T in (16,) if quick else (16, 128, 1024):
