@@ -124,6 +124,7 @@ RouteShape check_route(const RouteArgs& a) {
   if (a.forced_ids)
     check_shape(op, "forced_ids", *a.forced_ids, c10::SymDimVector{s.T, s.K}, a.logits);
   check_route_values(op, a, s);
+  check_assignments(op, s.T, s.K);
   return s;
 }
 
@@ -210,6 +211,7 @@ void check_permute(const Tensor& x, const Tensor& permutation, const Tensor& inv
   check_place(op, "x", x, x);
   const c10::SymInt T = x.sym_size(0), K = inverse.sym_size(1);
   check_shape(op, "inverse", inverse, c10::SymDimVector{T, K}, x);
+  check_assignments(op, T, K);
   check_shape(op, "permutation", permutation, c10::SymDimVector{T * K}, x);
 }
 
@@ -222,6 +224,7 @@ void check_combine(const char* op, const Tensor& y, const Tensor& inverse,
   check_dim(op, "inverse", inverse, 2, "[T, K]");
   check_place(op, "y", y, y);
   check_place(op, "inverse", inverse, y);
+  check_assignments(op, inverse.sym_size(0), inverse.sym_size(1));
   FULGURITE_CHECK(y.sym_size(0) == inverse.sym_size(0) * inverse.sym_size(1),
                   "expected y of shape [", inverse.sym_size(0) * inverse.sym_size(1), ", H], got ",
                   y.sym_sizes());

@@ -5,6 +5,7 @@ T tokens, E experts, K experts per token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -177,10 +178,30 @@ def test_without_a_capacity_nothing_is_dropped() -> None:
             assert_same_bits(dict(enumerate(plan)), dict(enumerate(plain)))
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_two_to_the_31_assignments_are_too_many(device: str) -> None:
-    many = torch.zeros(1, 1, dtype=torch.int64, device=device).expand(1 << 16, 1 << 15)
-    with pytest.raises(RuntimeError, match="assignments"):
-        F.moe_plan(many, 3)
-    fewer = torch.empty(1, 1, dtype=torch.int64, device="meta").expand((1 << 16) - 1, 1 << 15)
-    assert F.moe_plan(fewer, 3)[0].numel() == (1 << 31) - (1 << 15)
+def test_two_to_the_31_assignments_are_too_many() -> None:
+    """By shapes alone: each tensor has one element of memory, or none."""
+    T, K = 1 << 16, 1 << 15
+
+    def of(*shape: int, dtype: torch.dtype = torch.int32, device: str = "meta") -> Tensor:
+        return torch.zeros((1,) * len(shape), dtype=dtype, device=device).expand(shape)
+
+    rows, floats = of(T * K, 1, dtype=torch.float32), {"dtype": torch.float32}
+    calls: list[Callable[[], Any]] = [
+        lambda: F.moe_plan(of(T, K), 3),
+        lambda: F.moe_plan(of(T, K, dtype=torch.int64, device="cpu"), 3),
+        lambda: F.moe_route(of(1 << 28, 8, **floats), 8),
+        lambda: F.moe_permute(of(T, 1, **floats), of(T * K), of(T, K)),
+        lambda: F.moe_combine(rows, of(T, K)),
+        lambda: F.moe_experts(
+            of(T, 4, **floats),
+            of(T, K),
+            of(T, K, **floats),
+            of(3, 8, 4, **floats),
+            of(3, 4, 4, **floats),
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"fewer than 2\^31 assignments"):
+            call()
+    assert F.moe_plan(of(T - 1, K), 3)[0].numel() == (1 << 31) - K
+    assert F.moe_route(of((1 << 28) - 1, 8, **floats), 8)[1].numel() == (1 << 31) - 8

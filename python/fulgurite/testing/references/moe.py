@@ -23,10 +23,10 @@ def expert_scores(logits: Tensor, score: str) -> Tensor:
         return logits
     if score == "sigmoid":
         return torch.sigmoid(logits)
-    # As √(log(1 + e^x)), but with a gradient that is 0 and not NaN where e^x is 0.
+    # As √(log(1 + e^x)), but with gradients that are 0 and not NaN where e^x is 0 or infinite.
     tail = logits < -40.0
-    inner = torch.where(tail, torch.zeros_like(logits), logits)
-    return torch.where(tail, torch.exp(logits / 2), torch.sqrt(F.softplus(inner)))
+    low, high = torch.where(tail, logits, 0.0), torch.where(tail, 0.0, logits)
+    return torch.where(tail, torch.exp(low / 2), torch.sqrt(F.softplus(high)))
 
 
 def ranking(scores: list[float]) -> list[int]:
