@@ -29,23 +29,34 @@ class CountingSort {
 
   void run(int32_t* permutation, int32_t* inverse, int64_t* offsets) {
     for_groups([&](int64_t group) {
-      in_turn(group, [&](int64_t stream, int64_t a) { ++counters(stream)[bucket(ids_[a])]; });
+      in_turn(group, [&](int32_t* counters, int64_t a) { ++counters[bucket(ids_[a])]; });
     });
     begin_streams(offsets);
+    if (capacity_ < n_)
+      place<true>(permutation, inverse, offsets);
+    else
+      place<false>(permutation, inverse, offsets);
+  }
+
+ private:
+  template <bool kLimited>
+  void place(int32_t* permutation, int32_t* inverse, const int64_t* offsets) {
     for_groups([&](int64_t group) {
-      in_turn(group, [&](int64_t stream, int64_t a) {
+      in_turn(group, [&](int32_t* counters, int64_t a) {
         int64_t e = bucket(ids_[a]);
-        if (e < E_ && capacity_ < n_ && counters(stream)[e] == offsets[e + 1]) e = E_;
-        const int32_t position = counters(stream)[e]++;
+        if (kLimited && e < E_ && counters[e] == offsets[e + 1]) e = E_;
+        const int32_t position = counters[e]++;
         permutation[position] = static_cast<int32_t>(a);
         if (inverse) inverse[a] = e == E_ ? -1 : position;
       });
     });
   }
 
- private:
-  /// Sentinels have the last one.
-  int64_t bucket(Id id) const { return id >= 0 && id < E_ ? static_cast<int64_t>(id) : E_; }
+  /// Sentinels have the last one: as unsigned numbers, those below 0 are large.
+  int64_t bucket(Id id) const {
+    return static_cast<int64_t>(
+        std::min(static_cast<uint64_t>(int64_t{id}), static_cast<uint64_t>(E_)));
+  }
   int32_t* counters(int64_t stream) { return next_.data() + stream * (E_ + 1); }
 
   template <class Run>
@@ -54,13 +65,19 @@ class CountingSort {
       for (int64_t group = begin; group < end; ++group) run(group);
     });
   }
-  /// Calls visit(stream, assignment) for the streams of a group, each in order.
+  /// Calls visit(counters of its stream, assignment) for the streams of a group, each in order.
   template <class Visit>
-  void in_turn(int64_t group, const Visit& visit) const {
-    const int64_t first = group * kStreams;
-    for (int64_t i = 0; i < length_; ++i)
-      for (int64_t s = first; s < first + kStreams; ++s)
-        if (const int64_t a = s * length_ + i; a < n_) visit(s, a);
+  void in_turn(int64_t group, const Visit& visit) {
+    const int64_t first = group * kStreams, begin = first * length_;
+    int32_t* own[kStreams];
+    for (int64_t s = 0; s < kStreams; ++s) own[s] = counters(first + s);
+    // The last group may be shorter: as long as all of its streams go on, nothing is asked.
+    const int64_t all = std::clamp<int64_t>(n_ - begin - (kStreams - 1) * length_, 0, length_);
+    for (int64_t i = 0; i < all; ++i)
+      for (int64_t s = 0; s < kStreams; ++s) visit(own[s], begin + s * length_ + i);
+    for (int64_t i = all; i < length_; ++i)
+      for (int64_t s = 0; s < kStreams; ++s)
+        if (const int64_t a = begin + s * length_ + i; a < n_) visit(own[s], a);
   }
   /// From counts to where each stream's assignments of each expert begin, and of those without.
   void begin_streams(int64_t* offsets) {

@@ -10,7 +10,7 @@
 namespace fulgurite {
 
 /// Assignments that pay for waking a thread.
-inline constexpr int64_t kPlanGroup = int64_t{1} << 15;
+inline constexpr int64_t kPlanGroup = int64_t{1} << 14;
 
 /// Experts that have, all alike, as many assignments.
 inline int64_t experts_per_thread(int64_t assignments, int64_t E) {
