@@ -9,6 +9,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <cstring>
 #include <limits>
 
 namespace fulgurite {
@@ -47,8 +48,11 @@ void run_rows(Kernel<RouteTaskFn>& kernel, const RouteParams& p) {
 
 /// In the accumulation type, padded with zeros to whole groups.
 Tensor padded_bias(const Tensor& bias, at::ScalarType dtype) {
-  Tensor padded = at::zeros({padded_row(bias.size(0))}, bias.options().dtype(dtype));
-  padded.narrow(0, 0, bias.size(0)).copy_(bias);
+  const Tensor dense = bias.to(dtype).contiguous();
+  Tensor padded = at::empty({padded_row(bias.size(0))}, dense.options());
+  char* const to = static_cast<char*>(padded.mutable_data_ptr());
+  std::memcpy(to, dense.const_data_ptr(), dense.nbytes());
+  std::memset(to + dense.nbytes(), 0, padded.nbytes() - dense.nbytes());
   return padded;
 }
 

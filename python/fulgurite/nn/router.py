@@ -207,6 +207,8 @@ class Router(nn.Module):
         """
         tokens = x.reshape(-1, x.shape[-1])  # (T, H)
         mask = None if token_mask is None else token_mask.reshape(-1)
+        if mask is not None:  # in the gradient of the weight, 0 · NaN would be NaN
+            tokens = tokens.masked_fill(~mask[:, None], 0.0)
         if self.training and self.jitter > 0.0:
             low, high = 1.0 - self.jitter, 1.0 + self.jitter
             tokens = tokens * torch.empty_like(tokens).uniform_(low, high)

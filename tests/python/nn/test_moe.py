@@ -62,6 +62,66 @@ def test_output_and_gradients(configuration: dict[str, Any]) -> None:
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("per_sequence", [False, True])
+def test_capacity(per_sequence: bool) -> None:
+    """What is dropped contributes nothing, to results and gradients; shared experts see all."""
+    torch.manual_seed(0)
+    module = MoE(
+        8,
+        6,
+        4,
+        2,
+        num_shared_experts=1,
+        capacity_factor=0.7,
+        drop="weight",
+        per_sequence=per_sequence,
+    ).double()
+    x = torch.randn(2, 9, 8, dtype=torch.float64, requires_grad=True)
+    weights, ids = module.router(x)
+    assert (ids < 0).any()
+    rows = []
+    for t, token in enumerate(x.flatten(0, 1)):
+        chosen = [(w, e) for w, e in zip(weights[t], ids[t], strict=True) if e >= 0]
+        row = torch.zeros_like(token)
+        for weight, expert in [*chosen, (1.0, 4)]:
+            gate, up = (module.w_in[expert] @ token).chunk(2)
+            row = row + weight * (module.w_out[expert] @ (F.silu(gate) * up))
+        rows.append(row)
+    expected, y = torch.stack(rows).view(x.shape), module(x)
+    torch.testing.assert_close(y, expected)
+    wanted = [x, *module.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(y.square().sum(), wanted),
+        torch.autograd.grad(expected.square().sum(), wanted),
+    )
+    assert int(module.dropped) == 2 * int((ids < 0).sum())  # two calls
+    assert float(module.load_statistics().dropped) == float(module.dropped) / 72
+
+
+def test_masked_tokens_are_left_out() -> None:
+    """Of results, losses, counts and gradients, even where they are NaN."""
+    torch.manual_seed(0)
+    module = MoE(8, 6, 4, 2, num_shared_experts=1, balance_loss_weight=0.1, capacity=3)
+    twin = copy.deepcopy(module)
+    mask = torch.tensor([[True, True, False, True, False], [False, True, True, True, False]])
+    x = torch.randn(2, 5, 8)
+    kept = x[mask].clone().requires_grad_()
+    x[~mask] = torch.nan
+    x.requires_grad_()
+    y, expected = module(x, mask), twin(kept)
+    assert y[~mask].eq(0).all()
+    torch.testing.assert_close(y[mask], expected)
+    assert torch.equal(module.load, twin.load)
+    torch.testing.assert_close(module.aux_loss, twin.aux_loss)
+    (y.square().sum() + module.aux_loss).backward()
+    (expected.square().sum() + twin.aux_loss).backward()
+    assert x.grad is not None
+    assert x.grad[~mask].eq(0).all()
+    torch.testing.assert_close(x.grad[mask], kept.grad)
+    for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_losses() -> None:
     torch.manual_seed(0)
     module = MoE(8, 4, 5, 2, score="sigmoid", balance_loss_weight=0.5, z_loss_weight=0.25).double()
