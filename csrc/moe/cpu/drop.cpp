@@ -64,14 +64,14 @@ std::vector<double> values(const PlanArgs& args, const int32_t* experts, int64_t
   return by;
 }
 
-/// Sends the assignments [rows, rows + n) of one expert that find no room to E.
-void drop_of_expert(const int32_t* rows, int64_t n, int64_t capacity, const double* by, int32_t E,
-                    int32_t* experts) {
+/// Of the n assignments of expert e, those that find no room go to E.
+void drop_of_expert(const int32_t* rows, int64_t n, int64_t capacity, const double* by, int32_t e,
+                    int32_t E, int32_t* experts) {
   if (n <= capacity) return;
-  std::vector<Candidate> candidates(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) candidates[i] = {by[rows[i]], rows[i]};
-  select_first(candidates, capacity);
-  for (int64_t i = capacity; i < n; ++i) experts[candidates[i].index] = E;
+  for (int64_t i = 0; i < n; ++i) experts[rows[i]] = E;
+  for (const Candidate& kept :
+       select_first(n, capacity, [&](int64_t i) { return Candidate{by[rows[i]], rows[i]}; }))
+    experts[kept.index] = e;
 }
 
 }  // namespace
@@ -88,7 +88,7 @@ Tensor drop_overflow(const PlanArgs& args) {
   at::parallel_for(0, E, experts_per_thread(n, E), [&](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e)
       drop_of_expert(rows.data() + offsets[e], offsets[e + 1] - offsets[e], capacity, by.data(),
-                     static_cast<int32_t>(E), experts);
+                     static_cast<int32_t>(e), static_cast<int32_t>(E), experts);
   });
   return kept;
 }

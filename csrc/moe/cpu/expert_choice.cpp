@@ -13,33 +13,48 @@ namespace {
 
 template <class T>
 struct ExpertChoiceScratch {
-  T *logits, *scores, *grad;
+  T *logits, *grad, *scores[kLanes<T>];
 
   ExpertChoiceScratch(const ExpertChoiceParams& p, void* memory) {
     Arena arena(memory);
     logits = arena.take<T>(padded_row(p.E));
-    scores = arena.take<T>(padded_row(p.E));
     grad = arena.take<T>(padded_row(p.E));
+    for (T*& row : scores) row = arena.take<T>(padded_row(p.E));
   }
 };
 
-/// w.scores = G of token t, 0 in the padding.
+/// G of token t, 0 in the padding.
 template <class S, class T>
-void scores_of(const ExpertChoiceParams& p, int64_t t, const ExpertChoiceScratch<T>& w) {
-  load_row<S>(p.logits, t, p.E, -kInfinity<T>, w.logits);
+void scores_of(const ExpertChoiceParams& p, int64_t t, T* logits, T* scores) {
+  load_row<S>(p.logits, t, p.E, -kInfinity<T>, logits);
   T highest;
-  const T total = exponentials(p.E, w.logits, w.scores, &highest);
-  divide_row(p.E, w.scores, total);
+  const T total = exponentials(p.E, logits, scores, &highest);
+  divide_row(p.E, scores, total);
+}
+
+/// Columns of tokens [t, t + n) from their rows, in blocks: one number at a time would miss the cache where T is a power of two.
+template <class T>
+void store_columns(const ExpertChoiceParams& p, int64_t t, int64_t n,
+                   const ExpertChoiceScratch<T>& w) {
+  using V = Native<T>;
+  constexpr int W = kLanes<T>;
+  T* const to = static_cast<T*>(p.scores) + t;
+  for (int64_t e = 0; e < p.E; e += W) {
+    V block[W];
+    for (int lane = 0; lane < W; ++lane) block[lane] = lane < n ? load<V>(w.scores[lane] + e) : V{};
+    transpose<W / 2>(block);
+    for (int64_t i = 0; i < W && e + i < p.E; ++i) store_up_to(to + (e + i) * p.T, block[i], n);
+  }
 }
 
 template <class S>
 void forward_rows(const ExpertChoiceParams& p, int64_t first, int64_t last, void* memory) {
   using T = Accumulate<S>;
   const ExpertChoiceScratch<T> w(p, memory);
-  T* const to = static_cast<T*>(p.scores);
-  for (int64_t t = first; t < last; ++t) {
-    scores_of<S>(p, t, w);
-    for (int64_t e = 0; e < p.E; ++e) to[e * p.T + t] = w.scores[e];
+  for (int64_t t = first; t < last; t += kLanes<T>) {
+    const int64_t n = last - t < kLanes<T> ? last - t : kLanes<T>;
+    for (int64_t lane = 0; lane < n; ++lane) scores_of<S>(p, t + lane, w.logits, w.scores[lane]);
+    store_columns(p, t, n, w);
   }
 }
 
@@ -48,15 +63,16 @@ void backward_rows(const ExpertChoiceParams& p, int64_t first, int64_t last, voi
   using T = Accumulate<S>;
   using V = Native<T>;
   const ExpertChoiceScratch<T> w(p, memory);
+  T* const scores = w.scores[0];
   const Matrix grads{p.grad_scores, p.E, 1};
   for (int64_t t = first; t < last; ++t) {
     load_row<T>(grads, t, p.E, T(0), w.grad);
     if (p.taken[t]) {  // else its logits are not looked at: they may be NaN
-      scores_of<S>(p, t, w);
+      scores_of<S>(p, t, w.logits, scores);
       const T mean =
-          row_sum<T>(p.E, [&](int64_t c) { return load<V>(w.grad + c) * load<V>(w.scores + c); });
+          row_sum<T>(p.E, [&](int64_t c) { return load<V>(w.grad + c) * load<V>(scores + c); });
       for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
-        store(w.grad + c, load<V>(w.scores + c) * (load<V>(w.grad + c) - mean));
+        store(w.grad + c, load<V>(scores + c) * (load<V>(w.grad + c) - mean));
     }
     store_row(static_cast<S*>(p.grad_logits) + t * p.E, w.grad, p.E);
   }

@@ -18,7 +18,7 @@ struct ExpertChoiceParams {
 /// Tokens [first, last) of a call.
 using ExpertChoiceFn = void(const ExpertChoiceParams&, int64_t first, int64_t last, void* scratch);
 
-/// Rows of padded_row(E) elements that one task has as scratch.
-inline constexpr int64_t kExpertChoiceRows = 3;
+/// Rows of padded_row(E) float64 that one task has as scratch: two, and one for each lane of as many float32.
+inline constexpr int64_t kExpertChoiceRows = 2 + 16;
 
 }  // namespace fulgurite

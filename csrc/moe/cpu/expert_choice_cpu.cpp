@@ -46,13 +46,13 @@ void run_tokens(Kernel<ExpertChoiceFn>& kernel, const ExpertChoiceParams& p) {
 template <class T>
 void take_tokens(const T* scores, int64_t tokens, int64_t capacity, T* weights,
                  int32_t* token_ids) {
-  std::vector<Candidate> candidates(static_cast<size_t>(tokens));
-  for (int64_t t = 0; t < tokens; ++t) candidates[t] = {scores[t], static_cast<int32_t>(t)};
-  select_first(candidates, capacity);
-  std::sort(candidates.begin(), candidates.begin() + capacity, goes_before);
+  std::vector<Candidate> taken = select_first(tokens, capacity, [scores](int64_t t) {
+    return Candidate{scores[t], static_cast<int32_t>(t)};
+  });
+  std::sort(taken.begin(), taken.end(), goes_before);
   for (int64_t c = 0; c < capacity; ++c) {
-    token_ids[c] = candidates[c].index;
-    weights[c] = scores[candidates[c].index];
+    token_ids[c] = taken[c].index;
+    weights[c] = scores[taken[c].index];
   }
 }
 

@@ -14,6 +14,7 @@ from fulgurite.nn.layout import (
     strided_layout,
     strided_mask,
 )
+from fulgurite.nn.load import LoadStatistics
 from fulgurite.nn.moe import MoE
 from fulgurite.nn.norm import RMSNorm
 from fulgurite.nn.position import (
@@ -29,7 +30,7 @@ from fulgurite.nn.rotary import (
     rotary_table_ntk,
     rotary_table_yarn,
 )
-from fulgurite.nn.router import LoadStatistics, Router, aux_losses
+from fulgurite.nn.router import Router, aux_losses
 from fulgurite.nn.routing import routing
 from fulgurite.nn.tree import tree_depths, tree_mask, tree_parents
 from fulgurite.nn.window import shifted_window_mask, window_partition, window_reverse

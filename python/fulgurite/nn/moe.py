@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
+from fulgurite.nn.load import LoadStatistics
 from fulgurite.nn.moe_transformers import block_parts
-from fulgurite.nn.router import LoadStatistics, Router
+from fulgurite.nn.router import Router
 
 
 class MoE(nn.Module):

@@ -1,25 +1,13 @@
 """The router of a mixture of experts: who computes a token, with what weight, and at what load."""
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
-
-
-class LoadStatistics(NamedTuple):
-    """How evenly a router spread its assignments; all tensors, so that nothing waits for them."""
-
-    share: Tensor
-    """(E): each expert's share of the assignments; NaN before there is one."""
-    imbalance: Tensor
-    """0-dim: the largest share times E, 1 at balance."""
-    idle: Tensor
-    """0-dim: experts without any."""
-    dropped: Tensor
-    """0-dim: share of the assignments that found no room."""
+from fulgurite.nn.load import LoadStatistics, load_statistics
 
 
 class Router(nn.Module):
@@ -302,14 +290,7 @@ class Router(nn.Module):
     @torch.jit.unused
     def load_statistics(self) -> LoadStatistics:
         """How evenly the assignments since the last :meth:`update_bias` were spread."""
-        total = self.load.sum()
-        share = self.load.double() / total
-        return LoadStatistics(
-            share=share,
-            imbalance=share.max() * self.num_experts,
-            idle=(self.load == 0).sum(),
-            dropped=self.dropped.double() / total,
-        )
+        return load_statistics(self.load, self.dropped)
 
     @torch.jit.unused
     def __getstate__(self) -> dict[str, Any]:
