@@ -1,7 +1,7 @@
 // x and the experts' weights and biases to the autocast dtype; routing and losses to float32; the
 // rest as it is given.
 #include "common/autocast.h"
-#include "moe/args.h"
+#include "moe/experts_args.h"
 
 #include <torch/library.h>
 
@@ -38,11 +38,19 @@ Tensor experts_autocast(const ExpertsArgs& args) {
   return cast.call();
 }
 
+Tensor grouped_mm_autocast(const GroupedMmArgs& args) {
+  const AutocastTo lower(args.x.device().type());
+  return GroupedMmArgs{lower(args.x), lower(args.weight), args.offsets, lower(args.bias),
+                       args.transposed}
+      .call();
+}
+
 void register_autocast(torch::Library& m) {
   m.impl("moe_route", route_from_schema<route_autocast>);
   m.impl("moe_balance_loss", balance_from_schema<balance_autocast>);
   m.impl("moe_z_loss", z_loss_autocast);
   m.impl("moe_experts", experts_from_schema<experts_autocast>);
+  m.impl("moe_grouped_mm", grouped_mm_from_schema<grouped_mm_autocast>);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Gradients. The backward operators have none of their own: differentiating twice raises. The
-// exception is permute, whose gradient is moe_combine.
+// exception is permute, whose gradient is moe_combine. Those of the experts: autograd_experts.cpp.
 #include "common/mutation.h"
 #include "moe/args.h"
 
@@ -148,45 +148,6 @@ Tensor combine_autograd(const Tensor& y, const Tensor& inverse, const OptionalTe
   return CombineFunction::apply(y, inverse, weights);
 }
 
-// ---- experts
-
-struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weights,
-                        const Tensor& w_in, const Tensor& w_out, const ExpertsArgs& args) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    Tensor y, hidden;
-    if (args.save_hidden)
-      std::tie(y, hidden) = args.call_saving();
-    else
-      y = args.call();
-    ctx->save_for_backward({x, args.ids, weights, w_in, w_out, hidden});
-    return y;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const std::array<bool, 4> wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                                     ctx->needs_input_grad(2), ctx->needs_input_grad(3)};
-    const ExpertsBackwardArgs args{
-        grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], if_defined(saved[5]), wanted};
-    const auto [grad_x, grad_weights, grad_w_in, grad_w_out] = args.call();
-    const auto given = [&](int i, const Tensor& grad) { return wanted[i] ? grad : Tensor(); };
-    return {given(0, grad_x), given(1, grad_weights), given(2, grad_w_in), given(3, grad_w_out),
-            Tensor()};
-  }
-};
-
-Tensor experts_autograd(const ExpertsArgs& args) {
-  const bool differentiable =
-      at::GradMode::is_enabled() && (args.x.requires_grad() || args.weights.requires_grad() ||
-                                     args.w_in.requires_grad() || args.w_out.requires_grad());
-  if (!differentiable) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return args.call();
-  }
-  return ExpertsFunction::apply(args.x, args.weights, args.w_in, args.w_out, args);
-}
-
 }  // namespace
 }  // namespace fulgurite
 
@@ -197,10 +158,8 @@ TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   m.impl("moe_z_loss", z_loss_autograd);
   m.impl("moe_permute", permute_autograd);
   m.impl("moe_combine", combine_autograd);
-  m.impl("moe_experts", experts_from_schema<experts_autograd>);
-  for (const char* name :
-       {"_moe_route_backward", "_moe_balance_loss_backward", "_moe_z_loss_backward",
-        "_moe_combine_backward", "_moe_experts_forward", "_moe_experts_backward", "moe_plan"})
+  for (const char* name : {"_moe_route_backward", "_moe_balance_loss_backward",
+                           "_moe_z_loss_backward", "_moe_combine_backward", "moe_plan"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   m.impl("moe_update_bias_", refuses_gradients());
 }

@@ -1,14 +1,9 @@
 #include "moe/check.h"
 
-#include "common/check.h"
+#include "moe/check_parts.h"
 
 namespace fulgurite {
 namespace {
-
-void check_ids_dtype(const char* op, const char* name, const Tensor& ids) {
-  FULGURITE_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, "expected ",
-                       name, " of dtype int32 or int64, got ", ids.scalar_type());
-}
 
 void check_int32(const char* op, const char* name, const Tensor& tensor) {
   FULGURITE_CHECK_TYPE(tensor.scalar_type() == at::kInt, "expected ", name, " of dtype int32, got ",
@@ -19,29 +14,6 @@ void check_mask_dtype(const char* op, const OptionalTensor& mask) {
   if (mask)
     FULGURITE_CHECK_TYPE(mask->scalar_type() == at::kBool,
                          "expected token_mask of dtype bool, got ", mask->scalar_type());
-}
-
-/// Routing weights: float32, float64 or the dtype of what they weigh.
-void check_weights_dtype(const char* op, const Tensor& weights, const char* as,
-                         const Tensor& other) {
-  const at::ScalarType dtype = weights.scalar_type();
-  FULGURITE_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == other.scalar_type(),
-                       "expected weights of dtype float32, float64 or ", as, "'s ",
-                       other.scalar_type(), ", got ", dtype);
-}
-
-/// A tensor of a known shape, on the device of the first one.
-void check_shape(const char* op, const char* name, const Tensor& tensor, c10::SymIntArrayRef shape,
-                 const Tensor& first) {
-  FULGURITE_CHECK(tensor.sym_sizes() == shape, "expected ", name, " of shape ", shape, ", got ",
-                  tensor.sym_sizes());
-  check_place(op, name, tensor, first);
-}
-
-/// Sorted positions are int32.
-void check_assignments(const char* op, const c10::SymInt& T, const c10::SymInt& K) {
-  FULGURITE_CHECK(T * K < c10::SymInt(int64_t{1} << 31),
-                  "expected fewer than 2^31 assignments, got ", T, " tokens with ", K, " each");
 }
 
 void check_score(const char* op, std::string_view score) {
@@ -238,109 +210,6 @@ void check_combine_backward(const Tensor& grad, const Tensor& y, const Tensor& i
   check_same_dtype(op, "grad", grad, "y", y);
   check_combine(op, y, inverse, weights);
   check_shape(op, "grad", grad, c10::SymDimVector{inverse.sym_size(0), y.sym_size(1)}, y);
-}
-
-// ---- experts
-
-namespace {
-
-void check_experts_types(const char* op, const Tensor& x, const Tensor& ids, const Tensor& weights,
-                         const Tensor& w_in, const Tensor& w_out) {
-  check_float(op, "x", x);
-  check_ids_dtype(op, "ids", ids);
-  check_weights_dtype(op, weights, "x", x);
-  check_same_dtype(op, "w_in", w_in, "x", x);
-  check_same_dtype(op, "w_out", w_out, "x", x);
-}
-
-/// w_in (E, 2I, H) and w_out (E, H, I); transposed: (E, H, 2I) and (E, I, H); not gated: I in place
-/// of 2I.
-ExpertsShape check_experts_shapes(const char* op, const Tensor& x, const Tensor& ids,
-                                  const Tensor& weights, const Tensor& w_in, const Tensor& w_out,
-                                  bool gated, bool transposed) {
-  check_dim(op, "x", x, 2, "[T, H]");
-  check_dim(op, "ids", ids, 2, "[T, K]");
-  check_dim(op, "w_in", w_in, 3,
-            gated ? (transposed ? "[E, H, 2*I]" : "[E, 2*I, H]")
-                  : (transposed ? "[E, H, I]" : "[E, I, H]"));
-  check_dim(op, "w_out", w_out, 3, transposed ? "[E, I, H]" : "[E, H, I]");
-  check_place(op, "x", x, x);
-  const ExpertsShape s{x.sym_size(0), ids.sym_size(1), w_in.sym_size(0), x.sym_size(1),
-                       w_out.sym_size(transposed ? 1 : 2)};
-  check_shape(op, "ids", ids, c10::SymDimVector{s.T, s.K}, x);
-  check_shape(op, "weights", weights, c10::SymDimVector{s.T, s.K}, x);
-  const c10::SymInt rows = gated ? s.I * 2 : s.I;
-  check_shape(op, "w_in", w_in,
-              transposed ? c10::SymDimVector{s.E, s.H, rows} : c10::SymDimVector{s.E, rows, s.H},
-              x);
-  check_shape(op, "w_out", w_out,
-              transposed ? c10::SymDimVector{s.E, s.I, s.H} : c10::SymDimVector{s.E, s.H, s.I}, x);
-  check_assignments(op, s.T, s.K);
-  return s;
-}
-
-void check_experts_values(const char* op, const ExpertsArgs& a) {
-  bool known = false;
-  for (const std::string_view name : {"silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"})
-    known |= a.activation == name;
-  FULGURITE_CHECK_VALUE(
-      known,
-      "expected activation 'silu', 'gelu', 'gelu_tanh', 'relu', 'relu2' or 'swiglu_oai', got '",
-      a.activation, "'");
-  FULGURITE_CHECK_VALUE(a.limit >= 0, "expected limit >= 0, got ", a.limit);
-  const bool oai = a.activation == "swiglu_oai";
-  FULGURITE_CHECK_VALUE(oai || (a.limit == 0 && a.alpha == 1),
-                        "expected alpha 1 and limit 0 with activation '", a.activation, "', got ",
-                        a.alpha, " and ", a.limit);
-  FULGURITE_CHECK_VALUE(a.gated || !oai, "expected gated with activation 'swiglu_oai'");
-  FULGURITE_CHECK_VALUE(a.gated || !a.interleaved, "expected gated with interleaved");
-}
-
-void check_experts_served(const char* op, const ExpertsArgs& a) {
-  FULGURITE_CHECK_SERVED(!a.b_in, "b_in is not supported yet");
-  FULGURITE_CHECK_SERVED(!a.b_out, "b_out is not supported yet");
-  FULGURITE_CHECK_SERVED(a.activation == "silu", "activation '", a.activation,
-                         "' is not supported yet");
-  FULGURITE_CHECK_SERVED(a.gated, "gated=False is not supported yet");
-  FULGURITE_CHECK_SERVED(!a.interleaved, "interleaved is not supported yet");
-  FULGURITE_CHECK_SERVED(!a.transposed, "transposed is not supported yet");
-}
-
-}  // namespace
-
-ExpertsShape check_experts(const ExpertsArgs& a) {
-  constexpr const char* op = "moe_experts";
-  check_experts_types(op, a.x, a.ids, a.weights, a.w_in, a.w_out);
-  if (a.b_in) check_same_dtype(op, "b_in", *a.b_in, "x", a.x);
-  if (a.b_out) check_same_dtype(op, "b_out", *a.b_out, "x", a.x);
-  const ExpertsShape s =
-      check_experts_shapes(op, a.x, a.ids, a.weights, a.w_in, a.w_out, a.gated, a.transposed);
-  if (a.b_in)
-    check_shape(op, "b_in", *a.b_in, c10::SymDimVector{s.E, a.gated ? s.I * 2 : s.I}, a.x);
-  if (a.b_out) check_shape(op, "b_out", *a.b_out, c10::SymDimVector{s.E, s.H}, a.x);
-  check_experts_values(op, a);
-  check_experts_served(op, a);
-  return s;
-}
-
-ExpertsShape check_experts_tensors(const char* op, const Tensor& x, const Tensor& ids,
-                                   const Tensor& weights, const Tensor& w_in, const Tensor& w_out) {
-  check_experts_types(op, x, ids, weights, w_in, w_out);
-  return check_experts_shapes(op, x, ids, weights, w_in, w_out, true, false);
-}
-
-ExpertsShape check_experts_backward(const ExpertsBackwardArgs& a) {
-  constexpr const char* op = "_moe_experts_backward";
-  check_float(op, "x", a.x);
-  check_same_dtype(op, "grad", a.grad, "x", a.x);
-  if (a.hidden)
-    FULGURITE_CHECK_TYPE(a.hidden->scalar_type() == accumulate_type(a.x.scalar_type()),
-                         "expected hidden of dtype ", accumulate_type(a.x.scalar_type()), ", got ",
-                         a.hidden->scalar_type());
-  const ExpertsShape s = check_experts_tensors(op, a.x, a.ids, a.weights, a.w_in, a.w_out);
-  check_shape(op, "grad", a.grad, a.x.sym_sizes(), a.x);
-  if (a.hidden) check_shape(op, "hidden", *a.hidden, c10::SymDimVector{s.T * s.K, s.I * 2}, a.x);
-  return s;
 }
 
 }  // namespace fulgurite

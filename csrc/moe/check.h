@@ -1,7 +1,7 @@
 // Validation and shape inference of the moe family, once for Meta, CPU and CUDA.
 #pragma once
 
-#include "moe/args.h"
+#include "moe/experts_args.h"
 
 namespace fulgurite {
 
@@ -27,14 +27,21 @@ void check_combine(const char* op, const Tensor& y, const Tensor& inverse,
 void check_combine_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse,
                             const OptionalTensor& weights);
 
+// ---- check_experts.cpp
+
 struct ExpertsShape {
   c10::SymInt T, K, E, H, I;
+  c10::SymInt width;  // of the hidden layer: 2I with gates, I without
 };
 
-ExpertsShape check_experts(const ExpertsArgs& args);
-/// What _moe_experts_forward and _moe_experts_backward share: the plain layout.
-ExpertsShape check_experts_tensors(const char* op, const Tensor& x, const Tensor& ids,
-                                   const Tensor& weights, const Tensor& w_in, const Tensor& w_out);
+ExpertsShape check_experts(const char* op, const ExpertsArgs& args);
 ExpertsShape check_experts_backward(const ExpertsBackwardArgs& args);
+
+struct GroupedMmShape {
+  c10::SymInt rows, E, depth, N;
+};
+
+GroupedMmShape check_grouped_mm(const GroupedMmArgs& args);
+GroupedMmShape check_grouped_mm_backward(const GroupedMmBackwardArgs& args);
 
 }  // namespace fulgurite

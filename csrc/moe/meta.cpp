@@ -83,27 +83,41 @@ std::tuple<Tensor, Tensor> combine_backward_meta(const Tensor& grad, const Tenso
 }
 
 Tensor experts_meta(const ExpertsArgs& args) {
-  check_experts(args);
+  check_experts("moe_experts", args);
   return fresh_like(args.x);  // (T,H)
 }
 
-std::tuple<Tensor, Tensor> experts_forward_meta(const Tensor& x, const Tensor& ids,
-                                                const Tensor& weights, const Tensor& w_in,
-                                                const Tensor& w_out) {
-  const ExpertsShape s =
-      check_experts_tensors("_moe_experts_forward", x, ids, weights, w_in, w_out);
-  return {
-      fresh_like(x),  // y (T,H)
-      at::empty_symint({s.T * s.K, s.I * 2},
-                       x.options().dtype(accumulate_type(x.scalar_type())))};  // hidden (T·K,2I)
+std::tuple<Tensor, Tensor> experts_forward_meta(const ExpertsArgs& args) {
+  const ExpertsShape s = check_experts("_moe_experts_forward", args);
+  const auto wide = args.x.options().dtype(accumulate_type(args.x.scalar_type()));
+  return {fresh_like(args.x),                             // y (T,H)
+          at::empty_symint({s.T * s.K, s.width}, wide)};  // hidden (T·K,width)
 }
 
 ExpertsGradients experts_backward_meta(const ExpertsBackwardArgs& args) {
   check_experts_backward(args);
+  const ExpertsArgs& f = args.forward;
+  const auto& mask = args.output_mask;
+  return {fresh_gradient(mask[0], f.x),
+          fresh_gradient(mask[1], f.weights),
+          fresh_gradient(mask[2], f.w_in),
+          fresh_gradient(mask[3], f.w_out),
+          fresh_gradient(mask[4] && f.b_in, f.b_in, f.x),
+          fresh_gradient(mask[5] && f.b_out, f.b_out, f.x)};
+}
+
+Tensor grouped_mm_meta(const GroupedMmArgs& args) {
+  const GroupedMmShape s = check_grouped_mm(args);
+  return at::empty_symint({s.rows, s.N}, args.x.options());
+}
+
+GroupedMmGradients grouped_mm_backward_meta(const GroupedMmBackwardArgs& args) {
+  const GroupedMmShape s = check_grouped_mm_backward(args);
+  const c10::SymDimVector bias =
+      args.output_mask[2] ? c10::SymDimVector{s.E, s.N} : c10::SymDimVector{0};
   return {fresh_gradient(args.output_mask[0], args.x),
-          fresh_gradient(args.output_mask[1], args.weights),
-          fresh_gradient(args.output_mask[2], args.w_in),
-          fresh_gradient(args.output_mask[3], args.w_out)};
+          fresh_gradient(args.output_mask[1], args.weight),
+          at::empty_symint(bias, args.x.options())};
 }
 
 }  // namespace
@@ -118,8 +132,10 @@ TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
   m.impl("moe_combine", combine_meta);
   m.impl("_moe_combine_backward", combine_backward_meta);
   m.impl("moe_experts", experts_from_schema<experts_meta>);
-  m.impl("_moe_experts_forward", experts_forward_meta);
+  m.impl("_moe_experts_forward", experts_forward_from_schema<experts_forward_meta>);
   m.impl("_moe_experts_backward", experts_backward_from_schema<experts_backward_meta>);
+  m.impl("moe_grouped_mm", grouped_mm_from_schema<grouped_mm_meta>);
+  m.impl("_moe_grouped_mm_backward", grouped_mm_backward_from_schema<grouped_mm_backward_meta>);
   m.impl("moe_balance_loss", balance_from_schema<balance_meta>);
   m.impl("_moe_balance_loss_backward", balance_backward_from_schema<balance_backward_meta>);
   m.impl("moe_z_loss", z_loss_meta);

@@ -1,6 +1,6 @@
 // Schemas of the moe family and its public C++ functions.
 #include "fulgurite/moe.h"
-#include "moe/args.h"
+#include "moe/experts_args.h"
 
 #include <torch/library.h>
 
@@ -38,14 +38,27 @@ TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
       "bool save_hidden=True) -> Tensor",
       tags);
   m.def(
-      "_moe_experts_forward(Tensor x, Tensor ids, Tensor weights, Tensor w_in, Tensor w_out) -> "
+      "_moe_experts_forward(Tensor x, Tensor ids, Tensor weights, Tensor w_in, Tensor w_out, *, "
+      "Tensor? b_in=None, Tensor? b_out=None, str activation=\"silu\", bool gated=True, "
+      "bool interleaved=False, bool transposed=False, float alpha=1.0, float limit=0.0) -> "
       "(Tensor y, Tensor hidden)",
       tags);
   m.def(
       "_moe_experts_backward(Tensor grad, Tensor x, Tensor ids, Tensor weights, Tensor w_in, "
-      "Tensor w_out, Tensor? hidden, *, "
-      "bool[4] output_mask) -> (Tensor grad_x, Tensor grad_weights, Tensor grad_w_in, Tensor "
-      "grad_w_out)",
+      "Tensor w_out, Tensor? hidden, *, Tensor? b_in=None, Tensor? b_out=None, "
+      "str activation=\"silu\", bool gated=True, bool interleaved=False, bool transposed=False, "
+      "float alpha=1.0, float limit=0.0, bool[6] output_mask) -> (Tensor grad_x, "
+      "Tensor grad_weights, Tensor grad_w_in, Tensor grad_w_out, Tensor grad_b_in, "
+      "Tensor grad_b_out)",
+      tags);
+  m.def(
+      "moe_grouped_mm(Tensor x, Tensor weight, Tensor offsets, *, Tensor? bias=None, "
+      "bool transposed=False) -> Tensor",
+      tags);
+  m.def(
+      "_moe_grouped_mm_backward(Tensor grad, Tensor x, Tensor weight, Tensor offsets, *, "
+      "bool transposed, bool[3] output_mask) -> (Tensor grad_x, Tensor grad_weight, "
+      "Tensor grad_bias)",
       tags);
   m.def(
       "moe_balance_loss(Tensor logits, Tensor ids, *, str score=\"softmax\", str kind=\"switch\", "
@@ -97,6 +110,11 @@ Tensor moe_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, co
                      o.b_out, o.activation, o.gated, o.interleaved, o.transposed, o.alpha,
                      o.limit, o.save_hidden}
       .call();
+}
+
+Tensor moe_grouped_mm(const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                      const std::optional<Tensor>& bias, bool transposed) {
+  return GroupedMmArgs{x, weight, offsets, bias, transposed}.call();
 }
 
 Tensor moe_balance_loss(const Tensor& logits, const Tensor& ids, const MoeBalanceLossOptions& o) {

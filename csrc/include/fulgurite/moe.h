@@ -64,11 +64,18 @@ struct MoeExpertsOptions {
 };
 
 /// x (T,H), ids and weights (T,K), w_in (E,2I,H), w_out (E,H,I) -> (T,H). Differentiable in x,
-/// weights, w_in, w_out.
+/// weights, w_in, w_out, b_in, b_out.
 FULGURITE_API at::Tensor moe_experts(const at::Tensor& x, const at::Tensor& ids,
                                      const at::Tensor& weights, const at::Tensor& w_in,
                                      const at::Tensor& w_out,
                                      const MoeExpertsOptions& options = {});
+
+/// x (rows,K) sorted by expert, weight (E,N,K), or (E,K,N) if transposed, offsets (E+1) int64, bias (E,N) -> (rows,N).
+/// Differentiable in x, weight and bias.
+FULGURITE_API at::Tensor moe_grouped_mm(const at::Tensor& x, const at::Tensor& weight,
+                                        const at::Tensor& offsets,
+                                        const std::optional<at::Tensor>& bias = {},
+                                        bool transposed = false);
 
 struct MoeBalanceLossOptions {
   std::string score = "softmax";  // softmax, softmax_topk, sigmoid, sqrtsoftplus

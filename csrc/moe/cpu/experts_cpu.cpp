@@ -1,20 +1,15 @@
 // The experts' feed-forward on the CPU, torch side: plan, workspace, tasks.
 #include "common/check.h"
 #include "common/dtype.h"
+#include "common/fresh.h"
 #include "common/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/plan.h"
-#include "moe/cpu/tensors.h"
+#include "moe/cpu/sorted.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
-
-#include <vector>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace fulgurite {
 
@@ -23,82 +18,75 @@ FULGURITE_KERNEL(moe_experts_hidden, moe_experts_grad_hidden, HiddenTaskFn);
 FULGURITE_KERNEL(moe_experts_hidden, moe_experts_hidden_layout, HiddenLayoutFn);
 FULGURITE_KERNEL(moe_experts_products, moe_experts_reduce, ReduceTaskFn);
 FULGURITE_KERNEL(moe_experts_products, moe_experts_reduce_layout, ReduceLayoutFn);
-FULGURITE_KERNEL(moe_experts_products, moe_experts_grad_weight, GradWeightTaskFn);
-FULGURITE_KERNEL(moe_experts_products, moe_experts_grad_weight_layout, GradWeightLayoutFn);
+FULGURITE_KERNEL(moe_experts_bias, moe_experts_bias_dots, HiddenTaskFn);
 
 namespace {
 
 struct Sizes {
-  int64_t T, K, E, H, I;
+  int64_t T, K, E, H, I, width;
 
   explicit Sizes(const ExpertsShape& s)
       : T(s.T.expect_int()),
         K(s.K.expect_int()),
         E(s.E.expect_int()),
         H(s.H.expect_int()),
-        I(s.I.expect_int()) {}
+        I(s.I.expect_int()),
+        width(s.width.expect_int()) {}
   /// Nothing to compute: every result and every gradient is 0.
-  bool nothing() const { return T == 0 || K == 0 || E == 0 || H == 0 || I == 0; }
+  bool nothing() const { return T == 0 || K == 0 || E == 0 || H == 0; }
   int64_t products() const { return T * K * H * I; }
 };
+
+Activation parse_activation(std::string_view name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "relu") return Activation::kRelu;
+  return name == "relu2" ? Activation::kRelu2 : Activation::kSwigluOai;
+}
 
 at::TensorOptions contiguous_like(const Tensor& like) {
   return like.options().memory_format(at::MemoryFormat::Contiguous);
 }
 
-/// A fresh gradient of stacked weights is written once, all of it: a fault for each 4 KiB page
-/// would cost more than the products of a few hundred tokens.
-void advise_huge_pages(const Tensor& tensor) {
-#if defined(__linux__)
-  constexpr size_t kPage = 4096, kWorthwhile = 4 << 20;
-  if (tensor.nbytes() < kWorthwhile) return;
-  const uintptr_t begin =
-      (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
-  const uintptr_t end =
-      (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + tensor.nbytes()) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
-/// (E, rows, columns) as it is stored.
-ExpertMatrices matrices(const Tensor& w) {
-  return {w.const_data_ptr(), w.stride(0), w.stride(1), w.stride(2)};
-}
-ExpertMatrices transposed(const ExpertMatrices& m) {
-  return {m.data, m.expert_stride, m.column_stride, m.row_stride};
-}
-
 /// Assignments sorted by expert, and those of each expert cut into segments.
 struct SortedPlan {
-  Tensor permutation, offsets;
+  Tensor permutation;            // (T·K)
+  std::vector<int64_t> offsets;  // (E+1)
   std::vector<Segment> segments;
-  int64_t rows;  // assignments that have an expert
 
-  SortedPlan(const Tensor& ids, const Sizes& s) {
-    permutation = at::empty({s.T * s.K}, contiguous_like(ids).dtype(at::kInt));
-    offsets = at::empty({s.E + 1}, contiguous_like(ids).dtype(at::kLong));
-    make_plan(ids, s.E, permutation.mutable_data_ptr<int32_t>(), nullptr,
-              offsets.mutable_data_ptr<int64_t>());
-    const int64_t* const offset = offsets.const_data_ptr<int64_t>();
-    for (int64_t e = 0; e < s.E; ++e)
-      for (int64_t first = offset[e]; first < offset[e + 1]; first += kSegmentRows)
-        segments.push_back({e, first, std::min(kSegmentRows, offset[e + 1] - first)});
-    rows = offset[s.E];
+  SortedPlan(const Tensor& ids, const Sizes& s)
+      : permutation(at::empty({s.T * s.K}, contiguous_like(ids).dtype(at::kInt))),
+        offsets(s.E + 1) {
+    make_plan(ids, s.E, permutation.mutable_data_ptr<int32_t>(), nullptr, offsets.data());
+    segments = segments_of(offsets.data(), s.E);
+  }
+  /// Assignments that have an expert.
+  int64_t rows() const { return offsets.back(); }
+  const int32_t* assignments() const { return permutation.const_data_ptr<int32_t>(); }
+  /// Rows of (T, …), sorted.
+  SortedRows gathered(const Tensor& rows, const Sizes& s) const {
+    return {matrix(rows), assignments(), s.K, false};
   }
 };
 
-HiddenParams hidden_params(const Sizes& s, const SortedPlan& plan, const Tensor& x,
-                           const Tensor& w_in, const Tensor& w_out) {
+HiddenParams hidden_params(const Sizes& s, const SortedPlan& plan, const ExpertsArgs& a) {
   HiddenParams p{};
-  p.dtype = kernel_dtype(x.scalar_type());
-  p.K = s.K;
+  p.dtype = kernel_dtype(a.x.scalar_type());
   p.H = s.H;
   p.I = s.I;
+  p.activation = parse_activation(a.activation);
+  p.gated = a.gated;
+  p.interleaved = a.interleaved;
+  p.alpha = a.alpha;
+  p.limit = a.limit;
   p.segments = plan.segments.data();
-  p.permutation = plan.permutation.const_data_ptr<int32_t>();
-  p.x = matrix(x);
-  p.w_in = matrices(w_in);
-  p.w_out = matrices(w_out);
+  p.permutation = plan.assignments();
+  p.x = plan.gathered(a.x, s);
+  p.w_in = matrices(a.w_in, a.transposed);
+  p.w_out = matrices(a.w_out, a.transposed);
+  p.b_in = expert_rows(a.b_in);
+  p.b_out = expert_rows(a.b_out);
   return p;
 }
 
@@ -126,9 +114,10 @@ void run_hidden(Kernel<HiddenTaskFn>& kernel, const HiddenParams& p, const Sizes
   run_kernel(kernel, p, {tasks, s.products(), layout.*scratch});
 }
 
-/// out (T,H) from rows of operands (T·K, depth and padding) and b (depth,H) for each expert.
+/// out (T,H) from rows of operands (T·K, depth and padding), b (depth,H) and bias (H) for each expert.
 void run_reduce(const Sizes& s, const SortedPlan& plan, const Tensor& rows, int64_t depth,
-                const ExpertMatrices& b, const void* weights, const Tensor& out) {
+                const ExpertMatrices& b, const ExpertRows& bias, const void* weights,
+                const Tensor& out) {
   constexpr int64_t
       kRowsPerExpert = 256,
       kLongest = 4096;  // long enough to pay for packing, short enough for the sums to stay in L2
@@ -141,10 +130,11 @@ void run_reduce(const Sizes& s, const SortedPlan& plan, const Tensor& rows, int6
   p.depth = depth;
   p.row_width = rows.size(1);
   p.token_range = std::min({s.T, kLongest, std::max(kRowsPerExpert, kRowsPerExpert * s.E / s.K)});
-  p.permutation = plan.permutation.const_data_ptr<int32_t>();
-  p.offsets = plan.offsets.const_data_ptr<int64_t>();
+  p.permutation = plan.assignments();
+  p.offsets = plan.offsets.data();
   p.rows = rows.const_data_ptr();
   p.b = b;
+  p.bias = bias;
   p.weights = weights;
   p.out = out.mutable_data_ptr();
   int64_t scratch = 0;
@@ -153,137 +143,162 @@ void run_reduce(const Sizes& s, const SortedPlan& plan, const Tensor& rows, int6
              {ceil_div(s.T, p.token_range) * ceil_div(s.H, kHiddenBlock), s.products(), scratch});
 }
 
-void run_grad_weight(const Sizes& s, const SortedPlan& plan, const SortedRows& a,
-                     const SortedRows& b, const Tensor& grad) {
-  GradWeightParams p{};
-  p.dtype = kernel_dtype(grad.scalar_type());
-  p.K = s.K;
-  p.M = grad.size(1);
-  p.N = grad.size(2);
-  p.permutation = plan.permutation.const_data_ptr<int32_t>();
-  p.offsets = plan.offsets.const_data_ptr<int64_t>();
-  p.a = a;
-  p.b = b;
-  p.grad = grad.mutable_data_ptr();
-  int64_t scratch = 0;
-  moe_experts_grad_weight_layout_kernel.get(p.dtype)(p, &scratch);
-  advise_huge_pages(grad);
-  run_kernel(moe_experts_grad_weight_kernel, p,
-             {s.E * ceil_div(p.M, kGradRows) * ceil_div(p.N, kGradColumns),
-              s.products() + grad.numel(), scratch});
-}
-
 /// (T,K) in the accumulation type.
-Tensor accumulation_weights(const Tensor& weights, const Tensor& x) {
-  return weights.to(accumulate_type(x.scalar_type())).contiguous();
+Tensor accumulation_weights(const ExpertsArgs& a) {
+  return a.weights.to(accumulate_type(a.x.scalar_type())).contiguous();
 }
 
-/// y, and gate and up of every sorted row where `hidden` (T·K,2I) is there.
-Tensor forward(const Sizes& s, const Tensor& x, const Tensor& ids, const Tensor& weights,
-               const Tensor& w_in, const Tensor& w_out, const Tensor& hidden) {
-  if (s.nothing()) return at::zeros(x.sizes(), contiguous_like(x));
-  Tensor y = at::empty(x.sizes(), contiguous_like(x));
-  const SortedPlan plan(ids, s);
-  const Tensor w = accumulation_weights(weights, x);
-  HiddenParams p = hidden_params(s, plan, x, w_in, w_out);
-  const Tensor activated = operands(p, s.T * s.K, s.I, x);
+/// y, and the hidden layer of every sorted row where `hidden` (T·K,width) is there.
+Tensor forward(const Sizes& s, const ExpertsArgs& a, const Tensor& hidden) {
+  if (s.nothing()) return at::zeros(a.x.sizes(), contiguous_like(a.x));
+  Tensor y = fresh_like(a.x);
+  const SortedPlan plan(a.ids, s);
+  const Tensor w = accumulation_weights(a);
+  HiddenParams p = hidden_params(s, plan, a);
+  const Tensor activated = operands(p, s.T * s.K, s.I, a.x);
   p.activated = activated.mutable_data_ptr();
   p.row_width = activated.size(1);
   p.hidden = hidden.defined() ? hidden.mutable_data_ptr() : nullptr;
   run_hidden(moe_experts_hidden_kernel, p, s, plan, &HiddenLayout::hidden);
-  if (hidden.defined() && plan.rows < hidden.size(0))
-    hidden.narrow(0, plan.rows, hidden.size(0) - plan.rows).zero_();
-  run_reduce(s, plan, activated, s.I, transposed(matrices(w_out)), w.const_data_ptr(), y);
+  if (hidden.defined() && plan.rows() < hidden.size(0))
+    hidden.narrow(0, plan.rows(), hidden.size(0) - plan.rows()).zero_();
+  run_reduce(s, plan, activated, s.I, matrices(a.w_out, !a.transposed), p.b_out, w.const_data_ptr(),
+             y);
   return y;
 }
 
-Tensor experts_cpu(const ExpertsArgs& args) {
-  const Sizes s(check_experts(args));
-  return forward(s, args.x, args.ids, args.weights, args.w_in, args.w_out, Tensor());
+Tensor experts_cpu(const ExpertsArgs& a) {
+  return forward(Sizes(check_experts("moe_experts", a)), a, Tensor());
 }
 
-std::tuple<Tensor, Tensor> experts_forward_cpu(const Tensor& x, const Tensor& ids,
-                                               const Tensor& weights, const Tensor& w_in,
-                                               const Tensor& w_out) {
-  const Sizes s(check_experts_tensors("_moe_experts_forward", x, ids, weights, w_in, w_out));
-  const auto options = contiguous_like(x).dtype(accumulate_type(x.scalar_type()));
-  const Tensor hidden = s.nothing() ? at::zeros({s.T * s.K, 2 * s.I}, options)
-                                    : at::empty({s.T * s.K, 2 * s.I}, options);
-  return {forward(s, x, ids, weights, w_in, w_out, hidden), hidden};
+std::tuple<Tensor, Tensor> experts_forward_cpu(const ExpertsArgs& a) {
+  const Sizes s(check_experts("_moe_experts_forward", a));
+  const auto options = contiguous_like(a.x).dtype(accumulate_type(a.x.scalar_type()));
+  const Tensor hidden = s.nothing() ? at::zeros({s.T * s.K, s.width}, options)
+                                    : at::empty({s.T * s.K, s.width}, options);
+  return {forward(s, a, hidden), hidden};
 }
 
 // ---- backward
 
-/// dw of each assignment: its parts over the blocks of columns, in order; 0 for sentinels.
+/// dw of each assignment: its parts in order; 0 for sentinels.
 template <class T>
 void sum_dots(const SortedPlan& plan, const Tensor& dots, const Tensor& grad_weights) {
-  const int32_t* const permutation = plan.permutation.const_data_ptr<int32_t>();
   const T* part = dots.const_data_ptr<T>();
   T* const grad = grad_weights.mutable_data_ptr<T>();
   for (int64_t row = 0; row < grad_weights.numel(); ++row) {
     T sum = 0;
-    if (row < plan.rows)
-      for (int64_t block = 0; block < dots.size(1); ++block) sum += *part++;
-    grad[permutation[row]] = sum;
+    if (row < plan.rows())
+      for (int64_t i = 0; i < dots.size(1); ++i) sum += *part++;
+    grad[plan.assignments()[row]] = sum;
   }
 }
 
-ExpertsGradients zero_gradients(const ExpertsBackwardArgs& a) {
-  const auto zeros = [&](int i, const Tensor& like) {
-    return at::zeros(a.output_mask[i] ? like.sizes() : at::IntArrayRef{0}, contiguous_like(like));
+/// The gradients that are asked for, of the values that `fresh` gives them.
+template <class Fresh>
+ExpertsGradients gradients(const ExpertsBackwardArgs& a, const Fresh& fresh) {
+  static constexpr int64_t kNone[] = {0};
+  const ExpertsArgs& f = a.forward;
+  const auto one = [&](int i, const OptionalTensor& input) {
+    return fresh(a.output_mask[i] && input ? input->sizes() : at::IntArrayRef(kNone),
+                 contiguous_like(input.value_or(f.x)));
   };
-  return {zeros(0, a.x), zeros(1, a.weights), zeros(2, a.w_in), zeros(3, a.w_out)};
+  return {one(0, f.x),     one(1, f.weights), one(2, f.w_in),
+          one(3, f.w_out), one(4, f.b_in),    one(5, f.b_out)};
 }
+
+/// What the gradients are computed from, for the assignments in order.
+struct Backward {
+  Sizes s;
+  SortedPlan plan;
+  Tensor weights;  // (T,K) of the accumulation type
+  HiddenParams params;
+  Tensor hidden;       // (T·K,width)
+  Tensor grad_hidden;  // (T·K,width) operands
+  Tensor activated;    // (T·K,I) operands: w·h
+  Tensor dots;         // (T·K,parts)
+
+  Backward(const ExpertsBackwardArgs& a, const Sizes& sizes)
+      : s(sizes),
+        plan(a.forward.ids, s),
+        weights(accumulation_weights(a.forward)),
+        params(hidden_params(s, plan, a.forward)) {
+    const auto [want_x, want_weights, want_in, want_out, want_b_in, want_b_out] = a.output_mask;
+    HiddenParams& p = params;
+    p.need_grad = want_x || want_weights || want_in || want_b_in;
+    if (p.need_grad || want_out) find_hidden(a);
+    const int64_t rows = s.T * s.K, blocks = ceil_div(s.I, kHiddenBlock);
+    grad_hidden = operands(p, p.need_grad ? rows : 0, s.width, a.forward.x);
+    activated = operands(p, want_out ? rows : 0, s.I, a.forward.x);
+    dots = at::empty({p.need_grad ? rows : 0, blocks + (p.b_out.data ? 1 : 0)},
+                     contiguous_like(weights));
+    p.grad = plan.gathered(a.grad, s);
+    p.weights = weights.const_data_ptr();
+    p.activated = want_out ? activated.mutable_data_ptr() : nullptr;
+    p.row_width = activated.size(1);
+    p.grad_hidden = grad_hidden.mutable_data_ptr();
+    p.grad_width = grad_hidden.size(1);
+    p.dots = dots.mutable_data_ptr();
+    p.dot_parts = dots.size(1);
+    if (p.need_grad || want_out)
+      run_hidden(moe_experts_grad_hidden_kernel, p, s, plan, &HiddenLayout::grad_hidden);
+    if (want_weights && p.b_out.data)
+      run_kernel(moe_experts_bias_dots_kernel, p,
+                 {static_cast<int64_t>(plan.segments.size()), rows * s.H});
+  }
+
+  void find_hidden(const ExpertsBackwardArgs& a) {
+    if (a.hidden) {
+      hidden = a.hidden->contiguous();
+      params.hidden = const_cast<void*>(hidden.const_data_ptr());  // read only by the backward
+    } else {
+      hidden = at::empty({s.T * s.K, s.width}, contiguous_like(weights));
+      params.hidden = hidden.mutable_data_ptr();
+      run_hidden(moe_experts_hidden_kernel, params, s, plan, &HiddenLayout::hidden);
+    }
+  }
+
+  Tensor grad_weights(at::ScalarType dtype) const {
+    Tensor grad = fresh_like(weights);
+    if (grad.scalar_type() == at::kDouble)
+      sum_dots<double>(plan, dots, grad);
+    else
+      sum_dots<float>(plan, dots, grad);
+    return grad.to(dtype);
+  }
+
+  /// Sums of aᵀ b, or their transposes.
+  void run_weight(const SortedRows& a, const SortedRows& b, bool transposed,
+                  const Tensor& grad) const {
+    run_grad_weight(plan.offsets.data(), transposed ? b : a, transposed ? a : b, grad);
+  }
+};
 
 ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
   const Sizes s(check_experts_backward(a));
-  if (s.nothing()) return zero_gradients(a);
-  const auto [want_x, want_weights, want_in, want_out] = a.output_mask;
-  const auto gradient = [](const Tensor& like, bool wanted) {
-    return at::empty(wanted ? like.sizes() : at::IntArrayRef{0}, contiguous_like(like));
+  const ExpertsArgs& f = a.forward;
+  const auto zeros = [](at::IntArrayRef sizes, const auto& options) {
+    return at::zeros(sizes, options);
   };
-  const SortedPlan plan(a.ids, s);
-  const Tensor w = accumulation_weights(a.weights, a.x);
-  HiddenParams p = hidden_params(s, plan, a.x, a.w_in, a.w_out);
-
-  Tensor hidden;  // (T·K,2I)
-  if (a.hidden) {
-    hidden = a.hidden->contiguous();
-    p.hidden = const_cast<void*>(hidden.const_data_ptr());  // read only by the backward
-  } else {
-    hidden = at::empty({s.T * s.K, 2 * s.I}, contiguous_like(w));
-    p.hidden = hidden.mutable_data_ptr();
-    run_hidden(moe_experts_hidden_kernel, p, s, plan, &HiddenLayout::hidden);
-  }
-  p.need_grad = want_x || want_weights || want_in;
-  const Tensor grad_hidden = operands(p, p.need_grad ? s.T * s.K : 0, 2 * s.I, a.x);
-  const Tensor activated = operands(p, want_out ? s.T * s.K : 0, s.I, a.x);  // w·h
-  const Tensor dots =
-      at::empty({p.need_grad ? s.T * s.K : 0, ceil_div(s.I, kHiddenBlock)}, contiguous_like(w));
-  p.grad = matrix(a.grad);
-  p.weights = w.const_data_ptr();
-  p.activated = want_out ? activated.mutable_data_ptr() : nullptr;
-  p.row_width = activated.size(1);
-  p.grad_hidden = grad_hidden.mutable_data_ptr();
-  p.dots = dots.mutable_data_ptr();
-  run_hidden(moe_experts_grad_hidden_kernel, p, s, plan, &HiddenLayout::grad_hidden);
-
-  Tensor grad_x = gradient(a.x, want_x),
-         grad_weights = gradient(want_weights ? w : a.weights, want_weights);
-  Tensor grad_w_in = gradient(a.w_in, want_in), grad_w_out = gradient(a.w_out, want_out);
-  if (want_weights) {
-    if (w.scalar_type() == at::kDouble)
-      sum_dots<double>(plan, dots, grad_weights);
-    else
-      sum_dots<float>(plan, dots, grad_weights);
-    grad_weights = grad_weights.to(a.weights.scalar_type());
-  }
-  if (want_x) run_reduce(s, plan, grad_hidden, 2 * s.I, matrices(a.w_in), nullptr, grad_x);
-  if (want_in)
-    run_grad_weight(s, plan, {matrix(grad_hidden), false}, {matrix(a.x), true}, grad_w_in);
-  if (want_out)
-    run_grad_weight(s, plan, {matrix(a.grad), true}, {matrix(activated), false}, grad_w_out);
-  return {grad_x, grad_weights, grad_w_in, grad_w_out};
+  const auto empty = [](at::IntArrayRef sizes, const auto& options) {
+    return at::empty(sizes, options);
+  };
+  if (s.nothing()) return gradients(a, zeros);
+  auto [grad_x, grad_weights, grad_w_in, grad_w_out, grad_b_in, grad_b_out] = gradients(a, empty);
+  const auto [want_x, want_weights, want_in, want_out, want_b_in, want_b_out] = a.output_mask;
+  const Backward b(a, s);
+  const SortedRows x = b.plan.gathered(f.x, s), grad = b.plan.gathered(a.grad, s);
+  const SortedRows grad_hidden = operand_rows(b.grad_hidden);
+  const int64_t* const offsets = b.plan.offsets.data();
+  if (want_weights) grad_weights = b.grad_weights(f.weights.scalar_type());
+  if (want_x)
+    run_reduce(s, b.plan, b.grad_hidden, s.width, matrices(f.w_in, f.transposed), {}, nullptr,
+               grad_x);
+  if (want_in) b.run_weight(grad_hidden, x, f.transposed, grad_w_in);
+  if (want_out) b.run_weight(grad, operand_rows(b.activated), f.transposed, grad_w_out);
+  if (want_b_in && f.b_in) run_grad_bias(offsets, grad_hidden, nullptr, grad_b_in);
+  if (want_b_out && f.b_out) run_grad_bias(offsets, grad, b.weights.const_data_ptr(), grad_b_out);
+  return {grad_x, grad_weights, grad_w_in, grad_w_out, grad_b_in, grad_b_out};
 }
 
 }  // namespace
@@ -292,6 +307,6 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
   m.impl("moe_experts", experts_from_schema<experts_cpu>);
-  m.impl("_moe_experts_forward", experts_forward_cpu);
+  m.impl("_moe_experts_forward", experts_forward_from_schema<experts_forward_cpu>);
   m.impl("_moe_experts_backward", experts_backward_from_schema<experts_backward_cpu>);
 }

@@ -1,33 +1,27 @@
 // The experts' hidden layer, forward and backward, for rows sorted by expert; x and dout are
 // gathered while packing.
 //
-//   forward    g = W_gate x    u = W_up x    h = silu(g)·u                    silu(g) = g·σ(g)
-//   backward   dh = W_outᵀ dout     dw = h·dh     dg = w·dh·u·(σ + a(1 − σ)),  du = w·dh·a,  a = g·σ
+//   forward    g = W_gate x + b_gate    u = W_up x + b_up    h = a(g)·up(u)             moe/cpu/activations.h
+//   backward   dh = W_outᵀ dout    dw = h·dh    dg = w·dh·up(u)·a'(g)    du = w·dh·a(g)·up'(u)
 //
-// One task is one segment of rows of one expert by one block of columns of I. A row's bits depend
+// Without gates h = a(g). One task is one segment of rows of one expert by one block of columns of I. A row's bits depend
 // on nothing but itself: each product is one chain over blocks of depth, whatever rows stand beside
 // it.
 
-#include "moe/cpu/experts_tile.h"
+#include "moe/cpu/activations.h"
+#include "moe/cpu/gate_up.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
-/// σ(x), as precise as products in E need it.
-template <class E, class V>
-FULGURITE_INLINE V sigmoid_for(V x) {
-  if constexpr (kStep<E> == 1) return 1 / (1 + exp(-x));
-  const V exponent = min(splat<V>(127), x * Element<V>(-1.4426950408889634));
-  return 1 / (1 + exp2_rough(exponent));
-}
-
 /// Which rows and columns a task has.
 struct HiddenTile {
   Segment segment;
   int64_t block, i0, n;  // block of columns, its first one, how many
+  GateColumns columns;
 
-  HiddenTile(const HiddenParams& p, int64_t task) {
+  HiddenTile(const HiddenParams& p, int64_t task) : columns(p) {
     const int64_t blocks = ceil_div(p.I, kHiddenBlock);
     segment = p.segments[task / blocks];
     block = task % blocks;
@@ -40,59 +34,71 @@ template <class S>
 struct HiddenScratch {
   using T = Accumulate<S>;
   using E = Operand<S>;
-  E *gate_weights, *up_weights, *rows;
-  T *gate, *up;
+  E *weights, *rows;
+  T *product, *bias;  // gates and ups of a row as GateColumns say
 
   HiddenScratch(const HiddenParams& p, Arena& arena) {
-    gate_weights = arena.take<E>(pad_depth<E>(p.H) * kHiddenBlock);
-    up_weights = arena.take<E>(pad_depth<E>(p.H) * kHiddenBlock);
+    weights = arena.take<E>(pad_depth<E>(p.H) * kTileWidth);
     rows = arena.take<E>(kTokenBlock * kDepthStride);
-    gate = arena.take<T>(kTokenBlock * kHiddenBlock);
-    up = arena.take<T>(kTokenBlock * kHiddenBlock);
+    product = arena.take<T>(kTokenBlock * kTileWidth);
+    bias = arena.take<T>(kTileWidth);
   }
 };
 
-template <class S>
+template <class S, class Act>
 void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows,
-                  const HiddenScratch<S>& w) {
+                  const HiddenScratch<S>& w, const Act& act) {
   using T = Accumulate<S>;
   using E = Operand<S>;
   using V = Native<T>;
   for (int64_t r = 0; r < rows; ++r) {
-    T* const gate = p.hidden ? static_cast<T*>(p.hidden) + (first + r) * 2 * p.I + t.i0 : nullptr;
+    const T* const product = w.product + r * kTileWidth;
+    T* const hidden =
+        p.hidden ? static_cast<T*>(p.hidden) + (first + r) * p.width() + t.columns.first(t.i0)
+                 : nullptr;
     E* const activated =
         p.activated ? static_cast<E*>(p.activated) + (first + r) * p.row_width + t.i0 : nullptr;
     for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
-      const V g = load<V>(w.gate + r * kHiddenBlock + c), u = load<V>(w.up + r * kHiddenBlock + c);
-      if (gate) {
-        store_lanes(gate + c, g, lanes);
-        store_lanes(gate + p.I + c, u, lanes);
-      }
-      if (activated) store_lanes(activated + c, g * sigmoid_for<E>(g) * u, lanes);
+      const GateUp<V> x = t.columns.template load<V>(product, kHiddenBlock, c, lanes);
+      if (hidden) t.columns.store(hidden, p.I, c, lanes, x);
+      if (!activated) return;
+      const V a = act.template value<E>(x.gate);
+      store_lanes(activated + c, p.gated ? a * act.up(x.up) : a, lanes);
     });
   }
+}
+
+template <class S>
+void pack_hidden_weights(const HiddenParams& p, const HiddenTile& t, const HiddenScratch<S>& w) {
+  t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t column, int64_t n, int64_t at) {
+    // Element (k, n) of the product's B is W_in[n][k].
+    pack_deep(matrix_of<S>(p.w_in, t.segment.expert, column, 0).transposed(), p.H, n,
+              w.weights + at * pad_depth<Operand<S>>(p.H));
+    if (p.b_in.data) load_bias<S>(p.b_in, t.segment.expert, column, n, w.bias + at);
+  });
 }
 
 template <class S>
 void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
   using E = Operand<S>;
   Arena arena(scratch);
-  HiddenScratch<S> w(p, arena);
+  const HiddenScratch<S> w(p, arena);
   const HiddenTile t(p, task);
-  // Element (k, n) of the product's B is W_in[n][k].
-  pack_deep(matrix_of<S>(p.w_in, t.segment.expert, t.i0, 0).transposed(), p.H, t.n, w.gate_weights);
-  pack_deep(matrix_of<S>(p.w_in, t.segment.expert, p.I + t.i0, 0).transposed(), p.H, t.n,
-            w.up_weights);
+  pack_hidden_weights<S>(p, t, w);
   for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
     for (int64_t k0 = 0; k0 < p.H; k0 += kDepthBlock) {
       const int64_t depth = at_most(kDepthBlock, p.H - k0);
-      gather<E, S>(p.x, p.permutation, p.K, first, rows, k0, depth, w.rows);
-      multiply_block<E>(w.rows, kDepthStride, rows, w.gate_weights, k0, depth, t.n, w.gate,
-                        kHiddenBlock);
-      multiply_block<E>(w.rows, kDepthStride, rows, w.up_weights, k0, depth, t.n, w.up,
-                        kHiddenBlock);
+      gather<E, S>(p.x, first, rows, k0, depth, w.rows);
+      t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t, int64_t n, int64_t at) {
+        multiply_block<E>(w.rows, kDepthStride, rows, w.weights + at * pad_depth<E>(p.H), k0, depth,
+                          n, w.product + at, kTileWidth);
+      });
     }
-    store_hidden<S>(p, t, first, rows, w);
+    if (p.b_in.data)
+      t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t, int64_t n, int64_t at) {
+        add_bias(w.bias + at, rows, n, w.product + at, kTileWidth);
+      });
+    with_activation(p, [&](const auto& act) { store_hidden<S>(p, t, first, rows, w, act); });
   });
 }
 
@@ -113,32 +119,33 @@ struct GradHiddenScratch {
 };
 
 /// Gradients of one row's gate and up, w·h, and this block's part of h·dh.
-template <class S>
+template <class S, class Act>
 void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
-              const Accumulate<S>* grad_activated) {
+              const Accumulate<S>* grad_activated, const Act& act) {
   using T = Accumulate<S>;
   using E = Operand<S>;
   using V = Native<T>;
-  const T* const hidden = static_cast<const T*>(p.hidden) + position * 2 * p.I + t.i0;
+  const int64_t column = t.columns.first(t.i0);
+  const T* const hidden = static_cast<const T*>(p.hidden) + position * p.width() + column;
   E* const activated =
       p.activated ? static_cast<E*>(p.activated) + position * p.row_width + t.i0 : nullptr;
   E* const grad_hidden =
-      p.need_grad ? static_cast<E*>(p.grad_hidden) + position * 2 * p.I + t.i0 : nullptr;
+      p.need_grad ? static_cast<E*>(p.grad_hidden) + position * p.grad_width + column : nullptr;
   const T weight = static_cast<const T*>(p.weights)[p.permutation[position]];
   V dot{};
   for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
-    const V g = load_lanes<V>(hidden + c, lanes), u = load_lanes<V>(hidden + p.I + c, lanes);
-    const V sigmoid = sigmoid_for<E>(g), a = g * sigmoid, h = a * u;
+    const GateUp<V> x = t.columns.template load<V>(hidden, p.I, c, lanes);
+    const Curve<V> a = act.template curve<E>(x.gate);
+    const V up = p.gated ? act.up(x.up) : splat<V>(1), h = a.value * up;
     if (activated) store_lanes(activated + c, h * weight, lanes);
     if (!grad_hidden) return;
     const V dh = load_lanes<V>(grad_activated + c, lanes);
     dot = madd(h, dh, dot);
     const V weighted = dh * weight;
-    store_lanes(grad_hidden + c, weighted * u * (sigmoid + a * (T(1) - sigmoid)), lanes);
-    store_lanes(grad_hidden + p.I + c, weighted * a, lanes);
+    t.columns.store(grad_hidden, p.I, c, lanes,
+                    GateUp<V>{weighted * up * a.slope, act.through_up(weighted * a.value, x.up)});
   });
-  if (grad_hidden)
-    static_cast<T*>(p.dots)[position * ceil_div(p.I, kHiddenBlock) + t.block] = sum(dot);
+  if (grad_hidden) static_cast<T*>(p.dots)[position * p.dot_parts + t.block] = sum(dot);
 }
 
 template <class S>
@@ -151,12 +158,14 @@ void grad_hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
   for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
     for (int64_t k0 = 0; p.need_grad && k0 < p.H; k0 += kDepthBlock) {
       const int64_t depth = at_most(kDepthBlock, p.H - k0);
-      gather<E, S>(p.grad, p.permutation, p.K, first, rows, k0, depth, w.rows);
+      gather<E, S>(p.grad, first, rows, k0, depth, w.rows);
       multiply_block<E>(w.rows, kDepthStride, rows, w.weights, k0, depth, t.n, w.grad_activated,
                         kHiddenBlock);
     }
-    for (int64_t r = 0; r < rows; ++r)
-      grad_row<S>(p, t, first + r, w.grad_activated + r * kHiddenBlock);
+    with_activation(p, [&](const auto& act) {
+      for (int64_t r = 0; r < rows; ++r)
+        grad_row<S>(p, t, first + r, w.grad_activated + r * kHiddenBlock, act);
+    });
   });
 }
 

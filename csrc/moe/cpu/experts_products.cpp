@@ -1,7 +1,7 @@
 // The experts' other products, on rows sorted by expert.
 //
-//   reduce         out_t = Σ_e w_te · row_te · B_e      forward: h and W_outᵀ; backward: (dg, du) and W_in, all w = 1
-//   grad_weight    dW_e  = Σ_r a_rᵀ b_r                 W_in: (dg, du) and x;  W_out: dout and w·h
+//   reduce         out_t = Σ_e w_te · (row_te · B_e + bias_e)    forward: h, W_outᵀ and b_out; backward: (dg, du) and W_in, all w = 1
+//   grad_weight    dW_e  = Σ_r a_rᵀ b_r                          W_in: (dg, du) and x;  W_out: dout and w·h
 //
 // A token's experts are added in the order of their number, in the accumulation type, and rounded
 // once.
@@ -17,12 +17,13 @@ struct ReduceScratch {
   using T = Accumulate<S>;
   using E = Operand<S>;
   E* weights;
-  T *product, *sums;
+  T *product, *sums, *bias;
 
   ReduceScratch(const ReduceParams& p, Arena& arena) {
     weights = arena.take<E>(pad_depth<E>(p.depth) * kHiddenBlock);
     product = arena.take<T>(kTokenBlock * kHiddenBlock);
     sums = arena.take<T>(p.token_range * kHiddenBlock);
+    bias = arena.take<T>(kHiddenBlock);
   }
 };
 
@@ -47,9 +48,12 @@ void reduce_tile(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, 
   using E = Operand<S>;
   using V = Native<T>;
   const E* const from = static_cast<const E*>(p.rows) + first * p.row_width;
-  for (int64_t k0 = 0; k0 < p.depth; k0 += kDepthBlock)
+  int64_t k0 = 0;
+  do {  // once also where there is no depth: the product is 0 then
     multiply_block<E>(from + k0, p.row_width, rows, w.weights, k0,
                       at_most(kDepthBlock, p.depth - k0), n, w.product, kHiddenBlock);
+  } while ((k0 += kDepthBlock) < p.depth);
+  if (p.bias.data) add_bias(w.bias, rows, n, w.product, kHiddenBlock);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t assignment = p.permutation[first + r];
     const V weight = splat<V>(p.weights ? static_cast<const T*>(p.weights)[assignment] : T(1));
@@ -72,6 +76,7 @@ void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
     const int64_t begin = position_of_token(p, e, t0), end = position_of_token(p, e, t1);
     if (begin == end) continue;
     pack_deep(matrix_of<S>(p.b, e, 0, h0), p.depth, n, w.weights);
+    if (p.bias.data) load_bias<S>(p.bias, e, h0, n, w.bias);
     for_token_blocks(begin, end - begin, [&](int64_t first, int64_t rows) {
       reduce_tile<S>(p, first, rows, n, t0, w);
     });
@@ -99,28 +104,18 @@ struct GradWeightScratch {
   }
 };
 
-/// Row r of the sorted positions, from a column on.
-template <class S>
-FULGURITE_INLINE const S* sorted_row(const GradWeightParams& p, const SortedRows& rows, int64_t r,
-                                     int64_t column) {
-  const int64_t index = rows.gathered ? p.permutation[r] / p.K : r;
-  return static_cast<const S*>(rows.matrix.data) + index * rows.matrix.row_stride +
-         column * rows.matrix.column_stride;
-}
-
-/// Calls put(step, c, vector) for n columns of rows [first, first + count), which are the depth of the product.
+/// Calls put(step, c, vector) for n columns of rows [first, first + count) of type S, which are the depth of the product.
 template <class E, class S, class Put>
-FULGURITE_INLINE void for_row_steps(const GradWeightParams& p, const SortedRows& rows,
-                                    int64_t first, int64_t count, int64_t column, int64_t n,
-                                    const Put& put) {
+FULGURITE_INLINE void for_row_steps(const SortedRows& rows, int64_t first, int64_t count,
+                                    int64_t column, int64_t n, const Put& put) {
   const int64_t stride = rows.matrix.column_stride;
   for (int64_t r = 0; r < count; r += kStep<E>) {
-    const S* const row = sorted_row<S>(p, rows, first + r, column);
+    const S* const row = sorted_row<S>(rows, first + r, column);
     if constexpr (kStep<E> == 1) {
       for_row<E>(row, stride, n, [&](int64_t c, Native<E> v) { put(r, c, v); });
     } else {
       constexpr int W = kLanes<Accumulate<E>>;
-      const S* const next = r + 1 < count ? sorted_row<S>(p, rows, first + r + 1, column) : nullptr;
+      const S* const next = r + 1 < count ? sorted_row<S>(rows, first + r + 1, column) : nullptr;
       for (int64_t c = 0; c < n; c += W)
         put(r / 2, c,
             load_row_pair<W>(row + c * stride, next ? next + c * stride : nullptr, stride, n - c));
@@ -128,15 +123,14 @@ FULGURITE_INLINE void for_row_steps(const GradWeightParams& p, const SortedRows&
   }
 }
 
-/// The same for rows of either kind.
+/// The same for rows of either type.
 template <class E, class S, class Put>
-FULGURITE_INLINE void for_sorted_steps(const GradWeightParams& p, const SortedRows& rows,
-                                       int64_t first, int64_t count, int64_t column, int64_t n,
-                                       const Put& put) {
-  if (rows.gathered)
-    for_row_steps<E, S>(p, rows, first, count, column, n, put);
+FULGURITE_INLINE void for_sorted_steps(const SortedRows& rows, int64_t first, int64_t count,
+                                       int64_t column, int64_t n, const Put& put) {
+  if (rows.operands)
+    for_row_steps<E, E>(rows, first, count, column, n, put);
   else
-    for_row_steps<E, E>(p, rows, first, count, column, n, put);
+    for_row_steps<E, S>(rows, first, count, column, n, put);
 }
 
 template <class S>
@@ -153,10 +147,10 @@ void grad_weight_task(const GradWeightParams& p, int64_t task, void* scratch) {
   const int64_t begin = p.offsets[e], end = p.offsets[e + 1], columns = pad_columns<E>(n);
   for (int64_t first = begin; first < end; first += kDepthBlock) {
     const int64_t rows = at_most(kDepthBlock, end - first), depth = pad_depth<E>(rows);
-    for_sorted_steps<E, S>(p, p.a, first, rows, m0, m, [&](int64_t step, int64_t c, Lanes v) {
+    for_sorted_steps<E, S>(p.a, first, rows, m0, m, [&](int64_t step, int64_t c, Lanes v) {
       store(w.a + (step * kGradStride + c) * kStep<E>, v);
     });
-    for_sorted_steps<E, S>(p, p.b, first, rows, n0, n, [&](int64_t step, int64_t c, Lanes v) {
+    for_sorted_steps<E, S>(p.b, first, rows, n0, n, [&](int64_t step, int64_t c, Lanes v) {
       store(w.b + packed_at<E>(step, c, depth, columns), v);
     });
     gemm<E>(m, n, steps<E>(rows), {w.a, kStep<E>, kStep<E> * kGradStride}, {w.b, depth, columns},

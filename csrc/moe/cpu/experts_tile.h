@@ -2,7 +2,7 @@
 // over the whole depth.
 #pragma once
 
-#include "moe/cpu/params.h"
+#include "moe/cpu/experts_params.h"
 #include "simd/gemm.h"
 #include "simd/kernel.h"
 #include "simd/math.h"
@@ -50,17 +50,38 @@ FULGURITE_INLINE void multiply_block(const E* rows, int64_t ld, int64_t M, const
           k0 > 0);
 }
 
-/// Columns [c0, c0 + n) of the tokens at sorted positions [first, first + rows) as operands, rows kDepthStride apart.
+/// Row r of the sorted positions, from a column on.
+template <class S>
+FULGURITE_INLINE const S* sorted_row(const SortedRows& rows, int64_t r, int64_t column) {
+  const int64_t index = rows.permutation ? rows.permutation[r] / rows.K : r;
+  return static_cast<const S*>(rows.matrix.data) + index * rows.matrix.row_stride +
+         column * rows.matrix.column_stride;
+}
+
+/// Columns [c0, c0 + n) of the rows at sorted positions [first, first + count) as operands, kDepthStride apart.
 template <class E, class S>
-inline void gather(const Matrix& matrix, const int32_t* permutation, int64_t K, int64_t first,
-                   int64_t rows, int64_t c0, int64_t n, E* to) {
-  for (int64_t r = 0; r < rows; ++r, to += kDepthStride) {
-    const Strided<S> row{static_cast<const S*>(matrix.data) +
-                             permutation[first + r] / K * matrix.row_stride +
-                             c0 * matrix.column_stride,
-                         0, matrix.column_stride};
+inline void gather(const SortedRows& rows, int64_t first, int64_t count, int64_t c0, int64_t n,
+                   E* to) {
+  for (int64_t r = 0; r < count; ++r, to += kDepthStride) {
+    const Strided<S> row{sorted_row<S>(rows, first + r, c0), 0, rows.matrix.column_stride};
     pack_plain<E>(row, 1, n, to, pad_columns<E>(n));
   }
+}
+
+/// Columns [c0, c0 + n) of expert e's row in the accumulation type, zero up to a whole vector.
+template <class S, class T>
+inline void load_bias(const ExpertRows& bias, int64_t e, int64_t c0, int64_t n, T* to) {
+  const S* const row =
+      static_cast<const S*>(bias.data) + e * bias.expert_stride + c0 * bias.column_stride;
+  for_row<T>(row, bias.column_stride, n, [to](int64_t c, Native<T> v) { store(to + c, v); });
+}
+
+/// C += bias in n columns of each row.
+template <class T>
+inline void add_bias(const T* bias, int64_t rows, int64_t n, T* c, int64_t ldc) {
+  using V = Native<T>;
+  for (int64_t r = 0; r < rows; ++r, c += ldc)
+    for (int64_t k = 0; k < n; k += kLanes<T>) store(c + k, load<V>(c + k) + load<V>(bias + k));
 }
 
 /// Calls tile(first position, rows) over a segment in blocks of kTokenBlock.

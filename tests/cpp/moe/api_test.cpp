@@ -85,6 +85,36 @@ TEST_CASE("a plan with a capacity") {
   REQUIRE(offsets[3].item<int64_t>() == 2);
 }
 
+TEST_CASE("experts of another kind: gates beside ups, biases, clamped") {
+  const auto options = at::TensorOptions(at::kDouble);
+  const Tensor x = at::randn({9, 4}, options).requires_grad_(),
+               w_in = at::randn({2, 4, 6}, options).requires_grad_(),
+               w_out = at::randn({2, 3, 4}, options).requires_grad_();
+  const Tensor ids = at::arange(9).reshape({9, 1}).remainder(2),
+               weights = at::ones({9, 1}, options);
+  fulgurite::MoeExpertsOptions o;
+  o.b_in = at::randn({2, 6}, options).requires_grad_();
+  o.b_out = at::randn({2, 4}, options).requires_grad_();
+  o.activation = "swiglu_oai";
+  o.interleaved = o.transposed = true;
+  o.alpha = 1.702;
+  o.limit = 1;
+  const Tensor y = fulgurite::moe_experts(x, ids, weights, w_in, w_out, o);
+  const auto [permutation, inverse, offsets] = fulgurite::moe_plan(ids, 2);
+  const Tensor hidden = fulgurite::moe_grouped_mm(fulgurite::moe_permute(x, permutation, inverse),
+                                                  w_in, offsets, o.b_in, true);
+  const Tensor gate = hidden.slice(1, 0, 6, 2).clamp_max(1),
+               up = hidden.slice(1, 1, 6, 2).clamp(-1, 1);
+  const Tensor rows = fulgurite::moe_grouped_mm(gate * (gate * 1.702).sigmoid() * (up + 1), w_out,
+                                                offsets, o.b_out, true);
+  const Tensor expected = fulgurite::moe_combine(rows, inverse);
+  REQUIRE(y.allclose(expected, 1e-10, 1e-12));
+  const std::vector<Tensor> inputs{x, w_in, w_out, *o.b_in, *o.b_out};
+  const auto grads = torch::autograd::grad({y.square().sum()}, inputs);
+  const auto parts = torch::autograd::grad({expected.square().sum()}, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i) REQUIRE(grads[i].allclose(parts[i], 1e-9, 1e-10));
+}
+
 TEST_CASE("losses and the selection bias") {
   const Tensor logits = at::zeros({4, 2}).requires_grad_(),
                ids = at::arange(4).reshape({4, 1}).remainder(2);

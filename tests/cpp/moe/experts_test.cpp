@@ -39,16 +39,21 @@ struct Case {
       for (int64_t t = e; t < T; t += E) permutation.push_back(static_cast<int32_t>(t));
   }
 
+  SortedRows gathered(const Rows& rows) const {
+    return {{rows.data(), H, 1}, permutation.data(), 1, false};
+  }
   HiddenParams params() {
     HiddenParams p{};
     p.dtype = kDtype;
-    p.K = 1;
+    p.gated = true;
     p.row_width = width;
+    p.grad_width = 2 * I;
+    p.dot_parts = 2;
     p.H = H;
     p.I = I;
     p.segments = segments.data();
     p.permutation = permutation.data();
-    p.x = {x.data(), H, 1};
+    p.x = gathered(x);
     p.w_in = {w_in.data(), 2 * I * H, H, 1};
     p.w_out = {w_out.data(), H * I, I, 1};
     p.hidden = hidden.data();
@@ -98,7 +103,7 @@ TEST_CASE("hidden layer") {
     Rows grad_hidden(Case::T * 2 * Case::I);
     Sums dots(Case::T * 2);
     HiddenParams q = c.params();
-    q.grad = {grad.data(), Case::H, 1};
+    q.grad = c.gathered(grad);
     q.weights = c.weights.data();
     q.need_grad = true;
     q.grad_hidden = grad_hidden.data();
@@ -146,6 +151,8 @@ TEST_CASE("rows reduce to tokens in ranges of tokens") {
   p.offsets = c.offsets.data();
   p.rows = rows.data();
   p.b = {c.w_out.data(), Case::H * Case::I, 1, Case::I};
+  const Rows bias = numbers<Rows>(Case::E * Case::H, 8, 0.5);
+  p.bias = {bias.data(), Case::H, 1};
   p.weights = c.weights.data();
   p.out = out.data();
   int64_t scratch;
@@ -155,8 +162,9 @@ TEST_CASE("rows reduce to tokens in ranges of tokens") {
     for (int64_t o = 0; o < Case::H; ++o) {
       const int64_t e = row / Case::rows, t = c.permutation[row];
       REQUIRE(near(out[t * Case::H + o],
-                   c.weights[t] * Case::dot(&rows[row * Case::width],
-                                            &c.w_out[(e * Case::H + o) * Case::I], Case::I)));
+                   c.weights[t] * (Case::dot(&rows[row * Case::width],
+                                             &c.w_out[(e * Case::H + o) * Case::I], Case::I) +
+                                   bias[e * Case::H + o])));
     }
 }
 
@@ -167,13 +175,11 @@ TEST_CASE("gradients of the weights") {
   Rows grad(Case::E * 2 * Case::I * Case::H, 1.0);
   GradWeightParams p{};
   p.dtype = kDtype;
-  p.K = 1;
   p.M = 2 * Case::I;
   p.N = Case::H;
-  p.permutation = c.permutation.data();
   p.offsets = c.offsets.data();
-  p.a = {{a.data(), 2 * Case::I, 1}, false};
-  p.b = {{c.x.data(), Case::H, 1}, true};
+  p.a = {{a.data(), 2 * Case::I, 1}, nullptr, 1, true};
+  p.b = c.gathered(c.x);
   p.grad = grad.data();
   int64_t scratch;
   moe_experts_grad_weight_layout(p, &scratch);

@@ -9,7 +9,6 @@ from fulgurite.nn.functional.attention_cache import (
 from fulgurite.nn.functional.moe import (
     moe_balance_loss,
     moe_combine,
-    moe_experts,
     moe_permute,
     moe_plan,
     moe_route,
@@ -17,6 +16,7 @@ from fulgurite.nn.functional.moe import (
     moe_z_loss,
 )
 from fulgurite.nn.functional.moe_expert_choice import moe_route_expert_choice
+from fulgurite.nn.functional.moe_experts import moe_experts, moe_grouped_mm
 
 __all__ = [
     "attention",
@@ -26,6 +26,7 @@ __all__ = [
     "moe_balance_loss",
     "moe_combine",
     "moe_experts",
+    "moe_grouped_mm",
     "moe_permute",
     "moe_plan",
     "moe_route",

@@ -11,7 +11,6 @@ from torch import Tensor
 __all__ = [
     "moe_balance_loss",
     "moe_combine",
-    "moe_experts",
     "moe_permute",
     "moe_plan",
     "moe_route",
@@ -189,75 +188,6 @@ def moe_combine(y: Tensor, inverse: Tensor, weights: Optional[Tensor] = None) ->
     """
     combined: Tensor = torch.ops.fulgurite.moe_combine(y, inverse, weights)
     return combined
-
-
-def moe_experts(
-    x: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    b_in: Optional[Tensor] = None,
-    b_out: Optional[Tensor] = None,
-    activation: str = "silu",
-    gated: bool = True,
-    interleaved: bool = False,
-    transposed: bool = False,
-    alpha: float = 1.0,
-    limit: float = 0.0,
-    save_hidden: bool = True,
-) -> Tensor:
-    r"""The feed-forward of all experts; see docs/ops/moe.md.
-
-    ``y_t = Σ_j weights[t,j] · W_out (silu(W_gate x_t) · (W_up x_t))`` with the matrices of expert
-    ``ids[t,j]``.
-
-    Args:
-        x: (T,H), float64, float32, bfloat16 or float16.
-        ids: (T,K) int32 or int64; an id outside [0, E) contributes nothing.
-        weights: (T,K), float32, float64 or x's dtype.
-        w_in: (E,2I,H) in x's dtype, gate rows then up rows.
-        w_out: (E,H,I) in x's dtype.
-        save_hidden: keep gate and up, 2·T·K·I numbers of float32 (float64 for float64), for the
-            backward; without it they are computed again.
-        b_in, b_out, activation, gated, interleaved, transposed, alpha, limit: part of the
-            signature, not supported yet: any value but the default raises NotImplementedError (or
-            ValueError where it means nothing).
-
-    Returns:
-        (T,H) in x's dtype. Sums are in float32 (float64 for float64) and rounded once. Gradients to
-        x, weights, w_in, w_out; an expert without tokens has zero gradients.
-
-    Raises:
-        TypeError, RuntimeError (shapes, devices, 2³¹ or more assignments), ValueError,
-        NotImplementedError.
-
-    Example:
-        >>> import torch
-        >>> import fulgurite.nn.functional as F
-        >>> x, logits = torch.randn(10, 16), torch.randn(10, 4)
-        >>> w_in, w_out = torch.randn(4, 2 * 32, 16), torch.randn(4, 16, 32)
-        >>> weights, ids, counts = F.moe_route(logits, 2)
-        >>> F.moe_experts(x, ids, weights, w_in, w_out).shape
-        torch.Size([10, 16])
-    """
-    y: Tensor = torch.ops.fulgurite.moe_experts(
-        x,
-        ids,
-        weights,
-        w_in,
-        w_out,
-        b_in=b_in,
-        b_out=b_out,
-        activation=activation,
-        gated=gated,
-        interleaved=interleaved,
-        transposed=transposed,
-        alpha=alpha,
-        limit=limit,
-        save_hidden=save_hidden,
-    )
-    return y
 
 
 def moe_balance_loss(

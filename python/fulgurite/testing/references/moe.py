@@ -110,30 +110,6 @@ def moe_route(
     return weights, ids.to(torch.int32), counts
 
 
-def moe_experts(
-    x: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    *,
-    save_hidden: bool = True,
-) -> Tensor:
-    """y_t = Σ_j w_tj · W_out (silu(W_gate x_t) · (W_up x_t)), one expert after the other.
-
-    ``save_hidden`` changes what is kept in memory and nothing else.
-    """
-    del save_hidden
-    y = torch.zeros_like(x)
-    for e in range(w_in.shape[0]):
-        tokens, choices = torch.where(ids == e)
-        gate, up = (x[tokens] @ w_in[e].T).chunk(2, dim=-1)
-        rows = (F.silu(gate) * up) @ w_out[e].T
-        rows = rows * weights[tokens, choices, None].to(rows.dtype)
-        y = y.index_add(0, tokens, rows)
-    return y
-
-
 def normalised_scores(logits: Tensor, score: str, eps: float) -> Tensor:
     """P (T, E): the softmax over all experts, or s / (Σ s + eps)."""
     if is_softmax(score):

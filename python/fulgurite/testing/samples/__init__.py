@@ -9,7 +9,16 @@ from importlib import import_module
 
 from fulgurite.testing.registry import OPERATORS
 
-FAMILIES = ("attention", "attention_cache", "moe", "moe_plan", "moe_expert_choice", "optim", "amp")
+FAMILIES = (
+    "attention",
+    "attention_cache",
+    "moe",
+    "moe_plan",
+    "moe_expert_choice",
+    "moe_experts",
+    "optim",
+    "amp",
+)
 
 for _family in FAMILIES:
     for _operator in import_module(f"{__name__}.{_family}").OPERATORS:

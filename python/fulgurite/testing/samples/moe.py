@@ -103,96 +103,6 @@ def moe_route_errors(device: torch.device) -> Iterator[ErrorSample]:
         yield ErrorSample(name, args, kwargs, error, match)
 
 
-# ---------------------------------------------------------------- experts
-
-
-def experts_call(
-    generator: torch.Generator,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    T: int,
-    K: int,
-    E: int,
-    H: int,
-    I: int,
-    low: int = 0,
-    weights_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, ...]:
-    """Random x, ids, weights, w_in and w_out; the weights keep activations near 1."""
-    x = normal(generator, dtype, device, T, H)
-    ids = random_ids(generator, device, T, K, E, low=low)
-    weights = torch.rand(T, K, generator=generator).to(device, weights_dtype or dtype)
-    w_in = normal(generator, torch.float32, device, E, 2 * I, H) * max(H, 1) ** -0.5
-    w_out = normal(generator, torch.float32, device, E, H, I) * max(I, 1) ** -0.5
-    return x, ids, weights, w_in.to(dtype), w_out.to(dtype)
-
-
-def moe_experts_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
-    generator = torch.Generator().manual_seed(seed)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def call(**sizes: Any) -> tuple[Tensor, ...]:
-        return experts_call(generator, dtype, device, **sizes)
-
-    yield Sample("gated", call(T=10, K=2, E=4, H=16, I=24, weights_dtype=wide), {})
-    yield Sample(
-        "recomputed_sentinels",
-        call(T=9, K=3, E=5, H=12, I=7, low=-1),
-        {"save_hidden": False},
-    )
-    yield Sample("across_tiles", call(T=150, K=2, E=3, H=70, I=80, weights_dtype=wide), {})
-    x, ids, weights, w_in, w_out = call(T=6, K=2, E=9, H=5, I=3)
-    yield Sample("unused_experts_long_ids", (x, ids.long() % 3, weights, w_in, w_out), {})
-    yield Sample("one_expert", call(T=5, K=1, E=1, H=8, I=8), {})
-    yield Sample("no_tokens", call(T=0, K=2, E=3, H=4, I=4), {})
-    yield Sample("no_hidden", call(T=3, K=2, E=3, H=4, I=0), {})
-
-
-def moe_experts_errors(device: torch.device) -> Iterator[ErrorSample]:
-    generator = torch.Generator().manual_seed(0)
-    tensors = experts_call(generator, torch.float32, device, T=5, K=2, E=3, H=8, I=4)
-    x, ids, weights, w_in, w_out = tensors
-    changed: dict[str, tuple[tuple[Tensor, ...], type[Exception], str]] = {
-        "integers": ((x.int(), ids, weights, w_in, w_out), TypeError, "x"),
-        "ids_dtype": ((x, ids.float(), weights, w_in, w_out), TypeError, "ids"),
-        "weights_dtype": ((x, ids, weights.half(), w_in, w_out), TypeError, "weights"),
-        "w_in_dtype": ((x, ids, weights, w_in.half(), w_out), TypeError, "w_in"),
-        "w_out_dtype": ((x, ids, weights, w_in, w_out.double()), TypeError, "w_out"),
-        "x_shape": ((x[0], ids, weights, w_in, w_out), RuntimeError, "x"),
-        "ids_shape": ((x, ids[:4], weights, w_in, w_out), RuntimeError, "ids"),
-        "weights_shape": ((x, ids, weights[:, :1], w_in, w_out), RuntimeError, "weights"),
-        "w_in_shape": ((x, ids, weights, w_in[:, :7], w_out), RuntimeError, "w_in"),
-        "w_in_experts": ((x, ids, weights, w_in[:2], w_out), RuntimeError, "w_out"),
-        "w_out_shape": ((x, ids, weights, w_in, w_out[:, :7]), RuntimeError, "w_out"),
-    }
-    for name, (args, error, match) in changed.items():
-        yield ErrorSample(name, args, {}, error, match)
-    b_in, b_out = torch.zeros(3, 8, device=device), torch.zeros(3, 8, device=device)
-    options: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-        "b_in_dtype": ({"b_in": b_in.half()}, TypeError, "b_in"),
-        "b_out_shape": ({"b_out": b_out[:2]}, RuntimeError, "b_out"),
-        "activation": ({"activation": "tanh"}, ValueError, "activation"),
-        "alpha": ({"alpha": 1.7}, ValueError, "alpha"),
-        "limit": ({"limit": 7.0}, ValueError, "limit"),
-        "negative_limit": ({"activation": "swiglu_oai", "limit": -1.0}, ValueError, "limit"),
-        "b_in_unsupported": ({"b_in": b_in}, NotImplementedError, "b_in"),
-        "b_out_unsupported": ({"b_out": b_out}, NotImplementedError, "b_out"),
-        "gelu_unsupported": ({"activation": "gelu"}, NotImplementedError, "activation"),
-        "interleaved_unsupported": ({"interleaved": True}, NotImplementedError, "interleaved"),
-    }
-    for name, (kwargs, error, match) in options.items():
-        yield ErrorSample(name, tensors, kwargs, error, match)
-    half = (x, ids, weights, w_in[:, :4], w_out)
-    yield ErrorSample("gated", half, {"gated": False}, NotImplementedError, "gated")
-    oai = {"gated": False, "activation": "swiglu_oai"}
-    yield ErrorSample("oai_not_gated", half, oai, ValueError, "gated")
-    both = {"gated": False, "interleaved": True}
-    yield ErrorSample("interleaved_not_gated", half, both, ValueError, "interleaved")
-    turned = (x, ids, weights, w_in.mT, w_out.mT)
-    yield ErrorSample("transposed", turned, {"transposed": True}, NotImplementedError, "transposed")
-
-
 # ---------------------------------------------------------------- losses
 
 
@@ -311,15 +221,6 @@ OPERATORS = (
         differentiable=(0,),
         exact=True,
         autocast="float32",
-    ),
-    Operator(
-        name="moe_experts",
-        samples=moe_experts_samples,
-        errors=moe_experts_errors,
-        reference=reference.moe_experts,
-        differentiable=(0, 2, 3, 4),
-        autocast="lower",
-        autocast_args=(0, 3, 4),
     ),
     Operator(
         name="moe_balance_loss",

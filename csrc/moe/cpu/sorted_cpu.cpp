@@ -1,0 +1,81 @@
+#include "moe/cpu/sorted.h"
+
+#include "common/dtype.h"
+#include "common/tasks.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fulgurite {
+
+using at::Tensor;
+
+FULGURITE_KERNEL(moe_experts_products, moe_experts_grad_weight, GradWeightTaskFn);
+FULGURITE_KERNEL(moe_experts_products, moe_experts_grad_weight_layout, GradWeightLayoutFn);
+FULGURITE_KERNEL(moe_experts_bias, moe_experts_grad_bias, GradBiasTaskFn);
+
+ExpertMatrices matrices(const Tensor& w, bool transposed) {
+  const int row = transposed ? 2 : 1;
+  return {w.const_data_ptr(), w.stride(0), w.stride(row), w.stride(3 - row)};
+}
+
+ExpertRows expert_rows(const std::optional<Tensor>& bias) {
+  if (!bias) return {};
+  return {bias->const_data_ptr(), bias->stride(0), bias->stride(1)};
+}
+
+std::vector<Segment> segments_of(const int64_t* offsets, int64_t E) {
+  std::vector<Segment> segments;
+  for (int64_t e = 0; e < E; ++e)
+    for (int64_t first = offsets[e]; first < offsets[e + 1]; first += kSegmentRows)
+      segments.push_back({e, first, std::min(kSegmentRows, offsets[e + 1] - first)});
+  return segments;
+}
+
+void advise_huge_pages(const Tensor& tensor) {
+#if defined(__linux__)
+  constexpr size_t kPage = 4096, kWorthwhile = 4 << 20;
+  if (tensor.nbytes() < kWorthwhile) return;
+  const uintptr_t begin =
+      (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + tensor.nbytes()) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+void run_grad_weight(const int64_t* offsets, const SortedRows& a, const SortedRows& b,
+                     const Tensor& grad) {
+  const int64_t E = grad.size(0);
+  GradWeightParams p{};
+  p.dtype = kernel_dtype(grad.scalar_type());
+  p.M = grad.size(1);
+  p.N = grad.size(2);
+  p.offsets = offsets;
+  p.a = a;
+  p.b = b;
+  p.grad = grad.mutable_data_ptr();
+  int64_t scratch = 0;
+  moe_experts_grad_weight_layout_kernel.get(p.dtype)(p, &scratch);
+  advise_huge_pages(grad);
+  run_kernel(moe_experts_grad_weight_kernel, p,
+             {E * ceil_div(p.M, kGradRows) * ceil_div(p.N, kGradColumns),
+              offsets[E] * p.M * p.N + grad.numel(), scratch});
+}
+
+void run_grad_bias(const int64_t* offsets, const SortedRows& rows, const void* weights,
+                   const Tensor& grad) {
+  const int64_t E = grad.size(0);
+  GradBiasParams p{};
+  p.dtype = kernel_dtype(grad.scalar_type());
+  p.N = grad.size(1);
+  p.offsets = offsets;
+  p.rows = rows;
+  p.weights = weights;
+  p.grad = grad.mutable_data_ptr();
+  run_kernel(moe_experts_grad_bias_kernel, p,
+             {E * ceil_div(p.N, kBiasColumns), offsets[E] * p.N + grad.numel()});
+}
+
+}  // namespace fulgurite
