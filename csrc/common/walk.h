@@ -40,7 +40,9 @@ class WalkList {
  public:
   using Operands = std::array<const at::Tensor*, kOperands>;  // null: absent; the first one is not
 
-  explicit WalkList(WalkOrder order = WalkOrder::kMemory) : order_(order) {}
+  /// Tensors begin at multiples of `grain`.
+  explicit WalkList(WalkOrder order = WalkOrder::kMemory, int64_t grain = kWalkGrain)
+      : order_(order), grain_(grain) {}
 
   void reserve(size_t n) { walks_.reserve(n); }
 
@@ -48,7 +50,7 @@ class WalkList {
     const at::Tensor& first = *operands[0];
     Walk walk{positions_, first.numel(), 0, 0};
     if (!dense(operands)) add_table(operands, walk);
-    positions_ += ceil_div(walk.numel, kWalkGrain) * kWalkGrain;
+    positions_ += ceil_div(walk.numel, grain_) * grain_;
     elements_ += walk.numel;
     walks_.push_back(walk);
   }
@@ -104,6 +106,7 @@ class WalkList {
   }
 
   WalkOrder order_;
+  int64_t grain_;
   std::vector<Walk> walks_;
   std::vector<int64_t> layouts_;
   int64_t positions_ = 0, elements_ = 0;

@@ -7,16 +7,13 @@ namespace fulgurite {
 
 /// Types, shapes, values and support, in this order over all tensors, before anything is written.
 void check_adamw(const AdamwArgs& args);
+void check_adamw_8bit(const Adamw8bitArgs& args);
 /// What only memory can tell: strides that overlap, a tensor that is listed twice, the contents of
 /// hyper and steps.
 void check_adamw_contents(const AdamwArgs& args);
+void check_adamw_8bit_contents(const Adamw8bitArgs& args);
 
 void check_split_master(const Tensor& master);
 void check_join_master(const Tensor& high, const Tensor& low);
-
-/// Entry i of an optional list; null if the list or the entry is empty.
-inline const Tensor* entry_or_null(TensorList list, size_t i) {
-  return list.empty() || list[i].numel() == 0 ? nullptr : &list[i];
-}
 
 }  // namespace fulgurite

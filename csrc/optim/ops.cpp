@@ -19,6 +19,14 @@ TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
       "bool decoupled=True, bool amsgrad=False, "
       "bool maximize=False, bool zero_grads=False) -> ()",
       tags);
+  m.def(
+      "adamw_8bit_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avg_codes, "
+      "Tensor(d!)[] exp_avg_scales, Tensor(e!)[] exp_avg_sq_codes, "
+      "Tensor(f!)[] exp_avg_sq_scales, Tensor(g!)[] masters, Tensor(h!)[] steps, Tensor hyper, "
+      "int[] groups, *, "
+      "Tensor? grad_multiplier=None, Tensor? found_inf=None, Tensor? seed=None, int[]? keys=None, "
+      "bool decoupled=True, bool maximize=False) -> ()",
+      tags);
   m.def("split_master(Tensor master) -> (Tensor high, Tensor low)", tags);
   m.def("join_master(Tensor high, Tensor low) -> Tensor", tags);
 }
@@ -27,6 +35,7 @@ namespace fulgurite {
 namespace {
 
 void adamw_meta(const AdamwArgs& args) { check_adamw(args); }
+void adamw_8bit_meta(const Adamw8bitArgs& args) { check_adamw_8bit(args); }
 
 std::tuple<Tensor, Tensor> split_master_meta(const Tensor& master) {
   check_split_master(master);
@@ -39,16 +48,34 @@ Tensor join_master_meta(const Tensor& high, const Tensor& low) {
   return at::empty_symint(high.sym_sizes(), high.options().dtype(at::kFloat));
 }
 
+at::OptionalIntArrayRef optional_ints(const std::optional<std::vector<int64_t>>& ints) {
+  return ints ? at::OptionalIntArrayRef(*ints) : at::OptionalIntArrayRef();
+}
+
 }  // namespace
 
 void adamw_(const AdamwTensors& t, const Tensor& hyper, const std::vector<int64_t>& groups,
             const AdamwOptions& o) {
-  const at::OptionalIntArrayRef keys =
-      o.keys ? at::OptionalIntArrayRef(*o.keys) : at::OptionalIntArrayRef();
-  AdamwArgs{t.params,    t.grads,           t.exp_avgs,  t.exp_avg_sqs, t.max_exp_avg_sqs,
-            t.masters,   t.copies,          t.emas,      t.steps,       hyper,
-            groups,      o.grad_multiplier, o.found_inf, o.seed,        keys,
-            o.decoupled, o.amsgrad,         o.maximize,  o.zero_grads}
+  AdamwArgs{{t.params, t.grads, t.masters, t.steps, hyper, groups, o.grad_multiplier, o.found_inf,
+             o.seed, optional_ints(o.keys), o.decoupled, o.maximize},
+            t.exp_avgs,
+            t.exp_avg_sqs,
+            t.max_exp_avg_sqs,
+            t.copies,
+            t.emas,
+            o.amsgrad,
+            o.zero_grads}
+      .call();
+}
+
+void adamw_8bit_(const Adamw8bitTensors& t, const Tensor& hyper, const std::vector<int64_t>& groups,
+                 const Adamw8bitOptions& o) {
+  Adamw8bitArgs{{t.params, t.grads, t.masters, t.steps, hyper, groups, o.grad_multiplier,
+                 o.found_inf, o.seed, optional_ints(o.keys), o.decoupled, o.maximize},
+                t.exp_avg_codes,
+                t.exp_avg_scales,
+                t.exp_avg_sq_codes,
+                t.exp_avg_sq_scales}
       .call();
 }
 
@@ -67,14 +94,17 @@ Tensor join_master(const Tensor& high, const Tensor& low) {
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
   using namespace fulgurite;
   m.impl("adamw_", adamw_from_schema<adamw_meta>);
+  m.impl("adamw_8bit_", adamw_8bit_from_schema<adamw_8bit_meta>);
   m.impl("split_master", split_master_meta);
   m.impl("join_master", join_master_meta);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
-  m.impl("adamw_", fulgurite::refuses_gradients());
+  for (const char* name : {"adamw_", "adamw_8bit_"}) m.impl(name, fulgurite::refuses_gradients());
   for (const char* name : {"split_master", "join_master"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(fulgurite, ADInplaceOrView, m) { m.impl("adamw_", fulgurite::bumps_versions()); }
+TORCH_LIBRARY_IMPL(fulgurite, ADInplaceOrView, m) {
+  for (const char* name : {"adamw_", "adamw_8bit_"}) m.impl(name, fulgurite::bumps_versions());
+}

@@ -23,8 +23,8 @@ struct AdamwTensors {
 
 struct AdamwOptions {
   std::optional<at::Tensor> grad_multiplier, found_inf;  // 0-dim float32
-  std::optional<at::Tensor> seed;
-  std::optional<std::vector<int64_t>> keys;
+  std::optional<at::Tensor> seed;  // int64 (seed, step): rounds 16-bit parameters stochastically
+  std::optional<std::vector<int64_t>> keys;  // of the tensors, for the same bits in other lists
   bool decoupled = true, amsgrad = false, maximize = false, zero_grads = false;
 };
 
@@ -33,6 +33,26 @@ struct AdamwOptions {
 /// (at::NoGradGuard), as any optimizer.
 FULGURITE_API void adamw_(const AdamwTensors& tensors, const at::Tensor& hyper,
                           const std::vector<int64_t>& groups, const AdamwOptions& options = {});
+
+/// Moments of 8 bits: codes (uint8) in the parameters' shapes, scales (float32) of their blocks of 256
+/// elements, ceil(n/256) each.
+struct Adamw8bitTensors {
+  std::vector<at::Tensor> params, grads;
+  std::vector<at::Tensor> exp_avg_codes, exp_avg_scales, exp_avg_sq_codes, exp_avg_sq_scales;
+  std::vector<at::Tensor> masters;
+  std::vector<at::Tensor> steps;
+};
+
+struct Adamw8bitOptions {
+  std::optional<at::Tensor> grad_multiplier, found_inf, seed;
+  std::optional<std::vector<int64_t>> keys;
+  bool decoupled = true, maximize = false;
+};
+
+/// adamw_ with 8-bit moments; a moment of 0 has the code 127 (exp_avg) or 0 (exp_avg_sq) and scale 0.
+FULGURITE_API void adamw_8bit_(const Adamw8bitTensors& tensors, const at::Tensor& hyper,
+                               const std::vector<int64_t>& groups,
+                               const Adamw8bitOptions& options = {});
 
 /// float32 master -> high (bfloat16), low (int16), lossless.
 FULGURITE_API std::tuple<at::Tensor, at::Tensor> split_master(const at::Tensor& master);

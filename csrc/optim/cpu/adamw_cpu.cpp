@@ -1,106 +1,74 @@
-// AdamW on the CPU, torch side: scalars of the step, tensors to descriptors, one parallel region
-// for all of them.
-#include "common/dtype.h"
+// AdamW on the CPU, torch side: all tensors in one parallel region.
 #include "common/tasks.h"
-#include "common/walk.h"
 #include "optim/check.h"
-#include "optim/cpu/params.h"
+#include "optim/cpu/call.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <cmath>
-
 namespace fulgurite {
 
 FULGURITE_KERNEL(optim_adamw, adamw_update, AdamwTaskFn);
+FULGURITE_KERNEL(optim_adamw_8bit, adamw_8bit_update, Adamw8bitTaskFn);
 FULGURITE_KERNEL(optim_split_master, split_master, SplitTaskFn);
 FULGURITE_KERNEL(optim_split_master, join_master, SplitTaskFn);
 
 namespace {
 
 constexpr int64_t kPositionsPerTask = 16384;
-
-/// x^n by squaring: the same bits everywhere, which the C library's pow does not promise.
-double power(double x, int64_t n) {
-  double result = 1;
-  for (; n > 0; n >>= 1, x *= x)
-    if (n & 1) result *= x;
-  return result;
-}
-
-AdamwScalars step_scalars(const Tensor& hyper, int64_t group, float step, double multiplier,
-                          const AdamwArgs& a) {
-  const double* const row = hyper.const_data_ptr<double>() + group * hyper.stride(0);
-  const auto value = [&](int k) { return row[k * hyper.stride(1)]; };
-  const double lr = value(0), beta1 = value(1), beta2 = value(2), weight_decay = value(4);
-  const int64_t t = static_cast<int64_t>(step);
-  AdamwScalars s;
-  s.grad_factor = a.maximize ? -multiplier : multiplier;
-  s.decay = a.decoupled ? 1 - lr * weight_decay : 1;
-  s.weight_decay = a.decoupled ? 0 : weight_decay;
-  s.from_exp_avg = 1 - beta1 < 0.5;
-  s.exp_avg_weight = s.from_exp_avg ? 1 - beta1 : -beta1;
-  s.exp_avg_sq_weight = 1 - beta2;
-  s.beta2 = beta2;
-  s.step_size = lr / (1 - power(beta1, t));
-  s.correction = std::sqrt(1 - power(beta2, t));
-  s.eps = value(3);
-  s.ema_weight = 1 - value(5);
-  return s;
-}
-
-void set_operand(AdamwTensor& tensor, int k, const Tensor* operand) {
-  tensor.data[k] = nullptr;
-  tensor.dtype[k] = Dtype::kFloat32;
-  if (!operand) return;
-  // The gradient is written only by zero_grads; taking it mutably would make a copy-on-write tensor
-  // copy.
-  tensor.data[k] =
-      k == kGrad ? const_cast<void*>(operand->const_data_ptr()) : operand->mutable_data_ptr();
-  if (operand->scalar_type() != at::kShort) tensor.dtype[k] = kernel_dtype(operand->scalar_type());
-}
-
-float next_step(const Tensor& step) { return *step.const_data_ptr<float>() + 1; }
+static_assert(kPositionsPerTask % kBlock == 0, "a task begins at the edge of a block");
 
 void adamw_cpu(const AdamwArgs& a) {
   check_adamw(a);
   check_adamw_contents(a);
-  if (a.found_inf && *a.found_inf->const_data_ptr<float>() > 0) return;
-  const double multiplier = a.grad_multiplier ? *a.grad_multiplier->const_data_ptr<float>() : 1.0;
-
-  WalkList<kAdamwOperands> list;
-  std::vector<AdamwTensor> tensors(a.params.size());
-  list.reserve(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) {
+  if (is_skipped(a)) return;
+  AdamwCall call(a, kWalkGrain);
+  for (size_t i = 0; i < a.params.size(); ++i) {
     if (a.zero_grads) a.grads[i].mutable_data_ptr();
-    const WalkList<kAdamwOperands>::Operands operands{&a.params[i],
-                                                      &a.grads[i],
-                                                      &a.exp_avgs[i],
-                                                      &a.exp_avg_sqs[i],
-                                                      a.amsgrad ? &a.max_exp_avg_sqs[i] : nullptr,
-                                                      entry_or_null(a.masters, i),
-                                                      entry_or_null(a.copies, i),
-                                                      entry_or_null(a.emas, i)};
-    for (int k = 0; k < kAdamwOperands; ++k) set_operand(tensors[i], k, operands[k]);
-    tensors[i].split = operands[kMaster] && operands[kMaster]->scalar_type() == at::kShort;
-    const float step = next_step(a.steps[i]);
-    const bool repeats =
-        i > 0 && a.groups[i] == a.groups[i - 1] && step == next_step(a.steps[i - 1]);
-    tensors[i].scalars =
-        repeats ? tensors[i - 1].scalars : step_scalars(a.hyper, a.groups[i], step, multiplier, a);
-    list.add(operands);
+    AdamwCall::Operands operands{};
+    operands[kExpAvg] = &a.exp_avgs[i];
+    operands[kExpAvgSq] = &a.exp_avg_sqs[i];
+    operands[kMaxExpAvgSq] = a.amsgrad ? &a.max_exp_avg_sqs[i] : nullptr;
+    operands[kCopy] = entry_or_null(a.copies, i);
+    operands[kEma] = entry_or_null(a.emas, i);
+    call.add(operands);
   }
-
-  const AdamwParams p{list.walks(), list.layouts(), tensors.data(),
-                      list.count(), a.amsgrad,      a.zero_grads};
+  const AdamwParams p = call.params(a.zero_grads);
   const auto update = adamw_update_kernel.get();
   run_tasks(adamw_update_kernel,
-            {ceil_div(list.positions(), kPositionsPerTask), 16 * list.elements()},
+            {ceil_div(call.positions(), kPositionsPerTask), 16 * call.elements()},
             [&](int64_t task, void*) {
               update(p, task * kPositionsPerTask, (task + 1) * kPositionsPerTask);
             });
-  for (const Tensor& step : a.steps) *step.mutable_data_ptr<float>() = next_step(step);
+  advance(a.steps);
+}
+
+void adamw_8bit_cpu(const Adamw8bitArgs& a) {
+  static const DynamicMap signed_map = make_dynamic_map(true),
+                          unsigned_map = make_dynamic_map(false);
+  check_adamw_8bit(a);
+  check_adamw_8bit_contents(a);
+  if (is_skipped(a)) return;
+  AdamwCall call(a, kBlock);
+  std::vector<BlockScales> scales;
+  scales.reserve(a.params.size());
+  for (size_t i = 0; i < a.params.size(); ++i) {
+    AdamwCall::Operands operands{};
+    operands[kExpAvg] = &a.exp_avg_codes[i];
+    operands[kExpAvgSq] = &a.exp_avg_sq_codes[i];
+    call.add(operands);
+    const Tensor &m = a.exp_avg_scales[i], &v = a.exp_avg_sq_scales[i];
+    scales.push_back(
+        {m.mutable_data_ptr<float>(), v.mutable_data_ptr<float>(), m.stride(0), v.stride(0)});
+  }
+  const Adamw8bitParams p{call.params(false), scales.data(), &signed_map, &unsigned_map};
+  const auto update = adamw_8bit_update_kernel.get();
+  run_tasks(adamw_8bit_update_kernel,
+            {ceil_div(call.positions(), kPositionsPerTask), 32 * call.elements()},
+            [&](int64_t task, void*) {
+              update(p, task * kPositionsPerTask, (task + 1) * kPositionsPerTask);
+            });
+  advance(a.steps);
 }
 
 constexpr int64_t kSplitPerTask = 65536;
@@ -146,6 +114,7 @@ Tensor join_master_cpu(const Tensor& high, const Tensor& low) {
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
   m.impl("adamw_", adamw_from_schema<adamw_cpu>);
+  m.impl("adamw_8bit_", adamw_8bit_from_schema<adamw_8bit_cpu>);
   m.impl("split_master", split_master_cpu);
   m.impl("join_master", join_master_cpu);
 }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
+
+from fulgurite.optim._plan import Call, Mode, Numbers, Plan
+from fulgurite.optim._states import StateKind
 
 __all__ = ["AdamW"]
 
@@ -24,33 +27,7 @@ _TORCH_KEYS: dict[str, Any] = {
 }
 
 # What an optimizer keeps beside defaults, state and groups, which is all that torch pickles.
-_OPTIONS = ("_master", "_state_dtype", "_copies", "_max_grad_norm", "_step_supports_amp_scaling")
-
-
-class _Mode(NamedTuple):
-    """What the tensors of one call of the operator share."""
-
-    decoupled: bool
-    amsgrad: bool
-    maximize: bool
-
-
-class _Call:
-    """The lists of one call of the operator."""
-
-    def __init__(self) -> None:
-        self.params: list[Tensor] = []
-        self.grads: list[Tensor] = []
-        self.states: list[dict[str, Tensor]] = []
-        self.copies: list[Tensor] = []
-        self.groups: list[int] = []
-
-    def optional(self, key: str) -> list[Tensor]:
-        """A state that only some tensors have, with empty tensors for the others."""
-        found = [state.get(key) for state in self.states]
-        if found.count(None) == len(found):
-            return []
-        return [torch.empty(0) if tensor is None else tensor for tensor in found]
+_OPTIONS = ("_kind", "_copies", "_max_grad_norm", "_step_supports_amp_scaling")
 
 
 class AdamW(Optimizer):
@@ -76,14 +53,17 @@ class AdamW(Optimizer):
             values. Only bfloat16 parameters can have one: float16 ones raise NotImplementedError;
             those of 32 and 64 bit need none.
         state_dtype: of the moments. ``None``: float32, float64 for float64 parameters;
-            ``torch.bfloat16`` stores them rounded.
+            ``torch.bfloat16`` stores them rounded; ``"8bit"`` as codes with a scale for each 256
+            elements (parameters of fewer than 4,096 elements, and of float64, keep numbers), which
+            goes with neither ``amsgrad``, ``copies`` nor ``ema_decay``.
         copies: one tensor per parameter, over all groups in order: receives a low-precision copy of
             each new value.
         ema_decay: keep a moving average ``ema += (1 − ema_decay)·(p − ema)`` of the parameters in
             the state ``ema``, float32.
         max_grad_norm: clip the norm over all gradients to this, inside the step: gradients stay as
             they are.
-        stochastic_rounding: not supported yet.
+        stochastic_rounding: round 16-bit parameters without a master up or down at random, so that
+            what is lost averages to nothing. The seed comes from torch's default generator, once.
         fused_unscale: True: under a gradient scaler the step itself unscales, and skips where
             gradients overflowed. False: the scaler does both, for frameworks that clip or watch for
             skipped steps themselves.
@@ -95,8 +75,10 @@ class AdamW(Optimizer):
             float32 tensor.
 
     State keys are torch's (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), plus
-    ``master`` and ``ema``. ``load_state_dict`` reads torch.optim.AdamW's checkpoints and the other
-    way round; moments and masters keep their dtype.
+    ``master`` and ``ema``; 8-bit moments are ``exp_avg_codes``, ``exp_avg_scales`` and the same of
+    ``exp_avg_sq``. ``load_state_dict`` reads torch.optim.AdamW's checkpoints and the other way
+    round (8-bit ones only here, where every ``state_dtype`` reads every other); moments and
+    masters keep their dtype.
 
     Example:
         >>> import torch
@@ -149,24 +131,11 @@ class AdamW(Optimizer):
                 "fulgurite.optim.AdamW: expected state_dtype None, torch.float32, torch.bfloat16"
                 f" or '8bit', got {state_dtype!r}"
             )
-        if state_dtype == "8bit":
-            raise NotImplementedError(
-                "fulgurite.optim.AdamW: state_dtype '8bit' is not supported yet"
-            )
-        if stochastic_rounding:
-            raise NotImplementedError(
-                "fulgurite.optim.AdamW: stochastic_rounding is not supported yet"
-            )
-        self._master = master
-        self._state_dtype = cast("torch.dtype | None", state_dtype)
+        self._kind = StateKind(master, state_dtype)
         self._copies = None if copies is None else list(copies)
         self._max_grad_norm = max_grad_norm
         self._step_supports_amp_scaling = fused_unscale
-        self._norm_sq: Tensor | None = (
-            None  # from fulgurite's LossScaler, which has seen the gradients already
-        )
-        self.total_norm = None
-        self.skipped = torch.zeros(())
+        self._forget()
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -178,6 +147,9 @@ class AdamW(Optimizer):
             "ema_decay": ema_decay,
             **_TORCH_KEYS,
         }
+        if stochastic_rounding:  # in the groups, so that checkpoints carry them
+            defaults["rounding_seed"] = int(torch.randint(2**63 - 1, ()))
+            defaults["rounding_step"] = 0
         super().__init__(params, defaults)
         parameters = sum(len(group["params"]) for group in self.param_groups)
         if self._copies is not None and len(self._copies) != parameters:
@@ -186,17 +158,42 @@ class AdamW(Optimizer):
                 f" got {len(self._copies)}"
             )
 
+    def _forget(self) -> None:
+        """Nothing has happened yet."""
+        self._plan: Plan | None = None
+        self._norm_sq: Tensor | None = None  # from a LossScaler that has seen the gradients already
+        self.total_norm = None
+        self.skipped = torch.zeros(())
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as torch's optimizers do."""
         if "decoupled" in param_group:  # torch's name in a group is longer
             param_group["decoupled_weight_decay"] = param_group.pop("decoupled")
         super().add_param_group(param_group)
-        for param in self.param_groups[-1]["params"]:
-            if self._master is not None and param.dtype == torch.float16:
-                self.param_groups.pop()
+        try:
+            self._check_group(self.param_groups[-1])
+        except NotImplementedError:
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        if self._kind.master is not None:
+            for param in group["params"]:
+                if param.dtype == torch.float16:
+                    raise NotImplementedError(
+                        "fulgurite.optim.AdamW: master is not supported with float16 parameters;"
+                        " keep them in float32 under autocast"
+                    )
+        if self._kind.dtype != "8bit":
+            return
+        for name, given in (
+            ("amsgrad", group["amsgrad"]),
+            ("ema_decay", group["ema_decay"] is not None),
+            ("copies", self._copies is not None),
+        ):
+            if given:
                 raise NotImplementedError(
-                    "fulgurite.optim.AdamW: master is not supported with float16 parameters;"
-                    " keep them in float32 under autocast"
+                    f"fulgurite.optim.AdamW: {name} is not supported with state_dtype '8bit'"
                 )
 
     # ---- the step ----
@@ -222,8 +219,6 @@ class AdamW(Optimizer):
         return loss
 
     def _step(self) -> None:
-        calls, hyper = self._gather()
-        grads = [grad for call in calls.values() for grad in call.grads]
         # A gradient scaler leaves these on the optimizer for the time of the call.
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
@@ -231,94 +226,98 @@ class AdamW(Optimizer):
             found_inf = None
         norm_sq, self._norm_sq = self._norm_sq, None
         inv_scale = None if grad_scale is None else grad_scale.double().reciprocal().float()
+        compiling = torch.compiler.is_compiling()  # which sees through operators, not through plans
+        calls = self._gather() if compiling else []
+        plan = None if compiling else self._current_plan()
         multiplier = inv_scale
         if self._max_grad_norm is not None:
-            if norm_sq is None:
+            if norm_sq is None and plan is not None:
+                _, norm_sq, _ = plan.grad_stats(inv_scale)
+            elif norm_sq is None:
+                grads = [param.grad for call in calls for param in call.params]
                 _, norm_sq, _ = torch.ops.fulgurite.grad_stats(grads, inv_scale=inv_scale)
             multiplier = torch.ops.fulgurite.clip_multiplier(
                 norm_sq, self._max_grad_norm, inv_scale=inv_scale
             )
             self.total_norm = norm_sq.sqrt()
         self.skipped = torch.zeros(()) if found_inf is None else (found_inf > 0).float()
-        for mode, call in calls.items():
-            torch.ops.fulgurite.adamw_(
-                call.params,
-                call.grads,
-                [state["exp_avg"] for state in call.states],
-                [state["exp_avg_sq"] for state in call.states],
-                [state["max_exp_avg_sq"] for state in call.states] if mode.amsgrad else [],
-                call.optional("master"),
-                call.copies,
-                call.optional("ema"),
-                [state["step"] for state in call.states],
-                hyper,
-                call.groups,
-                grad_multiplier=multiplier,
-                found_inf=found_inf,
-                decoupled=mode.decoupled,
-                amsgrad=mode.amsgrad,
-                maximize=mode.maximize,
-            )
+        numbers = Numbers(self._hyper(), multiplier, found_inf, self._next_seed())
+        if plan is not None:
+            plan.step(numbers)
+        for call in calls:
+            call.run(numbers)
 
-    def _gather(self) -> tuple[dict[_Mode, _Call], Tensor]:
-        """The lists of every call, and the numbers of every group (groups, 6)."""
-        calls: dict[_Mode, _Call] = {}
-        rows = []
-        copies = iter(self._copies or ())
-        for index, group in enumerate(self.param_groups):
-            rows.append(_numbers(group))
-            params = [param for param in group["params"] if param.grad is not None]
-            mode = _Mode(group["decoupled_weight_decay"], group["amsgrad"], group["maximize"])
-            call = calls.setdefault(mode, _Call())
-            call.params += params
-            call.grads += _dense([param.grad for param in params])
-            call.groups += [index] * len(params)
-            states = [self.state[param] for param in params]
-            for param, state in zip(params, states, strict=True):
-                if not state:
-                    self._start(param, group, state)
-            call.states += states
-            if self._copies is not None:
-                own = zip(group["params"], copies, strict=False)
-                call.copies += [copy for param, copy in own if param.grad is not None]
-        calls = {mode: call for mode, call in calls.items() if call.params}
-        device = next(iter(calls.values())).params[0].device if calls else None
-        return calls, torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 6)
+    def _current_plan(self) -> Plan:
+        """The plan of the last step if it still holds, else a new one. Collects the gradients."""
+        if self._plan is None or not self._plan.holds(self):
+            self._plan = Plan(self, self._gather())
+            if not self._plan.holds(self):
+                raise AssertionError("fulgurite.optim.AdamW: a new plan does not hold")
+        return self._plan
 
-    def _start(self, param: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
-        """The state of a parameter before its first step."""
-        dtype = self._moment_dtype(param)
-        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-        for key in ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if group["amsgrad"] else ()):
-            state[key] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-        self._complete(param, group, state)
-
-    def _complete(self, param: Tensor, group: dict[str, Any], state: dict[str, Tensor]) -> None:
-        """Add what a state lacks: all of it before the first step, some of it after loading torch's
-        checkpoint.
+    def _grad_stats(self, inv_scale: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What a LossScaler asks before the step; None where the gradients are not in order of the
+        parameters.
         """
-        if self._master is not None and param.dtype == torch.bfloat16 and "master" not in state:
-            state["master"] = (
-                torch.zeros_like(param, dtype=torch.int16)
-                if self._master == "split"
-                else param.detach().float()
-            )
-        if group["ema_decay"] is not None and "ema" not in state:
-            state["ema"] = self._value(param, state).to(_wide(param), copy=True)
+        if torch.compiler.is_compiling():
+            return None
+        plan = self._current_plan()
+        return plan.grad_stats(inv_scale) if plan.calls == 1 else None
 
-    def _value(self, param: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """The exact value of a parameter."""
-        master = state.get("master")
-        if master is None:
-            return param.detach()
-        if master.dtype == torch.int16:
-            return cast(Tensor, torch.ops.fulgurite.join_master(param.detach(), master))
-        return master
+    def _gather(self) -> list[Call]:
+        """The lists of every call, of parameters that have a gradient."""
+        calls: dict[Mode, Call] = {}
+        copies = iter(self._copies or ())
+        key = -1
+        for index, group in enumerate(self.param_groups):
+            self._check_group(group)
+            for param in group["params"]:
+                key += 1  # counts all parameters: a missing gradient shifts nothing
+                copy = next(copies, None)
+                if param.grad is None:
+                    continue
+                if param.grad.layout != torch.strided:
+                    raise RuntimeError(
+                        "fulgurite.optim.AdamW: expected dense gradients, got a sparse one"
+                    )
+                state = self.state[param]
+                if not state:
+                    self._kind.start(param, group, state)
+                else:
+                    self._kind.complete(param, group, state)
+                mode = Mode(
+                    group["decoupled_weight_decay"],
+                    group["amsgrad"],
+                    group["maximize"],
+                    "exp_avg_codes" in state,
+                )
+                call = calls.setdefault(mode, Call(mode))
+                call.params.append(param)
+                call.states.append(state)
+                call.groups.append(index)
+                call.keys.append(key)
+                if copy is not None:
+                    call.copies.append(copy)
+        return list(calls.values())
 
-    def _moment_dtype(self, param: Tensor) -> torch.dtype:
-        if param.dtype == torch.float64:
-            return torch.float64
-        return self._state_dtype or torch.float32
+    def _hyper(self) -> Tensor:
+        """The numbers of every group (groups, 6)."""
+        rows = [_numbers(group) for group in self.param_groups]
+        return torch.tensor(rows, dtype=torch.float64, device=self._device())
+
+    def _device(self) -> torch.device | None:
+        return next((p.device for group in self.param_groups for p in group["params"]), None)
+
+    def _next_seed(self) -> Tensor | None:
+        """Seed and number of this step for stochastic rounding."""
+        first = self.param_groups[0]
+        if first.get("rounding_seed") is None:
+            return None
+        step = first["rounding_step"] + 1
+        for group in self.param_groups:
+            group["rounding_step"] = step
+        numbers = [first["rounding_seed"], step]
+        return torch.tensor(numbers, dtype=torch.int64, device=self._device())
 
     # ---- checkpoints ----
 
@@ -328,7 +327,8 @@ class AdamW(Optimizer):
         Moments keep the precision they were saved with (torch's own loading rounds them to the
         parameter's dtype). A float32 master that is loaded where ``master="split"`` sets the
         parameter to its nearest bfloat16, ties away from zero; a split one that is loaded where
-        ``master="fp32"`` is joined with the parameter, so load the model first.
+        ``master="fp32"`` is joined with the parameter, so load the model first. Moments become
+        codes, or codes moments, where ``state_dtype`` asks for it.
         """
         saved: dict[str, Any] = {}
 
@@ -351,50 +351,26 @@ class AdamW(Optimizer):
     @torch.no_grad()
     def _restore(self, saved: dict[str, Any]) -> None:
         """States again, from what was saved: torch has cast them to the parameters' dtypes."""
+        for group in self.param_groups:
+            self._check_group(group)
         ids = [i for group in saved["param_groups"] for i in group["params"]]
         owners = [(group, param) for group in self.param_groups for param in group["params"]]
         for i, (group, param) in zip(ids, owners, strict=True):
-            if i not in saved["state"]:
-                continue
-            state = self.state[param]
-            for key, value in saved["state"][i].items():
-                if isinstance(value, Tensor):
-                    state[key] = self._restored(key, value, param)
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(param.device)
-            if group["amsgrad"] and "max_exp_avg_sq" not in state:
-                state["max_exp_avg_sq"] = state["exp_avg_sq"].clone()
-            self._restore_master(param, state)
-            self._complete(param, group, state)
-
-    def _restored(self, key: str, value: Tensor, param: Tensor) -> Tensor:
-        value = value.detach()
-        if key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-            return value.to(param.device, self._moment_dtype(param), copy=True)
-        return value.to(param.device, copy=True)
-
-    def _restore_master(self, param: Tensor, state: dict[str, Tensor]) -> None:
-        master = state.get("master")
-        if master is None:
-            return
-        if self._master is None or param.dtype != torch.bfloat16:
-            del state["master"]
-        elif self._master == "fp32" and master.dtype == torch.int16:
-            state["master"] = torch.ops.fulgurite.join_master(param, master)
-        elif self._master == "split" and master.dtype != torch.int16:
-            high, state["master"] = torch.ops.fulgurite.split_master(master.float())
-            param.copy_(high)
+            if i in saved["state"]:
+                self._kind.restore(param, group, self.state[param], saved["state"][i])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in _OPTIONS}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_norm_sq", None)
-        self.__dict__.setdefault("total_norm", None)
-        self.__dict__.setdefault("skipped", torch.zeros(()))
+        self._forget()
         for group in self.param_groups:
-            for key in ("amsgrad", "maximize", "decoupled_weight_decay", "ema_decay", *_TORCH_KEYS):
-                group.setdefault(key, self.defaults[key])
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            for key in ("rounding_seed", "rounding_step"):  # of a checkpoint that rounded
+                if key not in self.defaults:
+                    group.pop(key, None)
 
 
 def _check_range(name: str, value: float, low: float, high: float | None) -> None:
@@ -412,14 +388,3 @@ def _numbers(group: dict[str, Any]) -> list[float]:
         float(x)
         for x in (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], ema_decay)
     ]
-
-
-def _dense(grads: list[Tensor]) -> list[Tensor]:
-    for grad in grads:
-        if grad.is_sparse:
-            raise RuntimeError("fulgurite.optim.AdamW: expected dense gradients, got a sparse one")
-    return grads
-
-
-def _wide(param: Tensor) -> torch.dtype:
-    return torch.float64 if param.dtype == torch.float64 else torch.float32

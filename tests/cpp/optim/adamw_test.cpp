@@ -1,12 +1,11 @@
 // The AdamW kernel alone: its order of operations in scalar code, tails, walks over strides, split masters.
 #include <cmath>
 #include <cstring>
-#include <random>
 #include <vector>
 
 #include "catch.h"
-#include "optim/cpu/params.h"
 #include "optim/cpu/split.h"
+#include "optim/values.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -19,49 +18,10 @@ using namespace fulgurite;
 
 namespace {
 
-AdamwScalars scalars() {
-  AdamwScalars s{};
-  s.grad_factor = 0.5;
-  s.decay = 1 - 1e-3 * 0.01;
-  s.exp_avg_weight = 0.1;
-  s.from_exp_avg = true;
-  s.exp_avg_sq_weight = 0.001;
-  s.beta2 = 0.999;
-  s.step_size = 1e-3 / (1 - 0.9 * 0.9);
-  s.correction = std::sqrt(1 - 0.999 * 0.999);
-  s.eps = 1e-8;
-  return s;
-}
-
-struct Values {
-  std::vector<float> p, g, m, v;
-
-  explicit Values(int64_t n) {
-    std::mt19937 random(7);
-    std::normal_distribution<float> normal;
-    for (int64_t i = 0; i < n; ++i) {
-      p.push_back(normal(random));
-      g.push_back(normal(random));
-      m.push_back(normal(random));
-      v.push_back(std::fabs(normal(random)));
-    }
-  }
-};
-
-AdamwTensor descriptor(Values& x) {
-  AdamwTensor t{};
-  t.data[kParam] = x.p.data();
-  t.data[kGrad] = x.g.data();
-  t.data[kExpAvg] = x.m.data();
-  t.data[kExpAvgSq] = x.v.data();
-  for (Dtype& dtype : t.dtype) dtype = Dtype::kFloat32;
-  t.scalars = scalars();
-  return t;
-}
-
 void run(const AdamwTensor& tensor, const Walk& walk, const std::vector<int64_t>& layouts,
          int64_t first, int64_t last) {
-  const AdamwParams p{&walk, layouts.data(), &tensor, 1, false, false};
+  const AdamwScalars numbers = scalars();
+  const AdamwParams p{&walk, layouts.data(), &tensor, &numbers, 1, {}, false};
   FULGURITE_VARIANT::adamw_update(p, first, last);
 }
 
@@ -133,6 +93,7 @@ TEST_CASE("a split master takes the float32 step") {
   tensor.data[kParam] = high.data();
   tensor.dtype[kParam] = Dtype::kBFloat16;
   tensor.data[kMaster] = low.data();
+  tensor.bytes[kParam] = tensor.bytes[kMaster] = 2;
   tensor.split = true;
   run(tensor, {0, n, 0, 0}, {}, 0, n);
   run(descriptor(wide), {0, n, 0, 0}, {}, 0, n);

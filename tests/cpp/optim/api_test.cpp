@@ -69,6 +69,26 @@ TEST_CASE("an overflow leaves everything and lowers the scale") {
   CHECK(counters.equal(at::tensor({0, 1, 1, 1}, at::kLong)));
 }
 
+TEST_CASE("8-bit states and stochastic rounding in C++") {
+  const at::NoGradGuard no_grad;
+  const Tensor w = at::randn({600}).to(at::kBFloat16), before = w.clone();
+  fulgurite::Adamw8bitTensors tensors;
+  tensors.params = {w};
+  tensors.grads = {at::randn({600})};
+  tensors.exp_avg_codes = {at::full({600}, 127, at::kByte)};
+  tensors.exp_avg_sq_codes = {at::zeros({600}, at::kByte)};
+  tensors.exp_avg_scales = {at::zeros({3})};
+  tensors.exp_avg_sq_scales = {at::zeros({3})};
+  tensors.steps = {at::zeros({})};
+  fulgurite::Adamw8bitOptions options;
+  options.seed = at::tensor({7, 1}, at::kLong);
+  options.keys = {3};
+  fulgurite::adamw_8bit_(tensors, kHyper, {0}, options);
+  CHECK_FALSE(w.equal(before));
+  CHECK(tensors.exp_avg_scales[0].gt(0).all().item<bool>());
+  CHECK(tensors.steps[0].item<float>() == 1);
+}
+
 TEST_CASE("split masters come back") {
   const Tensor master = at::randn({100});
   const auto [high, low] = fulgurite::split_master(master);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,7 +40,7 @@ def adamw_(
         p = p − lr·(m/(1−β1^t)) / (√(v/(1−β2^t)) + eps)
 
     Split masters have no reference here: their bits are those of the float32 masters
-    (``join_master``).
+    (``join_master``). Nor has stochastic rounding, which is of 16 bits: see ``adamw_rounded_``.
     """
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, copies, emas, steps)
     new = [[tensor.clone() for tensor in tensors] for tensors in lists]
@@ -67,6 +69,143 @@ def adamw_(
             new[7][i].copy_(emas[i] + (1 - ema_decay) * (p - emas[i]))
         new[8][i].fill_(t)
     return [tensor for tensors in new for tensor in tensors]
+
+
+def adamw_rounded_(*args: Any, **options: Any) -> list[Tensor]:
+    """The reference in the dtypes that come in; with a seed the step is taken in float32, and
+    16-bit parameters without a master are rounded stochastically.
+    """
+    seed, keys = options.get("seed"), options.get("keys")
+    if seed is None:
+        return adamw_(*args, **options)
+    params, masters, count = args[0], args[5], len(args[0])
+    rounded = [
+        p.dtype in (torch.bfloat16, torch.float16) and (not masters or masters[i].numel() == 0)
+        for i, p in enumerate(params)
+    ]
+    wide = [p.float() if own else p for p, own in zip(params, rounded, strict=True)]
+    new = adamw_(wide, *args[1:], **options)
+    for i in range(count):
+        if rounded[i]:
+            key = i if keys is None else keys[i]
+            new[i] = round_stochastically(new[i], params[i].dtype, seed.tolist(), key)
+    return new
+
+
+def adamw_8bit_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avg_codes: list[Tensor],
+    exp_avg_scales: list[Tensor],
+    exp_avg_sq_codes: list[Tensor],
+    exp_avg_sq_scales: list[Tensor],
+    masters: list[Tensor],
+    steps: list[Tensor],
+    hyper: Tensor,
+    groups: list[int],
+    **options: Any,
+) -> list[Tensor]:
+    """``adamw_`` between reading and writing its moments as codes of the dynamic map, in blocks of
+    256 elements in row-major order.
+    """
+    exp_avgs = [
+        dequantize(codes, scales, True)
+        for codes, scales in zip(exp_avg_codes, exp_avg_scales, strict=True)
+    ]
+    exp_avg_sqs = [
+        dequantize(codes, scales, False)
+        for codes, scales in zip(exp_avg_sq_codes, exp_avg_sq_scales, strict=True)
+    ]
+    found_inf = options.get("found_inf")
+    if found_inf is not None and found_inf.item() > 0:
+        same = (params, grads, exp_avg_codes, exp_avg_scales, exp_avg_sq_codes, exp_avg_sq_scales)
+        return [tensor for tensors in (*same, masters, steps) for tensor in tensors]
+    new = adamw_rounded_(
+        params, grads, exp_avgs, exp_avg_sqs, [], masters, [], [], steps, hyper, groups, **options
+    )
+    n = len(params)
+    moments = [quantize(m, True) for m in new[2 * n : 3 * n]]
+    moments_sq = [quantize(v, False) for v in new[3 * n : 4 * n]]
+    states = [[part[k] for part in found] for found in (moments, moments_sq) for k in (0, 1)]
+    return [*new[: 2 * n], *(tensor for tensors in states for tensor in tensors), *new[4 * n :]]
+
+
+def dynamic_map(signed: bool) -> Tensor:
+    """The 256 values of the dynamic map, sorted, as float64: see csrc/optim/dynamic_map.h."""
+    values = [0.0, 1.0]
+    for i in range(7):
+        parts = 2**i if signed else 2 ** (i + 1)
+        own = [10.0 ** (i - 6) * (0.1 + 0.9 * (j + 0.5) / parts) for j in range(parts)]
+        values += own + ([-x for x in own] if signed else [])
+    return torch.tensor(sorted(values), dtype=torch.float64).float().double()
+
+
+def quantize(values: Tensor, signed: bool, block: int = 256) -> tuple[Tensor, Tensor]:
+    """Codes in the shape of the values, and the largest magnitude of each block."""
+    flat = values.double().reshape(-1)
+    table = dynamic_map(signed)
+    codes, scales = [], []
+    for part in flat.split(block) if flat.numel() else ():
+        scale = part.abs().max().float().double()
+        scales.append(scale)
+        usable = bool(scale > 0) and bool(scale.isfinite())
+        quotient = part / scale if usable else torch.zeros_like(part)
+        codes.append((quotient[:, None] - table).abs().argmin(1))
+    joined = torch.cat(codes) if codes else flat
+    return (
+        joined.to(torch.uint8).reshape(values.shape),
+        torch.stack(scales) if scales else flat.new_empty(0),
+    )
+
+
+def dequantize(codes: Tensor, scales: Tensor, signed: bool, block: int = 256) -> Tensor:
+    """map[code]·scale, in the dtype of the scales."""
+    table = dynamic_map(signed).to(scales.dtype)
+    spread = scales.repeat_interleave(block)[: codes.numel()]
+    return table[codes.long()] * spread.reshape(codes.shape)
+
+
+_ROUND = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
+
+
+def philox_words(seed: int, step: int, key: int, count: int) -> np.ndarray:
+    """A word of 32 bits for each of ``count`` elements: number e mod 4 of Philox4x32-10 with the
+    seed as key and the counter (⌊e/4⌋ in two words, step, key).
+    """
+    low = np.uint64(0xFFFFFFFF)
+    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
+    c = [
+        blocks & low,
+        blocks >> np.uint64(32),
+        np.full_like(blocks, step & 0xFFFFFFFF),
+        np.full_like(blocks, key),
+    ]
+    k = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF]
+    for _ in range(10):
+        products = [c[0] * np.uint64(_ROUND[0][0]), c[2] * np.uint64(_ROUND[0][1])]
+        c = [
+            (products[1] >> np.uint64(32)) ^ c[1] ^ np.uint64(k[0]),
+            products[1] & low,
+            (products[0] >> np.uint64(32)) ^ c[3] ^ np.uint64(k[1]),
+            products[0] & low,
+        ]
+        k = [(word + add) & 0xFFFFFFFF for word, add in zip(k, _ROUND[1], strict=True)]
+    return np.stack(c, axis=1).reshape(-1)[:count]
+
+
+def round_stochastically(values: Tensor, dtype: torch.dtype, seed: list[int], key: int) -> Tensor:
+    """To the neighbour further from zero where the word is below 2³² times the fraction that
+    rounding towards zero cuts off.
+    """
+    exact = values.double().contiguous()
+    info = torch.finfo(dtype)
+    exponent = torch.frexp(exact.abs().clamp(min=info.tiny))[1] - 1  # 2^exponent ≤ |x|
+    unit = torch.ldexp(torch.full_like(exact, info.eps), exponent)
+    units = exact.abs() / unit
+    words = philox_words(seed[0], seed[1], key, exact.numel()).astype(np.float64)
+    up = torch.from_numpy(words).reshape(exact.shape) < 2.0**32 * (units - units.floor())
+    rounded = torch.copysign((units.floor() + up) * unit, exact)
+    return torch.where(exact.isfinite(), rounded, exact).to(dtype)
 
 
 def split_master(master: Tensor) -> tuple[Tensor, Tensor]:

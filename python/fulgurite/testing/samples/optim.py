@@ -98,6 +98,15 @@ def adamw_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterat
     yield Sample("strided", strided.args(), {})
     yield Sample("without_elements", lists((0, 3), (2,)).args(), {})
     yield Sample("without_tensors", lists().args(), {})
+    rounded = lists((5, 7), (33,), (2, 3, 4))
+    if low:
+        rounded.masters = [torch.empty(0, device=device), rounded.params[1].float()]
+        rounded.masters.append(torch.empty(0, device=device))
+    yield Sample("stochastic", rounded.args(), rounding(device, keys=[7, 0, 2**32 - 1]))
+
+
+def rounding(device: torch.device, **options: Any) -> dict[str, Any]:
+    return {"seed": torch.tensor([2**40 + 77, 12], device=device), **options}
 
 
 def adamw_errors(device: torch.device) -> Iterator[ErrorSample]:
@@ -182,7 +191,118 @@ def adamw_errors(device: torch.device) -> Iterator[ErrorSample]:
     yield wrong(  # the value is checked before the support
         "keys_without_seed", ValueError, "seed", {"keys": [0, 1]}
     )
-    yield wrong("seed", NotImplementedError, "seed", {"seed": torch.zeros(2, dtype=torch.int64)})
+    yield wrong("seed_dtype", TypeError, "seed", {"seed": torch.zeros(2)})
+    yield wrong("seed_shape", RuntimeError, "seed", {"seed": torch.zeros(3, dtype=torch.int64)})
+    seed = torch.zeros(2, dtype=torch.int64)
+    yield wrong("keys_length", RuntimeError, "keys", {"seed": seed, "keys": [0]})
+    yield wrong("keys_range", ValueError, r"keys\[1\]", {"seed": seed, "keys": [0, -1]})
+
+
+class CodeLists(Lists):
+    """The arguments of a call of adamw_8bit_: any codes are a state."""
+
+    def __init__(
+        self,
+        shapes: list[tuple[int, ...]],
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(shapes, dtype, device, seed, **options)
+        generator = torch.Generator().manual_seed(seed + 1)
+
+        def codes(shape: tuple[int, ...]) -> Tensor:
+            return torch.randint(256, shape, generator=generator).to(device, torch.uint8)
+
+        def scales(shape: tuple[int, ...]) -> Tensor:
+            blocks = -(-torch.Size(shape).numel() // 256)
+            return (torch.rand(blocks, generator=generator) + 0.1).to(device)
+
+        self.exp_avg_codes = [codes(shape) for shape in shapes]
+        self.exp_avg_scales = [scales(shape) for shape in shapes]
+        self.exp_avg_sq_codes = [codes(shape) for shape in shapes]
+        self.exp_avg_sq_scales = [scales(shape) for shape in shapes]
+
+    def args(self, **replaced: Any) -> tuple[Any, ...]:
+        """The positional arguments in the schema's order."""
+        names = (
+            "params", "grads", "exp_avg_codes", "exp_avg_scales", "exp_avg_sq_codes",
+            "exp_avg_sq_scales", "masters", "steps", "hyper", "groups",
+        )  # fmt: skip
+        return tuple(replaced.get(name, getattr(self, name)) for name in names)
+
+
+def adamw_8bit_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
+    low = dtype in (torch.bfloat16, torch.float16)
+
+    def lists(*shapes: tuple[int, ...], **options: Any) -> CodeLists:
+        return CodeLists(list(shapes), dtype, device, seed, **options)
+
+    yield Sample(
+        "groups", lists((5, 7), (33,), (2, 3, 4)).args(), {"grad_multiplier": scalar(0.25, device)}
+    )
+    masters = lists((17,), (3, 9))
+    if low:
+        masters.masters = [masters.params[0].float(), torch.empty(0, device=device)]
+    yield Sample("masters", masters.args(), {"found_inf": scalar(0.0, device)})
+    yield Sample("blocks", lists((700,), (256,), (257,)).args(), {"maximize": True})
+    yield Sample("l2", lists((8, 8), (19,)).args(), {"decoupled": False})
+    zero = lists((300,))
+    zero.exp_avg_codes[0][256:] = 127
+    zero.exp_avg_sq_codes[0][256:] = 0
+    zero.grads[0][256:] = 0.0
+    yield Sample("zero_blocks", zero.args(), {})
+    overflow = lists((6,))
+    yield Sample("overflow_changes_nothing", overflow.args(), {"found_inf": scalar(2.0, device)})
+    yield Sample("without_elements", lists((0, 3), (2,)).args(), {})
+    yield Sample("without_tensors", lists().args(), {})
+    yield Sample("stochastic", lists((5, 7), (30,)).args(), rounding(device))
+
+
+def adamw_8bit_errors(device: torch.device) -> Iterator[ErrorSample]:
+    lists = CodeLists([(3, 4), (300,)], torch.float32, device, 0)
+
+    def wrong(
+        name: str,
+        error: type[Exception],
+        match: str,
+        kwargs: dict[str, Any] | None = None,
+        **args: Any,
+    ) -> ErrorSample:
+        return ErrorSample(name, lists.args(**args), kwargs or {}, error, match)
+
+    def second(name: str, tensor: Tensor) -> dict[str, Any]:
+        return {name: [getattr(lists, name)[0], tensor]}
+
+    ones = torch.ones(300)
+    yield wrong("param_dtype", TypeError, r"params\[1\]", **second("params", ones.int()))
+    yield wrong("grad_dtype", TypeError, r"grads\[1\]", **second("grads", ones.double()))
+    for name in ("exp_avg_codes", "exp_avg_sq_codes"):
+        yield wrong(f"{name}_dtype", TypeError, name, **second(name, ones.char()))
+        yield wrong(f"{name}_shape", RuntimeError, name, **second(name, ones.byte()[:299]))
+        none: dict[str, Any] = {name: []}
+        yield wrong(f"{name}_length", RuntimeError, name, **none)
+        expanded = torch.ones(1, dtype=torch.uint8).expand(300)
+        yield wrong(f"{name}_overlaps", RuntimeError, name, **second(name, expanded))
+    for name in ("exp_avg_scales", "exp_avg_sq_scales"):
+        yield wrong(f"{name}_dtype", TypeError, name, **second(name, ones.double()[:2]))
+        yield wrong(
+            f"{name}_shape", RuntimeError, name + r"\[1\] of shape \[2\]", **second(name, ones[:1])
+        )
+        yield wrong(f"{name}_dim", RuntimeError, name, **second(name, ones[:2, None]))
+    yield wrong("master_dtype", TypeError, "masters", masters=[torch.zeros(3, 4).short(), ones])
+    yield wrong("step_dtype", TypeError, "steps", steps=[torch.tensor(1), lists.steps[1]])
+    yield wrong("hyper_shape", RuntimeError, "hyper", hyper=lists.hyper[:, :5])
+    names = (
+        "params", "grads", "exp_avg_codes", "exp_avg_scales", "exp_avg_sq_codes",
+        "exp_avg_sq_scales",
+    )  # fmt: skip
+    twice: dict[str, Any] = {name: [getattr(lists, name)[1]] * 2 for name in names}
+    yield wrong("param_twice", RuntimeError, "twice", **twice)
+    yield wrong("beta_of_1", RuntimeError, "beta1", hyper=torch.ones(2, 6, dtype=torch.float64))
+    yield wrong("group_range", ValueError, r"groups\[1\]", groups=[0, 2])
+    yield wrong("keys_without_seed", ValueError, "seed", {"keys": [0, 1]})
 
 
 def split_master_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
@@ -232,7 +352,16 @@ OPERATORS = (
         samples=adamw_samples,
         errors=adamw_errors,
         reference=reference.adamw_,
+        naive=reference.adamw_rounded_,
         mutates=tuple(range(9)),
+        exact=True,
+    ),
+    Operator(
+        name="adamw_8bit_",
+        samples=adamw_8bit_samples,
+        errors=adamw_8bit_errors,
+        reference=reference.adamw_8bit_,
+        mutates=tuple(range(8)),
         exact=True,
     ),
     Operator(
