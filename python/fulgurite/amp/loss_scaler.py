@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
@@ -31,13 +33,19 @@ class LossScaler(GradScaler):
         refill: when the tolerance is whole again: at any clean update ("clean", Apex) or only when
             the scale grows ("growth", Megatron).
         min_scale: the scale never backs off below it.
-        max_scale: the scale never grows above it; None is no bound but float32's.
+        max_scale: the scale never grows above it; None is no bound but float32's. ``min_scale``
+            and ``max_scale`` equal to ``init_scale`` make a static scale, which still skips steps.
+        model: names the parameters for ``first_bad_name``; not pickled.
 
     Attributes:
         total_norm: norm of the last optimizer's gradients, unscaled, before clipping, a float64
             tensor; None before the first.
         first_bad: among the last optimizer's parameters that have a gradient, the index of the
             first one with a NaN or Inf; −1 if there was none.
+        first_bad_name: its name in ``model``; None without a model or a bad gradient.
+
+    An overflow at a scale that has nowhere left to go (``min_scale``, or 0) warns: the gradients
+    are not finite at any scale.
 
     Example:
         >>> import torch
@@ -68,6 +76,7 @@ class LossScaler(GradScaler):
         refill: str = "clean",
         min_scale: float = 0.0,
         max_scale: float | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         super().__init__(
             device, init_scale, growth_factor, backoff_factor, growth_interval, enabled
@@ -96,6 +105,9 @@ class LossScaler(GradScaler):
         self._counters: Tensor | None = None
         self._norm_sq: Tensor | None = None
         self._first_bad: Tensor | None = None
+        self._model = model
+        self._examined: list[Tensor] = []  # the last optimizer's parameters that had a gradient
+        self._found: dict[int, list[Tensor]] = {}  # of the last update, by optimizer
 
     # ---- what happened ----
 
@@ -124,6 +136,27 @@ class LossScaler(GradScaler):
     def first_bad(self) -> int:
         return -1 if self._first_bad is None else int(self._first_bad.item())
 
+    @property
+    def first_bad_name(self) -> str | None:
+        """Waits for the device."""
+        index = self.first_bad
+        if self._model is None or index < 0:
+            return None
+        bad = self._examined[index]
+        names = (name for name, param in self._model.named_parameters() if param is bad)
+        return next(names, None)
+
+    def was_skipped(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer's last step was skipped, before and after ``update``: a learning
+        rate schedule moves on only if not. Waits for the device.
+        """
+        if not self._enabled:
+            return False
+        state = self._per_optimizer_states.get(id(optimizer))
+        if state is not None:
+            return _any_overflow(state["found_inf_per_device"].values())
+        return _any_overflow(self._found.get(id(optimizer), ()))
+
     def _count(self, index: int) -> int:
         counters = self._init_counters if self._counters is None else self._counters.tolist()
         return int(counters[index])
@@ -138,18 +171,21 @@ class LossScaler(GradScaler):
     def _gradients(self, optimizer: Optimizer, allow_fp16: bool) -> list[Tensor]:
         """The gradients of an optimizer in order, of sparse ones the values."""
         grads = []
+        self._examined = []
         for group in optimizer.param_groups:
             for param in group["params"]:
-                if param.grad is None:
+                grad = param.grad
+                if grad is None:
                     continue
-                if not allow_fp16 and param.grad.dtype == torch.float16:
+                if not allow_fp16 and grad.dtype == torch.float16:
                     raise ValueError("Attempting to unscale FP16 gradients.")
-                if param.grad.is_sparse:
+                if grad.is_sparse:
                     # Duplicate indices add up, which may overflow: look at the sums.
-                    param.grad = param.grad.coalesce()
-                    grads.append(param.grad._values())
-                else:
-                    grads.append(param.grad)
+                    param.grad = grad = grad.coalesce()
+                    grad = grad._values()
+                grads.append(grad)
+                if self._model is not None:
+                    self._examined.append(param)
         return grads
 
     def _examine(self, grads: list[Tensor], inv_scale: Tensor) -> dict[torch.device, Tensor]:
@@ -195,9 +231,16 @@ class LossScaler(GradScaler):
         """For an optimizer that unscales by itself: look, write nothing, and hand it the norm that
         was found on the way.
         """
-        self._check_scale_growth_tracker("_check_inf_per_device")
+        scale, _ = self._check_scale_growth_tracker("_check_inf_per_device")
+        inv_scale, stats = self._inv_scale(), None
         with torch.no_grad():
-            found = self._examine(self._gradients(optimizer, True), self._inv_scale())
+            if isinstance(optimizer, AdamW) and self._model is None:
+                stats = optimizer._grad_stats(inv_scale)
+            if stats is None:
+                found = self._examine(self._gradients(optimizer, True), inv_scale)
+            else:
+                flag, self._norm_sq, self._first_bad = stats
+                found = {scale.device: flag}
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = found
         if isinstance(optimizer, AdamW) and not hasattr(optimizer, "grad_scale"):
             optimizer._norm_sq = self._norm_sq
@@ -207,23 +250,31 @@ class LossScaler(GradScaler):
         """Update the scale from what the steps since the last update found, or set it to
         ``new_scale``.
         """
-        if not self._enabled or new_scale is not None:
+        if not self._enabled:
+            return
+        self._found = {
+            optimizer: list(state["found_inf_per_device"].values())
+            for optimizer, state in self._per_optimizer_states.items()
+        }
+        if new_scale is not None:
             super().update(new_scale)
             return
         scale, growth_tracker = self._check_scale_growth_tracker("update")
-        found = [
+        flags = [
             flag.to(scale.device, non_blocking=True)
-            for state in self._per_optimizer_states.values()
-            for flag in state["found_inf_per_device"].values()
+            for found in self._found.values()
+            for flag in found
         ]
-        if not found:
+        if not flags:
             raise AssertionError("No inf checks were recorded prior to update.")
+        # Elsewhere the question would wait for the device.
+        at_floor = scale.device.type == "cpu" and scale.item() <= self._min_scale
         torch.ops.fulgurite.update_scale_(
             scale,
             growth_tracker,
             self._hysteresis,
             self._counters,
-            torch.stack(found).amax(),
+            flags[0] if len(flags) == 1 else torch.stack(flags).amax(),
             growth_factor=self._growth_factor,
             backoff_factor=self._backoff_factor,
             growth_interval=self._growth_interval,
@@ -233,6 +284,19 @@ class LossScaler(GradScaler):
             max_scale=self._max_scale,
         )
         self._per_optimizer_states.clear()
+        if at_floor:
+            self._warn_of_overflows()
+
+    def _warn_of_overflows(self) -> None:
+        in_a_row = self._count(2)
+        if in_a_row > self._max_hysteresis:
+            warnings.warn(
+                f"fulgurite.amp.LossScaler: the scale is at its floor of {self._min_scale} and"
+                f" {in_a_row} updates in a row overflowed: the gradients are not finite at any"
+                " scale",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     # ---- checkpoints ----
 
@@ -277,4 +341,9 @@ class LossScaler(GradScaler):
             state["_init_counters"] = [self._count(i) for i in range(4)]
             state["_hysteresis"] = None
             state["_counters"] = None
+        state["_model"], state["_examined"], state["_found"] = None, [], {}
         return state
+
+
+def _any_overflow(flags: Iterable[Tensor]) -> bool:
+    return any(flag.item() > 0 for flag in flags)

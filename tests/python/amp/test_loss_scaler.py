@@ -150,6 +150,7 @@ def test_several_optimizers_share_a_scale() -> None:
     assert scaler.skipped == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*at its floor")
 def test_hysteresis_floor_and_ceiling() -> None:
     scaler = LossScaler(
         "cpu", init_scale=8.0, growth_interval=1, hysteresis=2, min_scale=4.0, max_scale=16.0
@@ -207,6 +208,7 @@ def test_a_disabled_scaler_passes_through() -> None:
     scaler.update()
     assert optimizer.state[net[0].weight]["step"].item() == 1
     assert (scaler.state_dict(), scaler.skipped, scaler.get_scale()) == ({}, 0, 1.0)
+    assert not scaler.was_skipped(optimizer)
 
 
 def test_gradscalers_own_errors() -> None:
