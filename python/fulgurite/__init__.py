@@ -7,8 +7,8 @@ from fulgurite._load import load as _load
 
 _C = _load()
 
-from fulgurite import amp, nn, optim  # noqa: E402
+from fulgurite import amp, memory, nn, optim  # noqa: E402
 from fulgurite._build_info import VERSION as __version__  # noqa: E402
 from fulgurite._config import explain, show_config  # noqa: E402
 
-__all__ = ["__version__", "amp", "explain", "nn", "optim", "show_config"]
+__all__ = ["__version__", "amp", "explain", "memory", "nn", "optim", "show_config"]
