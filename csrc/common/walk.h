@@ -47,13 +47,12 @@ class WalkList {
   void reserve(size_t n) { walks_.reserve(n); }
 
   void add(const Operands& operands) {
-    const at::Tensor& first = *operands[0];
-    Walk walk{positions_, first.numel(), 0, 0};
+    Walk walk{positions_, operands[0]->numel(), 0, 0};
     if (!dense(operands)) add_table(operands, walk);
-    positions_ += ceil_div(walk.numel, grain_) * grain_;
-    elements_ += walk.numel;
-    walks_.push_back(walk);
+    append(walk);
   }
+  /// Operands of which all are dense in one order.
+  void add_dense(int64_t numel) { append({positions_, numel, 0, 0}); }
 
   const Walk* walks() const { return walks_.data(); }
   const int64_t* layouts() const { return layouts_.data(); }
@@ -72,6 +71,12 @@ class WalkList {
           !(operand->is_contiguous() && first.is_contiguous()))
         return false;
     return true;
+  }
+
+  void append(const Walk& walk) {
+    positions_ += ceil_div(walk.numel, grain_) * grain_;
+    elements_ += walk.numel;
+    walks_.push_back(walk);
   }
 
   void add_table(const Operands& operands, Walk& walk) {

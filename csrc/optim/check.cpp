@@ -1,6 +1,5 @@
 #include "optim/check.h"
 
-#include "common/check.h"
 #include "optim/check_step.h"
 
 namespace fulgurite {
@@ -10,11 +9,10 @@ namespace {
 constexpr int64_t kScaleBlock = 256;
 
 void check_moment_types(const char* op, const AdamwArgs& a, size_t i) {
-  const at::ScalarType param = a.params[i].scalar_type(), wide = accumulate_type(param);
+  const at::ScalarType param = a.params[i].scalar_type();
   const auto check = [&](const char* name, TensorList list) {
-    const at::ScalarType dtype = list[i].scalar_type();
-    check_entry_type(op, dtype == wide || (param != at::kDouble && dtype == at::kBFloat16), name,
-                     list, i, param == at::kDouble ? "float64 (as params)" : "float32 or bfloat16");
+    check_entry_type(op, serves_moment(param, list[i].scalar_type()), name, list, i,
+                     param == at::kDouble ? "float64 (as params)" : "float32 or bfloat16");
   };
   if (i < a.exp_avgs.size()) check("exp_avgs", a.exp_avgs);
   if (i < a.exp_avg_sqs.size()) check("exp_avg_sqs", a.exp_avg_sqs);
@@ -23,18 +21,13 @@ void check_moment_types(const char* op, const AdamwArgs& a, size_t i) {
 
 void check_extra_types(const char* op, const AdamwArgs& a, size_t i) {
   const at::ScalarType param = a.params[i].scalar_type();
-  if (has(a.copies, i)) {
-    const at::ScalarType copy = a.copies[i].scalar_type();
-    check_entry_type(
-        op,
-        copy == at::kFloat ||
-            (param != at::kDouble && (copy == at::kBFloat16 || copy == at::kHalf)),
-        "copies", a.copies, i,
-        param == at::kDouble ? "float32 (with float64 params)" : "float32, bfloat16 or float16");
-  }
+  const bool wide = param == at::kDouble;
+  if (has(a.copies, i))
+    check_entry_type(op, serves_copy(param, a.copies[i].scalar_type()), "copies", a.copies, i,
+                     wide ? "float32 (with float64 params)" : "float32, bfloat16 or float16");
   if (has(a.emas, i))
-    check_entry_type(op, a.emas[i].scalar_type() == accumulate_type(param), "emas", a.emas, i,
-                     param == at::kDouble ? "float64 (as params)" : "float32");
+    check_entry_type(op, serves_ema(param, a.emas[i].scalar_type()), "emas", a.emas, i,
+                     wide ? "float64 (as params)" : "float32");
 }
 
 }  // namespace

@@ -1,15 +1,11 @@
 #include "optim/check_step.h"
 
-#include <cmath>
 #include <unordered_set>
 
-#include "common/check.h"
 #include "common/walk.h"
 
 namespace fulgurite {
 namespace {
-
-bool is_half(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype == at::kHalf; }
 
 void check_scalar_type(const char* op, const char* name, const OptionalTensor& tensor) {
   if (tensor)
@@ -81,21 +77,12 @@ void check_step_entry_types(const char* op, const StepArgs& a, size_t i) {
   const at::ScalarType param = a.params[i].scalar_type();
   check_entry_type(op, is_served_float(param), "params", a.params, i,
                    "float64, float32, bfloat16 or float16");
-  if (i < a.grads.size()) {
-    const at::ScalarType grad = a.grads[i].scalar_type();
-    check_entry_type(
-        op, param == at::kDouble ? grad == at::kDouble : grad == at::kFloat || is_half(grad),
-        "grads", a.grads, i,
-        param == at::kDouble ? "float64 (as params)" : "float32, bfloat16 or float16");
-  }
-  if (has(a.masters, i)) {
-    const at::ScalarType master = a.masters[i].scalar_type();
-    check_entry_type(op,
-                     (master == at::kFloat && param != at::kDouble) ||
-                         (master == at::kShort && param == at::kBFloat16),
-                     "masters", a.masters, i,
+  if (i < a.grads.size())
+    check_entry_type(op, serves_grad(param, a.grads[i].scalar_type()), "grads", a.grads, i,
+                     param == at::kDouble ? "float64 (as params)" : "float32, bfloat16 or float16");
+  if (has(a.masters, i))
+    check_entry_type(op, serves_master(param, a.masters[i].scalar_type()), "masters", a.masters, i,
                      "float32 (or int16 with bfloat16 params; none with float64 params)");
-  }
   if (i < a.steps.size())
     check_entry_type(op, a.steps[i].scalar_type() == at::kFloat, "steps", a.steps, i, "float32");
 }
@@ -165,8 +152,7 @@ void check_step_contents(const char* op, const StepArgs& a) {
   check_hyper(op, a.hyper);
   for (size_t i = 0; i < a.steps.size(); ++i) {
     const float step = *a.steps[i].const_data_ptr<float>();
-    FULGURITE_CHECK(step >= 0 && step == std::floor(step) && std::isfinite(step), "expected steps[",
-                    i, "] to hold a count, got ", step);
+    FULGURITE_CHECK(is_count(step), "expected steps[", i, "] to hold a count, got ", step);
   }
 }
 

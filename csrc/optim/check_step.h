@@ -1,9 +1,37 @@
 // Validation that both AdamW operators share.
 #pragma once
 
+#include <cmath>
+
+#include "common/check.h"
 #include "optim/args.h"
 
 namespace fulgurite {
+
+inline bool is_half(at::ScalarType dtype) { return dtype == at::kBFloat16 || dtype == at::kHalf; }
+
+// dtypes that go with a parameter's.
+inline bool serves_grad(at::ScalarType param, at::ScalarType grad) {
+  return param == at::kDouble ? grad == at::kDouble : grad == at::kFloat || is_half(grad);
+}
+inline bool serves_moment(at::ScalarType param, at::ScalarType moment) {
+  return moment == accumulate_type(param) || (param != at::kDouble && moment == at::kBFloat16);
+}
+inline bool serves_master(at::ScalarType param, at::ScalarType master) {
+  return (master == at::kFloat && param != at::kDouble) ||
+         (master == at::kShort && param == at::kBFloat16);
+}
+inline bool serves_copy(at::ScalarType param, at::ScalarType copy) {
+  return copy == at::kFloat || (param != at::kDouble && is_half(copy));
+}
+inline bool serves_ema(at::ScalarType param, at::ScalarType ema) {
+  return ema == accumulate_type(param);
+}
+
+/// What a count of steps can be.
+inline bool is_count(float step) {
+  return step >= 0 && step == std::floor(step) && std::isfinite(step);
+}
 
 /// Entry i of an optional list is there.
 inline bool has(TensorList list, size_t i) { return i < list.size() && list[i].sym_numel() != 0; }

@@ -3,8 +3,10 @@
 // parameters anew each time.
 #include <torch/custom_class.h>
 
+#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
+#include <atomic>
 #include <vector>
 
 #include "common/op_handle.h"
@@ -71,18 +73,21 @@ class AdamwPlan : public torch::CustomClassHolder {
   /// Reads the gradients; false where a parameter has lost its own, an idle one has one now, or one
   /// is not dense: then the plan is no longer the optimizer's.
   bool collect() {
+    std::atomic<bool> holds{true};
     for (PlannedCall& call : calls_) {
-      call.grads.clear();
-      call.grads.reserve(call.params.size());
-      for (const Tensor& param : call.params) {
-        const Tensor& grad = param.grad();
-        if (!grad.defined() || grad.layout() != at::kStrided) return drop_gradients();
-        call.grads.push_back(grad);
-      }
+      call.grads.resize(call.params.size());
+      for_all(call.params, [&](size_t i) {
+        const Tensor& grad = call.params[i].grad();
+        if (grad.defined() && grad.layout() == at::kStrided)
+          call.grads[i] = grad;
+        else
+          holds.store(false, std::memory_order_relaxed);
+      });
     }
     for (const Tensor& param : idle_)
-      if (param.grad().defined()) return drop_gradients();
-    return true;
+      if (param.grad().defined()) holds = false;
+    if (!holds) drop_gradients();
+    return holds;
   }
 
   /// Of the collected gradients, call after call.
@@ -90,6 +95,7 @@ class AdamwPlan : public torch::CustomClassHolder {
     static const auto op =
         op_handle<std::tuple<Tensor, Tensor, Tensor>(TensorList, const OptionalTensor&)>(
             "grad_stats");
+    const at::AutoDispatchBelowADInplaceOrView below;
     if (calls_.size() == 1) return op.call(calls_[0].grads, inv_scale);
     Tensors all;
     for (const PlannedCall& call : calls_)
@@ -134,17 +140,27 @@ class AdamwPlan : public torch::CustomClassHolder {
   }
 
   static void bump_versions(const PlannedCall& call) {
-    const auto bump = [](const Tensors& list) {
-      for (const Tensor& tensor : list)
-        if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
-    };
-    for (const Tensors* list : {&call.params, &call.grads, &call.masters, &call.steps}) bump(*list);
-    for (const Tensors& list : call.states) bump(list);
+    for_all(call.params, [&](size_t i) {
+      const auto bump = [i](const Tensors& list) {
+        if (i < list.size() && !list[i].is_inference())
+          list[i].unsafeGetTensorImpl()->bump_version();
+      };
+      for (const Tensors* list : {&call.params, &call.grads, &call.masters, &call.steps})
+        bump(*list);
+      for (const Tensors& list : call.states) bump(list);
+    });
   }
 
-  bool drop_gradients() {
+  /// visit(i) for every entry, on all threads: what lies in memory here and there is waited for.
+  template <class Visit>
+  static void for_all(const Tensors& list, const Visit& visit) {
+    at::parallel_for(0, static_cast<int64_t>(list.size()), 256, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) visit(static_cast<size_t>(i));
+    });
+  }
+
+  void drop_gradients() {
     for (PlannedCall& call : calls_) call.grads.clear();
-    return false;
   }
 
   std::vector<PlannedCall> calls_;

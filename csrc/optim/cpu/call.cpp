@@ -5,11 +5,10 @@
 #include <cmath>
 
 #include "common/dtype.h"
+#include "optim/check_step.h"
 
 namespace fulgurite {
 namespace {
-
-float next_step(const Tensor& step) { return *step.const_data_ptr<float>() + 1; }
 
 /// x^n by squaring: the same bits everywhere, which the C library's pow does not promise.
 double power(double x, int64_t n) {
@@ -59,47 +58,135 @@ void set_operand(AdamwTensor& tensor, int k, const Tensor* operand) {
   if (operand->is_floating_point()) tensor.dtype[k] = kernel_dtype(operand->scalar_type());
 }
 
+bool is_cpu_strided(const Tensor& tensor) {
+  return tensor.device().is_cpu() && tensor.layout() == at::kStrided;
+}
+
+bool betas_below_1(const Tensor& hyper) {
+  const double* const row = hyper.const_data_ptr<double>();
+  for (int64_t group = 0; group < hyper.size(0); ++group)
+    for (const int k : {1, 2})
+      if (!(row[6 * group + k] >= 0 && row[6 * group + k] < 1)) return false;
+  return true;
+}
+
+/// No two parameters begin at the same address.
+bool all_different(const std::vector<AdamwTensor>& tensors) {
+  size_t slots = 64;
+  while (slots < 2 * tensors.size()) slots *= 2;
+  std::vector<const void*> seen(slots);  // open addressing, at most half full
+  for (const AdamwTensor& tensor : tensors) {
+    const void* const data = tensor.data[kParam];
+    if (!data) continue;
+    size_t at = (reinterpret_cast<uintptr_t>(data) >> 4) * 0x9E3779B97F4A7C15u >> 20;
+    for (;; ++at) {
+      const void*& slot = seen[at & (slots - 1)];
+      if (slot == data) return false;
+      if (slot) continue;
+      slot = data;
+      break;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 bool is_skipped(const StepArgs& a) {
   return a.found_inf && *a.found_inf->const_data_ptr<float>() > 0;
 }
 
-void advance(TensorList steps) {
-  for (const Tensor& step : steps) *step.mutable_data_ptr<float>() = next_step(step);
+void AdamwCall::reset() {
+  const size_t n = a_.params.size();
+  list_.reserve(n);
+  tensors_.resize(n);
+  numels_.resize(n);
+  steps_.resize(n);
 }
 
-AdamwCall::AdamwCall(const StepArgs& a, int64_t grain)
-    : a_(a),
-      multiplier_(a.grad_multiplier ? *a.grad_multiplier->const_data_ptr<float>() : 1.0),
-      list_(WalkOrder::kMemory, grain) {
-  if (a.seed) seed_ = rounding_seed(*a.seed);
-  list_.reserve(a.params.size());
-  tensors_.reserve(a.params.size());
+/// Lists are long enough, and what is there once is as it should be.
+bool AdamwCall::plain_scalars() const {
+  const size_t n = a_.params.size();
+  const auto is_plain = [](const OptionalTensor& t, at::ScalarType dtype, int64_t numel) {
+    return !t || (t->scalar_type() == dtype && t->is_contiguous() && t->numel() == numel &&
+                  t->device().is_cpu());
+  };
+  const bool keys = !a_.keys || (a_.seed && a_.keys->size() == n);
+  return a_.grads.size() == n && a_.steps.size() == n && a_.groups.size() == n &&
+         (a_.masters.empty() || a_.masters.size() == n) && keys &&
+         a_.hyper.scalar_type() == at::kDouble && a_.hyper.dim() == 2 && a_.hyper.size(1) == 6 &&
+         a_.hyper.is_contiguous() && is_plain(a_.grad_multiplier, at::kFloat, 1) &&
+         is_plain(a_.found_inf, at::kFloat, 1) && is_plain(a_.seed, at::kLong, 2) &&
+         (!a_.seed || a_.seed->dim() == 1) && betas_below_1(a_.hyper);
 }
 
-void AdamwCall::add(Operands operands) {
-  const size_t i = tensors_.size();
-  const Tensor& param = a_.params[i];
-  operands[kParam] = &param;
+void AdamwCall::complete(size_t i, Operands& operands) const {
+  operands[kParam] = &a_.params[i];
   operands[kGrad] = &a_.grads[i];
   operands[kMaster] = entry_or_null(a_.masters, i);
-  AdamwTensor tensor;
-  tensor.split = operands[kMaster] && operands[kMaster]->scalar_type() == at::kShort;
-  tensor.stochastic = a_.seed && param.element_size() == 2 && !operands[kMaster];
-  tensor.key = static_cast<uint32_t>(a_.keys ? (*a_.keys)[i] : static_cast<int64_t>(i));
-  if (tensor.stochastic) operands[kIndex] = row_major(param);
-  for (int k = 0; k < kAdamwOperands; ++k) set_operand(tensor, k, operands[k]);
-  tensor.scalars = scalars_of(i);
-  tensors_.push_back(tensor);
+}
+
+bool AdamwCall::fill_plain(size_t i, const Own& own) {
+  Operands operands = own.operands;
+  complete(i, operands);
+  const Tensor &param = a_.params[i], &step = a_.steps[i];
+  const at::ScalarType dtype = param.scalar_type();
+  const Tensor* const master = operands[kMaster];
+  if (!own.served || !is_served_float(dtype) || !serves_grad(dtype, a_.grads[i].scalar_type()) ||
+      (master && !serves_master(dtype, master->scalar_type())) || !is_cpu_strided(param))
+    return false;
+  const bool contiguous = param.is_contiguous();
+  if (!contiguous && (a_.seed || !param.is_non_overlapping_and_dense())) return false;
+  const auto lies_alike = [&](const Tensor& operand) {
+    return is_cpu_strided(operand) && operand.sizes() == param.sizes() &&
+           (contiguous ? operand.is_contiguous() : operand.strides() == param.strides());
+  };
+  for (int k = kGrad; k < kAdamwOperands; ++k)
+    if (operands[k] && !lies_alike(*operands[k])) return false;
+  if (step.scalar_type() != at::kFloat || step.numel() != 1 || !is_cpu_strided(step) ||
+      a_.groups[i] < 0 || a_.groups[i] >= a_.hyper.size(0) ||
+      (a_.keys && !((*a_.keys)[i] >= 0 && (*a_.keys)[i] < int64_t{1} << 32)))
+    return false;
+  describe(i, operands);
+  return is_count(*steps_[i]);
+}
+
+bool AdamwCall::finish_plain() {
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    tensors_[i].scalars = scalars_of(i, *steps_[i] + 1);
+    list_.add_dense(numels_[i]);
+  }
+  return all_different(tensors_);
+}
+
+void AdamwCall::add(size_t i, const Own& own) {
+  Operands operands = own.operands;
+  complete(i, operands);
+  describe(i, operands);
+  if (tensors_[i].stochastic) operands[kIndex] = row_major(a_.params[i]);
+  tensors_[i].scalars = scalars_of(i, *steps_[i] + 1);
   list_.add(operands);
 }
 
+/// All of the descriptor but the place of its scalars.
+void AdamwCall::describe(size_t i, const Operands& operands) {
+  AdamwTensor& tensor = tensors_[i];
+  const Tensor& param = *operands[kParam];
+  for (int k = 0; k < kAdamwOperands; ++k) set_operand(tensor, k, operands[k]);
+  tensor.split = operands[kMaster] && operands[kMaster]->scalar_type() == at::kShort;
+  tensor.stochastic = a_.seed && is_half(param.scalar_type()) && !operands[kMaster];
+  tensor.key = static_cast<uint32_t>(a_.keys ? (*a_.keys)[i] : static_cast<int64_t>(i));
+  numels_[i] = param.numel();
+  steps_[i] = a_.steps[i].mutable_data_ptr<float>();
+}
+
 /// Where the numbers of tensor i stand: neighbours of one group that are at the same step share them.
-int32_t AdamwCall::scalars_of(size_t i) {
-  const float step = next_step(a_.steps[i]);
-  if (i == 0 || a_.groups[i] != a_.groups[i - 1] || step != next_step(a_.steps[i - 1]))
-    scalars_.push_back(step_scalars(a_, a_.groups[i], step, multiplier_));
+int32_t AdamwCall::scalars_of(size_t i, float step) {
+  if (i == 0 || a_.groups[i] != a_.groups[i - 1] || step != *steps_[i - 1] + 1) {
+    const double multiplier =
+        a_.grad_multiplier ? *a_.grad_multiplier->const_data_ptr<float>() : 1.0;
+    scalars_.push_back(step_scalars(a_, a_.groups[i], step, multiplier));
+  }
   return static_cast<int32_t>(scalars_.size() - 1);
 }
 
@@ -110,8 +197,15 @@ const Tensor* AdamwCall::row_major(const Tensor& param) {
 }
 
 AdamwParams AdamwCall::params(bool zero_grads) const {
-  return {list_.walks(), list_.layouts(), tensors_.data(), scalars_.data(),
-          list_.count(), seed_,           zero_grads};
+  AdamwParams p{};
+  p.walks = list_.walks();
+  p.layouts = list_.layouts();
+  p.tensors = tensors_.data();
+  p.scalars = scalars_.data();
+  p.count = list_.count();
+  if (a_.seed) p.seed = rounding_seed(*a_.seed);
+  p.zero_grads = zero_grads;
+  return p;
 }
 
 }  // namespace fulgurite

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -97,8 +95,19 @@ def layout(groups: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     ]
 
 
-def _same(some: Iterable[Any], others: Iterable[Any]) -> bool:
-    return all(map(is_, some, others))
+def _same_objects(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
+
+
+def _same_values(dicts: list[dict[Any, Any]], values: list[Any]) -> bool:
+    return _same_objects([value for own in dicts for value in own.values()], values)
+
+
+# Of thousands of parameters these are most of what a step spends in Python.
+try:
+    from fulgurite._C import same_objects, same_values
+except ModuleNotFoundError:
+    same_objects, same_values = _same_objects, _same_values
 
 
 class Plan:
@@ -108,12 +117,13 @@ class Plan:
         groups = optimizer.param_groups
         self.calls = len(calls)
         self._layout = layout(groups)
-        self._params = [param for group in groups for param in group["params"]]
+        self._params = [list(group["params"]) for group in groups]
         self._states = list(optimizer.state.values())
         self._values = [value for state in self._states for value in state.values()]
         busy = {id(param) for call in calls for param in call.params}
         self._native = torch.classes.fulgurite.AdamwPlan()
-        self._native.add_idle([param for param in self._params if id(param) not in busy])
+        everyone = [param for params in self._params for param in params]
+        self._native.add_idle([param for param in everyone if id(param) not in busy])
         for call in calls:
             lists = [call.params, call.lists(), call.optional("master"), call.steps]
             numbers = [call.groups, call.keys, call.mode.decoupled]
@@ -129,13 +139,18 @@ class Plan:
         groups, states = optimizer.param_groups, optimizer.state
         return (
             layout(groups) == self._layout
-            and _same(chain.from_iterable([group["params"] for group in groups]), self._params)
-            and len(states) == len(self._states)
-            and _same(states.values(), self._states)
-            and sum(map(len, self._states)) == len(self._values)
-            and _same(chain.from_iterable(map(dict.values, self._states)), self._values)
-            and self._native.collect()
+            and all(
+                same_objects(group["params"], params)
+                for group, params in zip(groups, self._params, strict=True)
+            )
+            and same_objects(list(states.values()), self._states)
+            and same_values(self._states, self._values)
+            and self.collect()
         )
+
+    def collect(self) -> bool:
+        """Read the gradients; False if who has one has changed."""
+        return bool(self._native.collect())
 
     def grad_stats(self, inv_scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """``torch.ops.fulgurite.grad_stats`` of the collected gradients, call after call."""

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT, _global_optimizer_pre_hooks
 
 from fulgurite.optim._plan import Call, Mode, Numbers, Plan
 from fulgurite.optim._states import StateKind
@@ -161,6 +161,7 @@ class AdamW(Optimizer):
     def _forget(self) -> None:
         """Nothing has happened yet."""
         self._plan: Plan | None = None
+        self._examined = False  # the plan, by the scaler that calls the step now
         self._norm_sq: Tensor | None = None  # from a LossScaler that has seen the gradients already
         self.total_norm = None
         self.skipped = torch.zeros(())
@@ -249,6 +250,9 @@ class AdamW(Optimizer):
 
     def _current_plan(self) -> Plan:
         """The plan of the last step if it still holds, else a new one. Collects the gradients."""
+        examined, self._examined = self._examined, False
+        if examined and self._plan is not None and self._plan.collect():
+            return self._plan
         if self._plan is None or not self._plan.holds(self):
             self._plan = Plan(self, self._gather())
             if not self._plan.holds(self):
@@ -262,6 +266,8 @@ class AdamW(Optimizer):
         if torch.compiler.is_compiling():
             return None
         plan = self._current_plan()
+        # The step follows at once; only hooks could change something before.
+        self._examined = not (self._optimizer_step_pre_hooks or _global_optimizer_pre_hooks)
         return plan.grad_stats(inv_scale) if plan.calls == 1 else None
 
     def _gather(self) -> list[Call]:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from fulgurite import _C
 from fulgurite.demo.memory import peak_bytes
-from fulgurite.optim import AdamW
+from fulgurite.optim import AdamW, _plan
 
 
 def parameters(count: int = 4, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -134,6 +135,27 @@ def test_the_next_step_sees_the_change(change: Change) -> None:
         assert ours.state[p].keys() == reference.state[q].keys()
         for key, value in ours.state[p].items():
             assert torch.equal(value, reference.state[q][key]), key
+
+
+def test_comparisons_in_python_are_those_of_the_module() -> None:
+    """They stand in where the module is not built."""
+    a, b, c = object(), object(), object()
+    lists: list[list[Any]] = [[], [a], [a, b], [b, a], [a, b, c], [{}], [{}]]
+    for some in lists:
+        for others in lists:
+            expected = len(some) == len(others) and all(
+                x is y for x, y in zip(some, others, strict=True)
+            )
+            assert _plan._same_objects(some, others) == expected
+            assert _C.same_objects(some, others) == expected
+    for dicts in ([], [{}], [{"x": a}], [{"x": a, "y": b}], [{"x": a}, {}, {"y": b, "z": c}]):
+        for values in lists[:5]:
+            found = [value for own in dicts for value in own.values()]
+            expected = len(found) == len(values) and all(
+                x is y for x, y in zip(found, values, strict=True)
+            )
+            assert _plan._same_values(dicts, values) == expected
+            assert _C.same_values(dicts, values) == expected
 
 
 def test_a_gradient_that_comes_late() -> None:
