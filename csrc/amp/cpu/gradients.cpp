@@ -47,19 +47,30 @@ FULGURITE_INLINE Native<double> load_double(const S* p) {
     return load_as<Native<double>>(p);
 }
 
+/// A NaN or Inf among n dense elements.
+template <class S>
+bool has_not_finite(const S* x, int64_t n) {
+  using V = Native<double>;
+  IntOf<V> mask{};
+  for (int64_t i = 0; i < n; i += kWidth<V>) {
+    S last[kWidth<V>] = {};
+    for (int64_t k = 0; k < kWidth<V> && i + k < n; ++k) last[k] = x[i + k];
+    mask |= not_finite(load_double(last));
+  }
+  return any(mask);
+}
+
 /// Sums over n ≤ kStatsBlock dense elements.
 template <class S>
 void block_stats(const S* x, int64_t n, double inv_scale, double& sum, bool& bad) {
   using V = Native<double>;
   constexpr int W = kLanes<double>, kPieces = kTreeLanes / W;
   V lanes[kPieces] = {};
-  IntOf<V> mask{};
   const auto add = [&](const S* p) {
     for (int k = 0; k < kPieces; ++k) {
       const V raw = load_double(p + k * W);
       const V g = raw * inv_scale;
       lanes[k] = lanes[k] + g * g;
-      mask |= not_finite(raw);
     }
   };
   int64_t i = 0;
@@ -74,7 +85,8 @@ void block_stats(const S* x, int64_t n, double inv_scale, double& sum, bool& bad
   for (int half = kTreeLanes / 2; half > 0; half /= 2)
     for (int k = 0; k < half; ++k) tree[k] += tree[k + half];
   sum = tree[0];
-  bad = any(mask);
+  // What is not finite makes the sum so; a sum may also overflow, or the scale be 0, by itself.
+  bad = !(sum <= __DBL_MAX__) && has_not_finite(x, n);
 }
 
 /// grad = grad·inv over n elements; says whether one was not finite.

@@ -1,5 +1,6 @@
 // AdamW over lists of tensors: rows are cut into blocks, which step.h updates.
 
+#include "optim/cpu/direct.h"
 #include "optim/cpu/rows.h"
 
 namespace fulgurite {
@@ -12,8 +13,11 @@ void update_row(const AdamwParams& p, const AdamwTensor& tensor, const int64_t* 
   alignas(64) T buffers[6][kBlock];
   const Scalars<T> scalars(p.scalars[tensor.scalars]);
   Row<T> row(tensor, offsets, strides);
-  for (int64_t done = 0; done < n; done += kBlock) {
+  const int64_t direct = sizeof(T) == 4 ? update_direct(p, tensor, offsets, strides, n) : 0;
+  row.advance(direct);
+  for (int64_t done = direct; done < n; done += kBlock) {
     const int64_t size = n - done < kBlock ? n - done : kBlock;
+    if (done + kBlock < n) row.prefetch(size);
     Block<T> b{};
     b.p = row.read_value(buffers[0], size);
     b.g = row.read(kGrad, buffers[1], size);

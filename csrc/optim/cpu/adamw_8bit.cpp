@@ -2,7 +2,8 @@
 // type, and written as the largest magnitude of the block and the codes of the nearest
 //   code = argmin_k |x/scale − map[k]|     the lower one of two equally near
 // decided exactly: a middle between neighbours of the map has 25 bits and a scale 24, so their
-// product is a float64. The update itself uses the moments before they are rounded to codes.
+// product is a float64, and what lies above it can be told in the arithmetic type. The update itself
+// uses the moments before they are rounded to codes.
 
 #include "optim/cpu/rows.h"
 
@@ -34,39 +35,69 @@ float largest(const T* x, int64_t n) {
   return static_cast<float>(result);
 }
 
-/// The cell of |x|/scale, rounded once, for each of n ≤ kBlock elements.
+/// A magnitude belongs to number k + 1 rather than k of the map iff it is above bounds[k]: the
+/// largest T that is not above the middle times the scale, or for negative numbers, which two
+/// equally near codes draw away from zero, the largest one below it.
+template <bool kSigned, class T>
+struct Bounds {
+  alignas(64) T of[kSigned ? 512 : 256];  // of positive numbers, then of negative ones
+
+  Bounds(const DynamicMap& map, float scale) {
+    constexpr int W = kLanes<double>;
+    for (int k = 0; k < 256 - map.zero; k += W) {
+      const Vec<double, W> middle =
+          load<Vec<double, W>>(map.middles + k) * static_cast<double>(scale);
+      const auto nearest = __builtin_convertvector(middle, Vec<T, W>);
+      const auto found = __builtin_convertvector(nearest, Vec<double, W>);
+      store(of + k, lowered(nearest, found > middle));
+      if constexpr (kSigned) store(of + 256 + k, lowered(nearest, found >= middle));
+    }
+  }
+
+ private:
+  /// The next smaller number where the mask is set.
+  template <class V, class Mask>
+  static FULGURITE_INLINE V lowered(V x, Mask mask) {
+    return bit_cast<V>(bit_cast<IntOf<V>>(x) + __builtin_convertvector(mask, IntOf<V>));
+  }
+};
+
+/// For each of n ≤ kBlock elements the cell of |x|/scale, rounded once, and −1 where x has a sign.
 template <class T>
-void find_cells(const T* x, float scale, int32_t* cells, int64_t n) {
+void find_cells(const T* x, float scale, int32_t* cells, int32_t* signs, int64_t n) {
   constexpr int W = kLanes<float>;
   using V = Vec<float, W>;
   using I = IntOf<V>;
   for (int64_t i = 0; i < n; i += W) {
-    float magnitude[W];
-    for (int64_t k = 0; k < W; ++k) magnitude[k] = static_cast<float>(x[i + k]);
-    const V quotient = min(abs(load<V>(magnitude)) / scale, splat<V>(1.0f));
+    const V value = __builtin_convertvector(load<Vec<T, W>>(x + i), V);
+    const V quotient = min(abs(value) / scale, splat<V>(1.0f));
     const I cell = (bit_cast<I>(quotient) >> DynamicMap::kCellShift) - DynamicMap::kFirstCell;
     store(cells + i, cell > 0 ? cell : I{});
+    store(signs + i, bit_cast<I>(value) >> 31);
   }
 }
 
 /// Codes of n ≤ kBlock elements, in memory of kBlock; their scale.
-template <class T>
+template <bool kSigned, class T>
 float quantize(const DynamicMap& map, const T* x, uint8_t* codes, int64_t n) {
   const float scale = largest(x, n);
   if (!(scale > 0 && scale <= std::numeric_limits<float>::max())) {  // of NaN or Inf all are NaN
     for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<uint8_t>(map.zero);
     return scale;
   }
-  int32_t cells[kBlock];
-  find_cells(x, scale, cells, n);
+  const Bounds<kSigned, T> bounds(map, scale);
+  int32_t cells[kBlock], signs[kBlock], k[kBlock];
+  alignas(64) T bound[kBlock];
+  find_cells(x, scale, cells, signs, n);
+  for (int64_t i = 0; i < n; ++i) {  // no branches on signs: they are as good as random
+    k[i] = map.guess[cells[i]];
+    bound[i] = bounds.of[k[i] + (kSigned ? 256 & signs[i] : 0)];
+  }
   for (int64_t i = 0; i < n; ++i) {
-    const bool negative = x[i] < 0;
-    const double magnitude = negative ? -static_cast<double>(x[i]) : static_cast<double>(x[i]);
-    const int32_t guess = map.guess[cells[i]];
-    const double middle = map.middles[guess] * scale;
-    const int32_t k = guess + (negative ? magnitude >= middle : magnitude > middle);
-    codes[i] =
-        static_cast<uint8_t>(negative ? map.zero - (k < map.zero ? k : map.zero) : map.zero + k);
+    const int32_t sign = kSigned ? signs[i] : 0;
+    const int32_t found = k[i] + static_cast<int32_t>((x[i] < 0 ? -x[i] : x[i]) > bound[i]);
+    const int32_t last = kSigned ? 128 + sign : 255;
+    codes[i] = static_cast<uint8_t>(map.zero + (((found < last ? found : last) ^ sign) - sign));
   }
   return scale;
 }
@@ -100,8 +131,8 @@ void update_codes(const Adamw8bitParams& p, int64_t t, int64_t begin, int64_t n)
   dequantize(*p.exp_avg_sq_map, v_scale, v_codes, v, n);
   update_block(Scalars<T>(p.step.scalars[tensor.scalars]), {value, m, v, nullptr, nullptr, grad},
                n);
-  m_scale = quantize(*p.exp_avg_map, m, m_codes, n);
-  v_scale = quantize(*p.exp_avg_sq_map, v, v_codes, n);
+  m_scale = quantize<true>(*p.exp_avg_map, m, m_codes, n);
+  v_scale = quantize<false>(*p.exp_avg_sq_map, v, v_codes, n);
   for_rows([&](const Row<T>& row, int64_t at, int64_t size) {
     row.write_value(p.step.seed, value + at, size);
     row.scatter(kExpAvg, m_codes + at, size);

@@ -54,7 +54,7 @@ void adamw_cpu(const AdamwArgs& a) {
   if (a.zero_grads)
     for (const Tensor& grad : a.grads) grad.mutable_data_ptr();
   const AdamwParams p = call.params(a.zero_grads);
-  const auto update = adamw_update_kernel.get();
+  const auto update = adamw_update_kernel.get(call.dtype());
   run_tasks(adamw_update_kernel,
             {ceil_div(call.positions(), kPositionsPerTask), 16 * call.elements()},
             [&](int64_t task, void*) {
@@ -84,7 +84,7 @@ void adamw_8bit_cpu(const Adamw8bitArgs& a) {
     return o;
   });
   const Adamw8bitParams p{call.params(false), scales.data(), &signed_map, &unsigned_map};
-  const auto update = adamw_8bit_update_kernel.get();
+  const auto update = adamw_8bit_update_kernel.get(call.dtype());
   run_tasks(adamw_8bit_update_kernel,
             {ceil_div(call.positions(), kPositionsPerTask), 32 * call.elements()},
             [&](int64_t task, void*) {

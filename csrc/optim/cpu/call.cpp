@@ -196,6 +196,13 @@ const Tensor* AdamwCall::row_major(const Tensor& param) {
   return &row_major_.emplace_back(at::empty(param.sizes(), param.options().device(at::kMeta)));
 }
 
+Dtype AdamwCall::dtype() const {
+  for (const AdamwTensor& tensor : tensors_)
+    for (const Dtype dtype : tensor.dtype)
+      if (dtype == Dtype::kBFloat16) return dtype;
+  return Dtype::kFloat32;
+}
+
 AdamwParams AdamwCall::params(bool zero_grads) const {
   AdamwParams p{};
   p.walks = list_.walks();

@@ -44,6 +44,8 @@ class AdamwCall {
   }
 
   AdamwParams params(bool zero_grads) const;
+  /// What the kernel's instruction set is chosen by: bfloat16 where some operand is.
+  Dtype dtype() const;
   int64_t positions() const { return list_.positions(); }
   int64_t elements() const { return list_.elements(); }
   /// Raises every count of steps by 1.
