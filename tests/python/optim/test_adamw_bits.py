@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common_checks import assert_same_bits, scattered, threads
 from fulgurite.testing.samples.optim import Lists
+from ulp_distance import ulps
 
 CPU = torch.device("cpu")
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
@@ -92,14 +93,6 @@ def test_float64_is_torchs(isa: str, optimizer: type) -> None:
         pair.update(torch.randn(519, generator=generator, dtype=torch.float64) * 1e-3)
     for name, expected in pair.torchs().items():
         assert torch.allclose(pair.ours()[name], expected, rtol=1e-12, atol=1e-16), name
-
-
-def ulps(a: Tensor, b: Tensor) -> float:
-    """The largest distance in units of the last place. Elements where terms cancel are measured in
-    units of the mean magnitude instead: their own say nothing about the computation."""
-    size = torch.maximum(b.abs(), b.abs().mean())
-    unit = torch.nextafter(size, torch.tensor(torch.inf)) - size
-    return float(((a - b).abs() / unit).max())
 
 
 @pytest.mark.parametrize("fused", [True, False])
