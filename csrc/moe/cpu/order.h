@@ -12,13 +12,13 @@ struct Candidate {
   int32_t index;
 };
 
-/// A total order, so that whoever sorts gets the same.
-inline bool goes_before(const Candidate& a, const Candidate& b) {
+/// A total order, so that whoever sorts gets the same. No function: those are called through pointers.
+inline constexpr auto goes_before = [](const Candidate& a, const Candidate& b) {
   if (a.value > b.value) return true;
   if (a.value < b.value) return false;
   const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
   return a_nan == b_nan ? a.index < b.index : b_nan;
-}
+};
 
 /// The first `places` of candidate(0) … candidate(n − 1), in no order. About twice as many are kept while they pass by: who does
 /// not go before the last of an earlier selection is out at once.
@@ -38,7 +38,7 @@ std::vector<Candidate> select_first(int64_t n, int64_t places, const Make& candi
   };
   for (int64_t i = 0; i < n; ++i) {
     const Candidate next = candidate(i);
-    if (selected && !goes_before(next, last)) continue;
+    if (selected && (next.value < last.value || !goes_before(next, last))) continue;
     kept.push_back(next);
     if (kept.size() == most) select();
   }

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from fulgurite.nn import functional as F
 from fulgurite.nn.load import LoadStatistics
 from fulgurite.nn.moe_transformers import block_parts
-from fulgurite.nn.router import Router
+from fulgurite.nn.router import Router, state_without_graph
+
+ROUTER_BUFFERS = ("aux_loss", "load", "dropped", "selection_bias")
+
+
+def share_router_buffers(module: nn.Module, _: Any = None) -> None:
+    """The router's tensors under their own names in the layer too, in TorchScript as well."""
+    for name in ROUTER_BUFFERS:
+        setattr(module, name, getattr(module.router, name))
 
 
 class MoE(nn.Module):
@@ -38,7 +46,7 @@ class MoE(nn.Module):
     Parameters: those of ``router``; ``w_in`` (E + S, 2·I, H) holding gate then up rows, ``w_out``
     (E + S, H, I), each with its last two dims swapped if transposed; with ``expert_bias`` also
     ``b_in`` (E + S, 2·I) and ``b_out`` (E + S, H). Not gated, 2·I is I. The router's ``load``,
-    ``dropped``, ``aux_loss`` and ``selection_bias`` are properties here.
+    ``dropped``, ``selection_bias`` and ``aux_loss`` are attributes of the layer too.
 
     Raises:
         ValueError, TypeError: arguments that do not fit together.
@@ -66,6 +74,10 @@ class MoE(nn.Module):
 
     b_in: Tensor | None
     b_out: Tensor | None
+    aux_loss: Tensor
+    load: Tensor
+    dropped: Tensor
+    selection_bias: Tensor | None
 
     def __init__(
         self,
@@ -105,6 +117,9 @@ class MoE(nn.Module):
         self.w_out = stacked(hidden_dim, dim) if transposed else stacked(dim, hidden_dim)
         self.b_in = stacked(rows) if expert_bias else None
         self.b_out = stacked(dim) if expert_bias else None
+        for name in ROUTER_BUFFERS:
+            self.register_buffer(name, getattr(self.router, name), persistent=False)
+        self.register_load_state_dict_post_hook(share_router_buffers)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -127,6 +142,8 @@ class MoE(nn.Module):
             (..., N, H), in x's dtype (autocast's, inside autocast).
         """
         weights, ids = self.router(x, token_mask)  # (T, K)
+        if self.training:
+            self.aux_loss = self.router.aux_loss
         if self.num_shared_experts > 0:
             weights, ids = self.with_shared_experts(weights, ids, token_mask)
         y = F.moe_experts(
@@ -159,26 +176,6 @@ class MoE(nn.Module):
         weights = torch.cat([weights, weights.new_ones(weights.shape[0], shared)], dim=1)
         return weights, ids
 
-    @property
-    def load(self) -> Tensor:
-        """(E) int64, the router's."""
-        return self.router.load
-
-    @property
-    def dropped(self) -> Tensor:
-        """0-dim int64, the router's."""
-        return self.router.dropped
-
-    @property
-    def aux_loss(self) -> Tensor:
-        """0-dim, the router's."""
-        return self.router.aux_loss
-
-    @property
-    def selection_bias(self) -> Tensor | None:
-        """(E) float32 or None, the router's."""
-        return self.router.selection_bias
-
     @torch.jit.export
     def update_bias(self) -> None:
         """:meth:`Router.update_bias`: call it once after each optimizer step."""
@@ -206,6 +203,17 @@ class MoE(nn.Module):
         module = cls(**options, device=weight.device, dtype=weight.dtype)
         module.load_state_dict({**module.state_dict(), **state})
         return module.train(block.training)
+
+    @torch.jit.unused
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # Moved or cast one by one, tensors of two names become two.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        share_router_buffers(self)
+        return self
+
+    @torch.jit.unused
+    def __getstate__(self) -> dict[str, Any]:
+        return state_without_graph(self)
 
     def extra_repr(self) -> str:
         return (

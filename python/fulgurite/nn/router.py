@@ -294,10 +294,7 @@ class Router(nn.Module):
 
     @torch.jit.unused
     def __getstate__(self) -> dict[str, Any]:
-        # The last batch's loss holds the graph of that batch, which cannot be copied or saved.
-        state = self.__dict__.copy()
-        state["_buffers"] = {**self._buffers, "aux_loss": torch.zeros_like(self.aux_loss.detach())}
-        return state
+        return state_without_graph(self)
 
     def extra_repr(self) -> str:
         num_experts, dim = self.weight.shape
@@ -306,6 +303,14 @@ class Router(nn.Module):
         return (
             f"dim={dim}, num_experts={num_experts}, top_k={self.top_k}, score={self.score!r}{room}"
         )
+
+
+def state_without_graph(module: nn.Module) -> dict[str, Any]:
+    """What to copy or save of a module: its ``aux_loss`` holds the graph of the last batch."""
+    state = module.__dict__.copy()
+    aux_loss = torch.zeros_like(module.get_buffer("aux_loss").detach())
+    state["_buffers"] = {**module._buffers, "aux_loss": aux_loss}
+    return state
 
 
 def aux_losses(model: nn.Module) -> Tensor:

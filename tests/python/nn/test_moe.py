@@ -201,6 +201,51 @@ def test_copy_and_save_after_training() -> None:
     assert torch.equal(twin(x), module(x))
 
 
+def through_script(module: MoE) -> torch.nn.Module:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(module), file)
+    file.seek(0)
+    loaded: torch.nn.Module = torch.jit.load(file)
+    return loaded
+
+
+def assigned(module: MoE) -> MoE:
+    other = MoE(8, 4, 4, 2, score="sigmoid", bias_update_rate=0.1, z_loss_weight=0.1)
+    other.load_state_dict(module.state_dict(), assign=True)
+    return other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module,
+        lambda module: module.double().float(),
+        copy.deepcopy,
+        torch.jit.script,
+        through_script,
+        assigned,
+        lambda module: torch.compile(module, fullgraph=True, backend="aot_eager"),
+    ],
+    ids=["as made", "cast", "copied", "scripted", "scripted and saved", "assigned", "compiled"],
+)
+def test_layer_and_router_count_in_the_same_tensors(change: Any) -> None:
+    made = MoE(8, 4, 4, 2, score="sigmoid", bias_update_rate=0.1, z_loss_weight=0.1)
+    module = change(made)
+    x = torch.randn(5, 8)
+    module(x)
+    module(x)
+    assert int(module.load.sum()) == int(module.router.load.sum()) == 20
+    assert module.aux_loss > 0
+    assert torch.equal(module.aux_loss, module.router.aux_loss)
+    module.update_bias()
+    assert int(module.load.sum()) == int(module.router.load.sum()) == 0
+    assert module.selection_bias.ne(0).any()
+    assert torch.equal(module.selection_bias, module.router.selection_bias)
+    assert {name.split(".")[-1] for name in made.state_dict()} == {
+        "weight", "selection_bias", "load", "dropped", "w_in", "w_out"
+    }  # fmt: skip
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"top_k in \[1, 4\], got 5"):
         MoE(8, 4, 4, 5)
