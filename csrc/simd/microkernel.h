@@ -145,12 +145,11 @@ FULGURITE_INLINE void multiply_panel(MatrixA<T> a, Panel<T> b, int64_t steps,
   }
 }
 
+/// C (+)= acc.
 template <int MR, int NV, class T>
-FULGURITE_INLINE void gemm_tile(MatrixA<T> a, Panel<T> b, int64_t steps, Accumulate<T>* c,
-                                int64_t ldc, bool accumulate) {
+FULGURITE_INLINE void store_chain(const Native<Accumulate<T>> (&acc)[MR][NV], Accumulate<T>* c,
+                                  int64_t ldc, bool accumulate) {
   using V = Native<Accumulate<T>>;
-  V acc[MR][NV] = {};
-  multiply_panel(a, b, steps, acc);
 #pragma GCC unroll 6
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -158,6 +157,14 @@ FULGURITE_INLINE void gemm_tile(MatrixA<T> a, Panel<T> b, int64_t steps, Accumul
       Accumulate<T>* const p = c + m * ldc + j * kWidth<V>;
       store(p, accumulate ? load<V>(p) + acc[m][j] : acc[m][j]);
     }
+}
+
+template <int MR, int NV, class T>
+FULGURITE_INLINE void gemm_tile(MatrixA<T> a, Panel<T> b, int64_t steps, Accumulate<T>* c,
+                                int64_t ldc, bool accumulate) {
+  Native<Accumulate<T>> acc[MR][NV] = {};
+  multiply_panel(a, b, steps, acc);
+  store_chain<MR, NV, T>(acc, c, ldc, accumulate);
 }
 
 /// gemm_tile for `vectors` of a panel.

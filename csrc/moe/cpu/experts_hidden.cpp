@@ -38,7 +38,7 @@ struct HiddenScratch {
   T *product, *bias;  // gates and ups of a row as GateColumns say
 
   HiddenScratch(const HiddenParams& p, Arena& arena) {
-    weights = arena.take<E>(pad_depth<E>(p.H) * kTileWidth);
+    weights = arena.take<E>(weights_or_rows<E>(p.H, kTileWidth));
     rows = arena.take<E>(kTokenBlock * kDepthStride);
     product = arena.take<T>(kTokenBlock * kTileWidth);
     bias = arena.take<T>(kTileWidth);
@@ -68,14 +68,32 @@ void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int
   }
 }
 
+/// Element (k, n) of the product's B is W_in[n][k].
 template <class S>
-void pack_hidden_weights(const HiddenParams& p, const HiddenTile& t, const HiddenScratch<S>& w) {
+Strided<S> hidden_weights(const HiddenParams& p, const HiddenTile& t, int64_t column) {
+  return matrix_of<S>(p.w_in, t.segment.expert, column, 0).transposed();
+}
+
+template <class S>
+void finish_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows,
+                   const HiddenScratch<S>& w) {
+  if (p.b_in.data)
+    t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t, int64_t n, int64_t at) {
+      add_bias(w.bias + at, rows, n, w.product + at, kTileWidth);
+    });
+  with_activation(p, [&](const auto& act) { store_hidden<S>(p, t, first, rows, w, act); });
+}
+
+template <class S>
+void few_rows_of_hidden(const HiddenParams& p, const HiddenTile& t, const HiddenScratch<S>& w) {
+  using E = Operand<S>;
+  const int64_t ld = pad_columns<E>(p.H), rows = t.segment.rows;
+  gather<E, S>(p.x, t.segment.first, rows, 0, p.H, w.weights, ld);
   t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t column, int64_t n, int64_t at) {
-    // Element (k, n) of the product's B is W_in[n][k].
-    pack_deep(matrix_of<S>(p.w_in, t.segment.expert, column, 0).transposed(), p.H, n,
-              w.weights + at * pad_depth<Operand<S>>(p.H));
-    if (p.b_in.data) load_bias<S>(p.b_in, t.segment.expert, column, n, w.bias + at);
+    multiply_few<E>(w.weights, ld, rows, hidden_weights<S>(p, t, column), p.H, n, w.product + at,
+                    kTileWidth);
   });
+  finish_hidden<S>(p, t, t.segment.first, rows, w);
 }
 
 template <class S>
@@ -84,21 +102,25 @@ void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
   Arena arena(scratch);
   const HiddenScratch<S> w(p, arena);
   const HiddenTile t(p, task);
-  pack_hidden_weights<S>(p, t, w);
+  if (p.b_in.data)
+    t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t column, int64_t n, int64_t at) {
+      load_bias<S>(p.b_in, t.segment.expert, column, n, w.bias + at);
+    });
+  if (t.segment.rows <= rows_unpacked(hidden_weights<S>(p, t, 0)))
+    return few_rows_of_hidden<S>(p, t, w);
+  t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t column, int64_t n, int64_t at) {
+    pack_deep(hidden_weights<S>(p, t, column), p.H, n, w.weights + at * pad_depth<E>(p.H));
+  });
   for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
     for (int64_t k0 = 0; k0 < p.H; k0 += kDepthBlock) {
       const int64_t depth = at_most(kDepthBlock, p.H - k0);
-      gather<E, S>(p.x, first, rows, k0, depth, w.rows);
+      gather<E, S>(p.x, first, rows, k0, depth, w.rows, kDepthStride);
       t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t, int64_t n, int64_t at) {
         multiply_block<E>(w.rows, kDepthStride, rows, w.weights + at * pad_depth<E>(p.H), k0, depth,
                           n, w.product + at, kTileWidth);
       });
     }
-    if (p.b_in.data)
-      t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t, int64_t n, int64_t at) {
-        add_bias(w.bias + at, rows, n, w.product + at, kTileWidth);
-      });
-    with_activation(p, [&](const auto& act) { store_hidden<S>(p, t, first, rows, w, act); });
+    finish_hidden<S>(p, t, first, rows, w);
   });
 }
 
@@ -112,7 +134,7 @@ struct GradHiddenScratch {
   T* grad_activated;
 
   GradHiddenScratch(const HiddenParams& p, Arena& arena) {
-    weights = arena.take<E>(pad_depth<E>(p.H) * kHiddenBlock);
+    weights = arena.take<E>(weights_or_rows<E>(p.H, kHiddenBlock));
     rows = arena.take<E>(kTokenBlock * kDepthStride);
     grad_activated = arena.take<T>(kTokenBlock * kHiddenBlock);
   }
@@ -149,23 +171,37 @@ void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
 }
 
 template <class S>
+void grad_rows(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows,
+               const Accumulate<S>* grad_activated) {
+  with_activation(p, [&](const auto& act) {
+    for (int64_t r = 0; r < rows; ++r)
+      grad_row<S>(p, t, first + r, grad_activated + r * kHiddenBlock, act);
+  });
+}
+
+template <class S>
 void grad_hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
   using E = Operand<S>;
   Arena arena(scratch);
   GradHiddenScratch<S> w(p, arena);
   const HiddenTile t(p, task);
-  if (p.need_grad) pack_deep(matrix_of<S>(p.w_out, t.segment.expert, 0, t.i0), p.H, t.n, w.weights);
-  for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
+  const Segment segment = t.segment;
+  const Strided<S> weights = matrix_of<S>(p.w_out, segment.expert, 0, t.i0);
+  if (p.need_grad && segment.rows <= rows_unpacked(weights)) {
+    const int64_t ld = pad_columns<E>(p.H);
+    gather<E, S>(p.grad, segment.first, segment.rows, 0, p.H, w.weights, ld);
+    multiply_few<E>(w.weights, ld, segment.rows, weights, p.H, t.n, w.grad_activated, kHiddenBlock);
+    return grad_rows<S>(p, t, segment.first, segment.rows, w.grad_activated);
+  }
+  if (p.need_grad) pack_deep(weights, p.H, t.n, w.weights);
+  for_token_blocks(segment.first, segment.rows, [&](int64_t first, int64_t rows) {
     for (int64_t k0 = 0; p.need_grad && k0 < p.H; k0 += kDepthBlock) {
       const int64_t depth = at_most(kDepthBlock, p.H - k0);
-      gather<E, S>(p.grad, first, rows, k0, depth, w.rows);
+      gather<E, S>(p.grad, first, rows, k0, depth, w.rows, kDepthStride);
       multiply_block<E>(w.rows, kDepthStride, rows, w.weights, k0, depth, t.n, w.grad_activated,
                         kHiddenBlock);
     }
-    with_activation(p, [&](const auto& act) {
-      for (int64_t r = 0; r < rows; ++r)
-        grad_row<S>(p, t, first + r, w.grad_activated + r * kHiddenBlock, act);
-    });
+    grad_rows<S>(p, t, first, rows, w.grad_activated);
   });
 }
 

@@ -40,19 +40,12 @@ FULGURITE_INLINE int64_t position_of_token(const ReduceParams& p, int64_t e, int
   return low;
 }
 
-/// Rows [first, first + rows) times the packed weights, added to their tokens' sums.
+/// Adds products of the rows from `first` on to their tokens' sums.
 template <class S>
-void reduce_tile(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, int64_t t0,
-                 const ReduceScratch<S>& w) {
+void add_to_tokens(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, int64_t t0,
+                   const ReduceScratch<S>& w) {
   using T = Accumulate<S>;
-  using E = Operand<S>;
   using V = Native<T>;
-  const E* const from = static_cast<const E*>(p.rows) + first * p.row_width;
-  int64_t k0 = 0;
-  do {  // once also where there is no depth: the product is 0 then
-    multiply_block<E>(from + k0, p.row_width, rows, w.weights, k0,
-                      at_most(kDepthBlock, p.depth - k0), n, w.product, kHiddenBlock);
-  } while ((k0 += kDepthBlock) < p.depth);
   if (p.bias.data) add_bias(w.bias, rows, n, w.product, kHiddenBlock);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t assignment = p.permutation[first + r];
@@ -61,6 +54,30 @@ void reduce_tile(const ReduceParams& p, int64_t first, int64_t rows, int64_t n, 
     for (int64_t c = 0; c < n; c += kLanes<T>)
       store(to + c, madd(weight, load<V>(w.product + r * kHiddenBlock + c), load<V>(to + c)));
   }
+}
+
+/// Rows [begin, end) of expert e in columns [h0, h0 + n).
+template <class S>
+void reduce_expert(const ReduceParams& p, int64_t e, int64_t begin, int64_t end, int64_t h0,
+                   int64_t n, int64_t t0, const ReduceScratch<S>& w) {
+  using E = Operand<S>;
+  const Strided<S> b = matrix_of<S>(p.b, e, 0, h0);
+  const E* const rows = static_cast<const E*>(p.rows);
+  if (p.bias.data) load_bias<S>(p.bias, e, h0, n, w.bias);
+  if (end - begin <= rows_unpacked(b) && p.depth > 0) {
+    multiply_few<E>(rows + begin * p.row_width, p.row_width, end - begin, b, p.depth, n, w.product,
+                    kHiddenBlock);
+    return add_to_tokens<S>(p, begin, end - begin, n, t0, w);
+  }
+  pack_deep(b, p.depth, n, w.weights);
+  for_token_blocks(begin, end - begin, [&](int64_t first, int64_t count) {
+    int64_t k0 = 0;
+    do {  // once also where there is no depth: the product is 0 then
+      multiply_block<E>(rows + first * p.row_width + k0, p.row_width, count, w.weights, k0,
+                        at_most(kDepthBlock, p.depth - k0), n, w.product, kHiddenBlock);
+    } while ((k0 += kDepthBlock) < p.depth);
+    add_to_tokens<S>(p, first, count, n, t0, w);
+  });
 }
 
 template <class S>
@@ -74,12 +91,7 @@ void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
   __builtin_memset(w.sums, 0, sizeof(T) * (t1 - t0) * kHiddenBlock);
   for (int64_t e = 0; e < p.E; ++e) {
     const int64_t begin = position_of_token(p, e, t0), end = position_of_token(p, e, t1);
-    if (begin == end) continue;
-    pack_deep(matrix_of<S>(p.b, e, 0, h0), p.depth, n, w.weights);
-    if (p.bias.data) load_bias<S>(p.bias, e, h0, n, w.bias);
-    for_token_blocks(begin, end - begin, [&](int64_t first, int64_t rows) {
-      reduce_tile<S>(p, first, rows, n, t0, w);
-    });
+    if (begin < end) reduce_expert<S>(p, e, begin, end, h0, n, t0, w);
   }
   S* const out = static_cast<S*>(p.out);
   for (int64_t t = t0; t < t1; ++t)

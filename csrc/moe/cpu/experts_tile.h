@@ -6,7 +6,7 @@
 #include "simd/gemm.h"
 #include "simd/kernel.h"
 #include "simd/math.h"
-#include "simd/pack.h"
+#include "simd/unpacked.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -50,6 +50,22 @@ FULGURITE_INLINE void multiply_block(const E* rows, int64_t ld, int64_t M, const
           k0 > 0);
 }
 
+/// The same for few rows and a B that is not packed, over the whole of K.
+template <class E, class S>
+inline void multiply_few(const E* rows, int64_t ld, int64_t M, Strided<S> b, int64_t K, int64_t N,
+                         Accumulate<E>* c, int64_t ldc) {
+  for (int64_t k0 = 0; k0 < K; k0 += kDepthBlock)
+    multiply_unpacked<E>(M, N, at_most(kDepthBlock, K - k0), {rows + k0, ld, kStep<E>},
+                         b.rows_from(k0), c, ldc, k0 > 0);
+}
+
+/// Elements of packed weights (K,N), or of few rows that are multiplied with them unpacked.
+template <class E>
+FULGURITE_INLINE constexpr int64_t weights_or_rows(int64_t K, int64_t N) {
+  const int64_t packed = pad_depth<E>(K) * N, rows = pad_columns<E>(K) * kFewRows;
+  return packed > rows ? packed : rows;
+}
+
 /// Row r of the sorted positions, from a column on.
 template <class S>
 FULGURITE_INLINE const S* sorted_row(const SortedRows& rows, int64_t r, int64_t column) {
@@ -58,11 +74,11 @@ FULGURITE_INLINE const S* sorted_row(const SortedRows& rows, int64_t r, int64_t 
          column * rows.matrix.column_stride;
 }
 
-/// Columns [c0, c0 + n) of the rows at sorted positions [first, first + count) as operands, kDepthStride apart.
+/// Columns [c0, c0 + n) of the rows at sorted positions [first, first + count) as operands, `ld` elements apart.
 template <class E, class S>
 inline void gather(const SortedRows& rows, int64_t first, int64_t count, int64_t c0, int64_t n,
-                   E* to) {
-  for (int64_t r = 0; r < count; ++r, to += kDepthStride) {
+                   E* to, int64_t ld) {
+  for (int64_t r = 0; r < count; ++r, to += ld) {
     const Strided<S> row{sorted_row<S>(rows, first + r, c0), 0, rows.matrix.column_stride};
     pack_plain<E>(row, 1, n, to, pad_columns<E>(n));
   }

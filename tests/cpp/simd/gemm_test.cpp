@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "catch.h"
-#include "simd/pack.h"
+#include "simd/unpacked.h"
 
 using namespace fulgurite;
 namespace set = fulgurite::FULGURITE_VARIANT;
@@ -17,8 +17,12 @@ namespace set = fulgurite::FULGURITE_VARIANT;
 // Products of bfloat16 in pairs and tiles are compiled for that type alone.
 #if defined(FULGURITE_TEST_BFLOAT16)
 #define PRODUCT_TYPES BFloat16
+#define UNPACKED_TYPES (std::pair<BFloat16, BFloat16>)
 #else
 #define PRODUCT_TYPES float, double, BFloat16
+#define UNPACKED_TYPES                                                                  \
+  (std::pair<double, double>), (std::pair<float, float>), (std::pair<BFloat16, float>), \
+      (std::pair<Half, float>), (std::pair<BFloat16, BFloat16>)
 #endif
 
 namespace {
@@ -116,6 +120,38 @@ TEMPLATE_TEST_CASE("rows past M are not written", "[gemm]", PRODUCT_TYPES) {
   for (size_t i = static_cast<size_t>(7 * p.ldc()); i < c.size(); ++i) CHECK(c[i] == Sum(0.5));
 }
 
+#if !FULGURITE_TILE_PRODUCTS
+TEMPLATE_TEST_CASE("a B that is not packed gives the same bits", "[gemm]", UNPACKED_TYPES) {
+  using S = typename TestType::first_type;   // stored
+  using T = typename TestType::second_type;  // multiplied
+  using Sum = Accumulate<T>;
+  const std::vector<S> stored = numbers<S>(70 * 140, 3);
+  for (int64_t M = 1; M <= 13; ++M)
+    for (const int64_t N : {1, 16, 33, 135})
+      for (const int64_t K : {1, 7, 32, 65})
+        for (const bool rows : {true, false})
+          for (const bool accumulate : {false, true}) {
+            const int64_t padded = set::pad_columns<T>(N), depth = set::pad_depth<T>(K);
+            const set::Strided<S> b{stored.data(), rows ? 140 : 1, rows ? 1 : 70};
+            std::vector<T> a = numbers<T>(M * depth, 1),
+                           panels(static_cast<size_t>(padded * depth));
+            for (int64_t m = 0; m < M && depth > K; ++m)
+              a[static_cast<size_t>((m + 1) * depth - 1)] = T{};
+            std::vector<Sum> packed(static_cast<size_t>(M * padded), Sum(0.5)), in_place = packed;
+            const set::MatrixA<T> matrix_a{a.data(), depth, set::kStep<T>};
+            set::pack_rows<T>(b, K, N, panels.data());
+            set::gemm<T>(M, N, set::steps<T>(K), matrix_a, {panels.data(), depth, padded},
+                         packed.data(), padded, accumulate);
+            set::multiply_unpacked<T>(M, N, K, matrix_a, b, in_place.data(), padded, accumulate);
+            INFO("M " << M << ", N " << N << ", K " << K << ", rows " << rows);
+            CHECK(std::memcmp(packed.data(), in_place.data(), packed.size() * sizeof(Sum)) == 0);
+          }
+  CHECK(set::rows_unpacked(set::Strided<S>{stored.data(), 9, 1}) > 0);
+  CHECK(set::rows_unpacked(set::Strided<S>{stored.data(), 1, 9}) > 0);
+  CHECK(set::rows_unpacked(set::Strided<S>{stored.data(), 9, 2}) == 0);
+}
+#endif
+
 TEMPLATE_TEST_CASE("packing puts every element in its place and zero in the padding", "[pack]",
                    (std::pair<double, double>), (std::pair<float, float>),
                    (std::pair<BFloat16, float>), (std::pair<Half, float>),
@@ -128,7 +164,7 @@ TEMPLATE_TEST_CASE("packing puts every element in its place and zero in the padd
     int64_t row, column;
   };
   for (const int64_t K : {1, 4, 8, 13, 33})
-    for (const int64_t N : {1, 7, 16, 35})
+    for (const int64_t N : {1, 7, 16, 35, 70})
       for (const Strides s : {Strides{40, 1}, Strides{1, 40}, Strides{83, 2}}) {
         // B[k][n] at k·row + n·column; its transpose as a matrix of N rows has the strides exchanged.
         const std::vector<S> stored = numbers<S>(40 * 84, 3);

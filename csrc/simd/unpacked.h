@@ -1,0 +1,107 @@
+// Products of few rows with a B that is read where it stands: packing it would take longer than multiplying. Every element
+// is the same chain over k as with packed panels (microkernel.h), so the bits are the same.
+//
+//   C[m][n] (+)= Σ_k A[m][k] · B[k][n]        B of storage type S, its rows or its columns contiguous
+#pragma once
+
+#include "simd/pack.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+
+/// None on tiles, whose sums are of another order.
+inline constexpr int64_t kFewRows = FULGURITE_TILE_PRODUCTS ? 0 : 2 * kTileRows;
+
+/// Rows of A up to which reading b in place pays: every strip of kTileRows reads it again, and turns it again where its
+/// columns are contiguous. None where neither is.
+template <class S>
+FULGURITE_INLINE int64_t rows_unpacked(Strided<S> b) {
+  if (b.column_stride == 1) return kFewRows;
+  return b.row_stride == 1 ? kFewRows / 2 : 0;
+}
+
+/// NV vectors of columns of a B with contiguous rows, `n` columns being left.
+template <int MR, int NV, class T, class S>
+FULGURITE_INLINE void multiply_rows(MatrixA<T> a, Strided<S> b, int64_t K, int64_t n,
+                                    Accumulate<T>* c, int64_t ldc, bool accumulate) {
+  constexpr int W = kLanes<Accumulate<T>>;
+  Native<Accumulate<T>> acc[MR][NV] = {};
+  const T* x = a.data;
+  const S* row = b.data;
+  for (int64_t k = 0; k < K; k += kStep<T>, x += a.step_stride, row += kStep<T> * b.row_stride) {
+    for (int i = 0; i < kStep<T>; ++i) prefetch_row(row + (kRowsAhead + i) * b.row_stride, NV * W);
+    const bool whole = k + kStep<T> <= K && n >= NV * W;
+    Steps<T> step[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j)
+      step[j] = bit_cast<Steps<T>>(
+          whole ? load_whole_rows_step<T>(row + j * W, b.row_stride)
+                : load_rows_step<T>(row + j * W, b.row_stride, 1, k, K, n - j * W));
+#pragma GCC unroll 6
+    for (int m = 0; m < MR; ++m) {
+      const Steps<T> xm = splat_step(x + m * a.row_stride);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) acc[m][j] = add_products<T>(xm, step[j], acc[m][j]);
+    }
+  }
+  store_chain<MR, NV, T>(acc, c, ldc, accumulate);
+}
+
+/// acc += A·B for steps that are in registers.
+template <int MR, class T, class V, int W>
+FULGURITE_INLINE void multiply_steps(MatrixA<T> a, int64_t step, const V (&block)[W], int count,
+                                     Native<Accumulate<T>> (&acc)[MR][1]) {
+  const T* const x = a.data + step * a.step_stride;
+#pragma GCC unroll 16
+  for (int i = 0; i < count; ++i)
+#pragma GCC unroll 6
+    for (int m = 0; m < MR; ++m)
+      acc[m][0] = add_products<T>(splat_step(x + i * a.step_stride + m * a.row_stride),
+                                  bit_cast<Steps<T>>(block[i]), acc[m][0]);
+}
+
+/// One vector of columns of a B with contiguous columns, `n` columns being left: `from` is Bᵀ.
+template <int MR, class T, class S>
+FULGURITE_INLINE void multiply_columns(MatrixA<T> a, Strided<S> from, int64_t K, int64_t n,
+                                       Accumulate<T>* c, int64_t ldc, bool accumulate) {
+  using V = typename StepOf<T>::Moves;
+  constexpr int W = kWidth<V>;
+  Native<Accumulate<T>> acc[MR][1] = {};
+  for (int64_t k0 = 0; k0 < steps<T>(K); k0 += W) {
+    V block[W];
+    load_transposed<T>(from.columns_from(k0 * kStep<T>), n, K - k0 * kStep<T>, block);
+    if (steps<T>(K) - k0 >= W)
+      multiply_steps<MR>(a, k0, block, W, acc);
+    else
+      multiply_steps<MR>(a, k0, block, static_cast<int>(steps<T>(K) - k0), acc);
+  }
+  store_chain<MR, 1, T>(acc, c, ldc, accumulate);
+}
+
+/// C (+)= A·B, a chain over all of K, for a B that has rows_unpacked.
+template <class T, class S>
+inline void multiply_unpacked(int64_t M, int64_t N, int64_t K, MatrixA<T> a, Strided<S> b,
+                              Accumulate<T>* c, int64_t ldc, bool accumulate) {
+  constexpr int W = kLanes<Accumulate<T>>;
+  if constexpr (kFewRows == 0) return;
+  const bool rows = b.column_stride == 1;
+  for (int64_t n = 0; n < N;) {
+    const bool panel = rows && N - n >= kTileColumns<T>;
+    const Strided<S> from = b.columns_from(n);
+    for_strips(M, [&](auto count, int64_t m) {
+      constexpr int MR = decltype(count)::value;
+      const MatrixA<T> strip{a.data + m * a.row_stride, a.row_stride, a.step_stride};
+      Accumulate<T>* const to = c + m * ldc + n;
+      if (panel)
+        multiply_rows<MR, kTileVectors>(strip, from, K, N - n, to, ldc, accumulate);
+      else if (rows)
+        multiply_rows<MR, 1>(strip, from, K, N - n, to, ldc, accumulate);
+      else
+        multiply_columns<MR>(strip, from.transposed(), K, N - n, to, ldc, accumulate);
+    });
+    n += panel ? kTileColumns<T> : W;
+  }
+}
+
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite
