@@ -25,7 +25,7 @@ struct PlannedCall {
   std::vector<Tensors> states;
   Ints groups, keys;
   bool decoupled, amsgrad, maximize;
-  Tensors grads;
+  Tensors grads = {};
 };
 
 struct StepInputs {
@@ -39,32 +39,16 @@ class AdamwPlan : public torch::CustomClassHolder {
   void add(Tensors params, std::vector<Tensors> states, Tensors masters, Tensors steps, Ints groups,
            Ints keys, bool decoupled, bool amsgrad, bool maximize) {
     TORCH_CHECK(states.size() == 5, "expected five lists of states, got ", states.size());
-    calls_.push_back({std::move(params),
-                      std::move(masters),
-                      std::move(steps),
-                      std::move(states),
-                      std::move(groups),
-                      std::move(keys),
-                      decoupled,
-                      amsgrad,
-                      maximize,
-                      {}});
+    calls_.push_back({std::move(params), std::move(masters), std::move(steps), std::move(states),
+                      std::move(groups), std::move(keys), decoupled, amsgrad, maximize});
   }
 
   /// adamw_8bit_: states are codes and scales of exp_avg, codes and scales of exp_avg_sq.
   void add_8bit(Tensors params, std::vector<Tensors> states, Tensors masters, Tensors steps,
                 Ints groups, Ints keys, bool decoupled, bool maximize) {
     TORCH_CHECK(states.size() == 4, "expected four lists of states, got ", states.size());
-    calls_.push_back({std::move(params),
-                      std::move(masters),
-                      std::move(steps),
-                      std::move(states),
-                      std::move(groups),
-                      std::move(keys),
-                      decoupled,
-                      false,
-                      maximize,
-                      {}});
+    calls_.push_back({std::move(params), std::move(masters), std::move(steps), std::move(states),
+                      std::move(groups), std::move(keys), decoupled, false, maximize});
   }
 
   /// Parameters that had no gradient when the plan was made.
