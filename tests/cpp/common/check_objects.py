@@ -9,6 +9,7 @@ and the linker keeps one copy for the whole program: an older machine could be h
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 
@@ -19,6 +20,8 @@ def foreign_symbols(nm: str, isa: str, path: str) -> list[str]:
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # "address type name": vtables and guards read "vtable for fulgurite::avx2::…"
     names = [line.split(maxsplit=2)[2] for line in listing.splitlines() if line.strip()]
+    # A function that returns a vector begins with "float __vector(16) ".
+    names = [re.sub(r"__vector\(\d+\)", "__vector", name) for name in names]
     return [name for name in names if f"fulgurite::{isa}::" not in name.split("(")[0]]
 
 

@@ -79,7 +79,7 @@ class Problem:
 
 
 @pytest.mark.parametrize("implementation", ["fused", "foreach", "for-loop"])
-@pytest.mark.parametrize(("name", "kind"), product(INPUTS, KINDS))
+@pytest.mark.parametrize(("name", "kind"), list(product(INPUTS, KINDS)))
 def test_float64(name: str, kind: str, implementation: str) -> None:
     torchs = {"fused": implementation == "fused", "foreach": implementation == "foreach"}
     problem = Problem(kind, INPUTS[name], torch.float64, **torchs)
@@ -89,7 +89,7 @@ def test_float64(name: str, kind: str, implementation: str) -> None:
         assert torch.allclose(ours, plain, rtol=1e-12, atol=1e-14), key
 
 
-@pytest.mark.parametrize(("name", "kind"), product(INPUTS, KINDS))
+@pytest.mark.parametrize(("name", "kind"), list(product(INPUTS, KINDS)))
 def test_float32(name: str, kind: str) -> None:
     """m within 3 ulp (40 where decay is added to the gradient), v within 40, after every step."""
     problem = Problem(kind, INPUTS[name], torch.float32, foreach=True)
