@@ -37,8 +37,9 @@ class MoE(nn.Module):
         num_experts: routed experts E.
         top_k: routed experts per token K, 1 ≤ K ≤ E.
         num_shared_experts: experts S that every token uses.
-        activation, gated, interleaved, transposed, alpha, limit: see
-            :func:`fulgurite.nn.functional.moe_experts`; what it does not support raises in forward.
+        activation, gated, interleaved, transposed, alpha, limit, save_hidden: see
+            :func:`fulgurite.nn.functional.moe_experts`, which also says, in the first forward, what
+            does not fit together.
         expert_bias: biases in both layers of every expert.
         device, dtype: of the parameters.
         **routing: everything else that :class:`Router` takes, :func:`routing`'s included.
@@ -70,6 +71,7 @@ class MoE(nn.Module):
         "transposed",
         "alpha",
         "limit",
+        "save_hidden",
     ]
 
     b_in: Tensor | None
@@ -93,6 +95,7 @@ class MoE(nn.Module):
         transposed: bool = False,
         alpha: float = 1.0,
         limit: float = 0.0,
+        save_hidden: bool = True,
         expert_bias: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -106,6 +109,7 @@ class MoE(nn.Module):
         self.num_experts, self.num_shared_experts = num_experts, num_shared_experts
         self.activation, self.gated, self.interleaved = activation, gated, interleaved
         self.transposed, self.alpha, self.limit = transposed, alpha, limit
+        self.save_hidden = save_hidden
         self.router = Router(dim, num_experts, top_k, device=device, dtype=dtype, **routing)
 
         def stacked(*shape: int) -> nn.Parameter:
@@ -160,6 +164,7 @@ class MoE(nn.Module):
             transposed=self.transposed,
             alpha=self.alpha,
             limit=self.limit,
+            save_hidden=self.save_hidden,
         )
         return y.view(x.shape)
 

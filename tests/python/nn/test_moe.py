@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fulgurite.nn import MoE, aux_losses
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+def hidden(module: MoE, rows: Tensor) -> Tensor:
+    """The hidden layer, from what w_in gives."""
+    if not module.gated:
+        return ACTIVATIONS[module.activation](rows)
+    gate, up = (rows[::2], rows[1::2]) if module.interleaved else rows.chunk(2)
+    if module.activation != "swiglu_oai":
+        return ACTIVATIONS[module.activation](gate) * up
+    if module.limit > 0:
+        gate, up = gate.clamp(max=module.limit), up.clamp(-module.limit, module.limit)
+    return gate * torch.sigmoid(module.alpha * gate) * (up + 1)
+
+
+def expert(module: MoE, e: int, token: Tensor) -> Tensor:
+    w_in, w_out = module.w_in[e], module.w_out[e]
+    if module.transposed:
+        w_in, w_out = w_in.T, w_out.T
+    if module.b_in is None or module.b_out is None:
+        return w_out @ hidden(module, w_in @ token)
+    return w_out @ hidden(module, w_in @ token + module.b_in[e]) + module.b_out[e]
 
 
 def reference(module: MoE, x: Tensor) -> Tensor:
@@ -27,9 +57,8 @@ def reference(module: MoE, x: Tensor) -> Tensor:
         weights = weights * router.routed_scale
         row = torch.zeros_like(token)
         shared = range(module.num_experts, module.num_experts + module.num_shared_experts)
-        for weight, expert in [*zip(weights, chosen, strict=True), *((1.0, s) for s in shared)]:
-            gate, up = (module.w_in[expert] @ token).chunk(2)
-            row = row + weight * (module.w_out[expert] @ (F.silu(gate) * up))
+        for weight, e in [*zip(weights, chosen, strict=True), *((1.0, s) for s in shared)]:
+            row = row + weight * expert(module, int(e), token)
         rows.append(row)
     return torch.stack(rows).view(x.shape)
 
@@ -40,15 +69,38 @@ CONFIGURATIONS: list[dict[str, Any]] = [
     {"score": "softmax_topk", "num_shared_experts": 1},
     {"score": "sigmoid", "num_shared_experts": 2, "routed_scale": 2.5},
     {"score": "sigmoid", "bias_update_rate": 0.1, "num_shared_experts": 1},
+    {"activation": "gelu", "interleaved": True},
+    {"activation": "gelu_tanh", "transposed": True, "num_shared_experts": 1},
+    {"activation": "relu", "gated": False, "transposed": True},
+    {"activation": "relu2", "gated": False, "expert_bias": True, "save_hidden": False},
+    {"activation": "swiglu_oai", "alpha": 1.702, "save_hidden": False},
+    {
+        "activation": "swiglu_oai",
+        "interleaved": True,
+        "transposed": True,
+        "expert_bias": True,
+        "alpha": 1.702,
+        "limit": 0.9,
+        "num_shared_experts": 1,
+    },
 ]
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
-def test_output_and_gradients(configuration: dict[str, Any]) -> None:
+def drawn(configuration: dict[str, Any]) -> MoE:
+    """With biases other than 0."""
     torch.manual_seed(0)
     module = MoE(12, 10, 6, 2, **configuration).double()
     if module.selection_bias is not None:
         module.selection_bias.copy_(torch.linspace(-0.5, 0.5, 6))
+    for bias in (module.b_in, module.b_out):
+        if bias is not None:
+            torch.nn.init.normal_(bias)
+    return module
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_output_and_gradients(configuration: dict[str, Any]) -> None:
+    module = drawn(configuration)
     x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
     y, expected = module(x), reference(module, x)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
@@ -60,6 +112,30 @@ def test_output_and_gradients(configuration: dict[str, Any]) -> None:
         strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.jit.script,
+        lambda module: torch.compile(module, fullgraph=True, backend="aot_eager"),
+    ],
+    ids=["scripted", "compiled"],
+)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS[5:], ids=str)
+def test_scripted_and_compiled(configuration: dict[str, Any], change: Any) -> None:
+    """Training steps: the same results and gradients."""
+    module = drawn(configuration)
+    changed = change(module)
+    x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *module.parameters()]
+    for _ in range(2):  # TorchScript first watches, then optimizes
+        y, expected = changed(x), module(x)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(y.square().sum(), wanted),
+            torch.autograd.grad(expected.square().sum(), wanted),
+        )
 
 
 @pytest.mark.parametrize("per_sequence", [False, True])
@@ -83,9 +159,8 @@ def test_capacity(per_sequence: bool) -> None:
     for t, token in enumerate(x.flatten(0, 1)):
         chosen = [(w, e) for w, e in zip(weights[t], ids[t], strict=True) if e >= 0]
         row = torch.zeros_like(token)
-        for weight, expert in [*chosen, (1.0, 4)]:
-            gate, up = (module.w_in[expert] @ token).chunk(2)
-            row = row + weight * (module.w_out[expert] @ (F.silu(gate) * up))
+        for weight, e in [*chosen, (1.0, 4)]:
+            row = row + weight * expert(module, int(e), token)
         rows.append(row)
     expected, y = torch.stack(rows).view(x.shape), module(x)
     torch.testing.assert_close(y, expected)

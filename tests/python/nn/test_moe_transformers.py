@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -108,7 +109,8 @@ def gpt_oss() -> nn.Module:
 
 def switch(**options: Any) -> nn.Module:
     config = {"d_model": H, "d_ff": I, "num_experts": 4, "expert_capacity": 3, "dropout_rate": 0.0}
-    return SwitchTransformersSparseMLP(SwitchTransformersConfig(**config | options))
+    block = SwitchTransformersSparseMLP(SwitchTransformersConfig(**config | options))
+    return block.eval()  # no noise
 
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
@@ -122,6 +124,8 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "deepseek_v3_raw": lambda: deepseek_v3(norm=False),
     "moonlight": lambda: deepseek_v3(n_group=1, scale=2.446),
     "kimi_k2": lambda: deepseek_v3(n_group=1, scale=2.827),
+    "gpt_oss": gpt_oss,
+    "switch": switch,
 }
 
 
@@ -158,23 +162,75 @@ def shared_rows(theirs: dict[str, Tensor], name: str) -> list[Tensor]:
     return [down.unflatten(1, (-1, I)).transpose(0, 1)]
 
 
+def under_our_names(theirs: dict[str, Tensor], E: int) -> dict[str, Tensor]:
+    """The gradients of a block of transformers as those of ``MoE``."""
+    if "router.classifier.weight" in theirs:  # Switch has experts one by one
+        return {
+            "router.weight": theirs["router.classifier.weight"],
+            "w_in": torch.stack([theirs[f"experts.expert_{e}.wi.weight"] for e in range(E)]),
+            "w_out": torch.stack([theirs[f"experts.expert_{e}.wo.weight"] for e in range(E)]),
+        }
+    named = {
+        "router.weight": theirs.get("gate.weight", theirs.get("router.weight")),
+        "router.bias": theirs.get("router.bias"),
+        "w_in": torch.cat([theirs["experts.gate_up_proj"], *shared_rows(theirs, "w_in")]),
+        "w_out": torch.cat([theirs["experts.down_proj"], *shared_rows(theirs, "w_out")]),
+        "b_in": theirs.get("experts.gate_up_proj_bias"),
+        "b_out": theirs.get("experts.down_proj_bias"),
+    }
+    return {name: gradient for name, gradient in named.items() if gradient is not None}
+
+
+def result(block: nn.Module, x: Tensor) -> Tensor:
+    """Without the scores, which gpt-oss returns beside it."""
+    y = block(x)
+    out: Tensor = y[0] if isinstance(y, tuple) else y
+    return out
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block(name: str) -> None:
     torch.manual_seed(0)
     block = drawn(BLOCKS[name]())
     module = MoE.from_transformers(block)
     x = torch.randn(2, 9, H)
-    expected, theirs = with_gradients(block, block, x)
+    expected, theirs = with_gradients(partial(result, block), block, x)
     actual, ours = with_gradients(module, module, x)
     torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(ours["x"], theirs["x"], rtol=1e-4, atol=1e-5)
-    pairs = {
-        "router.weight": theirs["gate.weight"],
-        "w_in": torch.cat([theirs["experts.gate_up_proj"], *shared_rows(theirs, "w_in")]),
-        "w_out": torch.cat([theirs["experts.down_proj"], *shared_rows(theirs, "w_out")]),
-    }
-    for label, gradient in pairs.items():
+    wanted = {"x": theirs["x"], **under_our_names(theirs, module.num_experts)}
+    assert wanted.keys() == ours.keys()
+    for label, gradient in wanted.items():
+        assert gradient.any(), label
         torch.testing.assert_close(ours[label], gradient, rtol=1e-4, atol=1e-5, msg=label)
+
+
+def test_clamps_of_gpt_oss() -> None:
+    """Inputs so large that both of its limits cut."""
+    torch.manual_seed(0)
+    block = drawn(gpt_oss())
+    module = MoE.from_transformers(block)
+    assert (module.alpha, module.limit) == (1.702, 7.0)
+    x = torch.randn(2, 9, H) * 20
+    rows = torch.einsum("th,ehi->tei", x.flatten(0, 1), module.w_in)
+    assert (rows[..., ::2] > 7).any()
+    assert (rows[..., 1::2].abs() > 7).any()
+    expected, theirs = with_gradients(partial(result, block), block, x)
+    actual, ours = with_gradients(module, module, x)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)
+    for label, gradient in under_our_names(theirs, module.num_experts).items():
+        torch.testing.assert_close(ours[label], gradient, rtol=1e-4, atol=1e-3, msg=label)
+
+
+def test_switch_drops_whole_tokens() -> None:
+    """Beyond three of a sequence an expert computes nothing."""
+    torch.manual_seed(0)
+    block = drawn(switch())
+    x = torch.randn(2, 20, H)
+    y, expected = MoE.from_transformers(block)(x), block(x)
+    dropped = (expected == 0).all(-1)
+    assert dropped.any()
+    assert not dropped.all()
+    assert torch.equal((y == 0).all(-1), dropped)
 
 
 def by_expert(weights: Tensor, ids: Tensor, E: int) -> Tensor:
@@ -184,10 +240,10 @@ def by_expert(weights: Tensor, ids: Tensor, E: int) -> Tensor:
     return dense.scatter_add(1, ids.long().where(real, torch.tensor(E)), weights)[:, :E]
 
 
-@pytest.mark.parametrize("name", [*BLOCKS, "gpt_oss"])
+@pytest.mark.parametrize("name", sorted(BLOCKS.keys() - {"switch"}))
 def test_router(name: str) -> None:
     torch.manual_seed(0)
-    block = drawn(gpt_oss() if name == "gpt_oss" else BLOCKS[name]())
+    block = drawn(BLOCKS[name]())
     gate = block.router if name == "gpt_oss" else block.gate
     router = MoE.from_transformers(block).router
     E = router.num_experts
@@ -209,7 +265,7 @@ def test_router(name: str) -> None:
 def test_switch_router(router_bias: bool) -> None:
     """Three places for each expert and sequence."""
     torch.manual_seed(0)
-    block = drawn(switch(router_bias=router_bias)).eval()
+    block = drawn(switch(router_bias=router_bias))
     router = MoE.from_transformers(block).router
 
     def expected(x: Tensor) -> Tensor:
