@@ -40,6 +40,8 @@ class Router(nn.Module):
             :func:`fulgurite.nn.functional.moe_plan`.
         per_sequence: count the capacity within each sequence of x (..., N, H), not over all tokens.
         jitter: in training, multiply x by uniform noise in [1 − jitter, 1 + jitter] (Switch).
+        random_second: in training, use the second of two experts at random, with probability
+            min(1, 2·w₂ / (w₁ + w₂)) (GShard); it takes no place where it is not used.
         balance_loss_weight, balance_loss_kind: a balance loss in :attr:`aux_loss`; see
             :func:`fulgurite.nn.functional.moe_balance_loss`. "sequence" balances each sequence of x
             (..., N, H).
@@ -84,6 +86,7 @@ class Router(nn.Module):
         "drop",
         "per_sequence",
         "jitter",
+        "random_second",
         "balance_loss_weight",
         "balance_loss_kind",
         "z_loss_weight",
@@ -120,6 +123,7 @@ class Router(nn.Module):
         drop: str = "token",
         per_sequence: bool = False,
         jitter: float = 0.0,
+        random_second: bool = False,
         balance_loss_weight: float = 0.0,
         balance_loss_kind: str = "switch",
         z_loss_weight: float = 0.0,
@@ -132,6 +136,8 @@ class Router(nn.Module):
             raise ValueError(f"Router: expected top_k in [1, {num_experts}], got {top_k}")
         if selection_bias and score.startswith("softmax"):
             raise ValueError(f"Router: a selection bias needs a sigmoid score, got score={score!r}")
+        if random_second and top_k != 2:
+            raise ValueError(f"Router: random_second needs top_k=2, got {top_k}")
         if capacity is not None and capacity_factor is not None:
             raise ValueError("Router: expected a capacity or a capacity_factor, got both")
         if (capacity or 0) < 0 or (capacity_factor or 0.0) < 0:
@@ -147,7 +153,7 @@ class Router(nn.Module):
         self.bias_center = bias_center
         self.capacity, self.capacity_factor = capacity, capacity_factor
         self.drop, self.per_sequence = drop, per_sequence
-        self.jitter = jitter
+        self.jitter, self.random_second = jitter, random_second
         self.balance_loss_weight, self.balance_loss_kind = balance_loss_weight, balance_loss_kind
         self.z_loss_weight = z_loss_weight
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
@@ -191,7 +197,7 @@ class Router(nn.Module):
 
         Returns:
             weights (T, K), float32 (float64 for float64), and ids (T, K) int32, T the tokens of x
-            in order. What was masked or dropped has weight 0 and id −1.
+            in order. What was masked, dropped or not drawn has weight 0 and id −1.
         """
         tokens = x.reshape(-1, x.shape[-1])  # (T, H)
         mask = None if token_mask is None else token_mask.reshape(-1)
@@ -220,6 +226,8 @@ class Router(nn.Module):
             self.aux_loss = self.weighted_losses(logits, ids, mask, length)
         if mask is not None:
             ids = ids.masked_fill(~mask[:, None], -1)
+        if self.training and self.random_second:
+            weights, ids = draw_second(weights, ids)
         if self.capacity is not None or self.capacity_factor is not None:
             weights, ids = self.within_capacity(weights, ids, length)
         return weights, ids
@@ -303,6 +311,14 @@ class Router(nn.Module):
         return (
             f"dim={dim}, num_experts={num_experts}, top_k={self.top_k}, score={self.score!r}{room}"
         )
+
+
+def draw_second(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Of weights and ids (T, 2), the second ones at random: the less they weigh, the less often."""
+    first, second = weights.detach().unbind(1)
+    unused = 2.0 * second <= torch.rand_like(first) * (first + second)
+    out = torch.stack([torch.zeros_like(unused), unused], dim=1)
+    return weights.masked_fill(out, 0.0), ids.masked_fill(out, -1)
 
 
 def state_without_graph(module: nn.Module) -> dict[str, Any]:

@@ -20,13 +20,14 @@ ROUTINGS: dict[str, dict[str, Any]] = {
         "jitter": 1e-2,
         "balance_loss_weight": 1e-2,
     },
-    # "GShard", Lepikhin et al. 2020: 2·N/E places, first choices before second ones. Second experts
-    # are always used, not at random.
+    # "GShard", Lepikhin et al. 2020: 2·N/E places, first choices before second ones, which are used
+    # at random.
     "gshard": {
         "num_experts": 2048,
         "top_k": 2,
         "capacity_factor": 1.0,
         "drop": "choice",
+        "random_second": True,
         "balance_loss_kind": "gshard",
         "balance_loss_weight": 1e-2,
     },

@@ -104,6 +104,44 @@ def test_jitter_in_training_only() -> None:
     assert torch.equal(router(x)[0], router(x)[0])
 
 
+def test_second_experts_at_random() -> None:
+    """Twice as often as their share of the weight; first ones always, and all of them in eval."""
+    torch.manual_seed(0)
+    router = Router(1, 3, 2, random_second=True, score="sigmoid", capacity=5000)
+    sure = torch.tensor([0.9, 0.1, 0.0]).logit(eps=1e-6)
+    with torch.no_grad():
+        router.weight.copy_(sure[:, None])
+    x = torch.ones(8000, 1)
+    weights, ids = router(x)
+    used = ids[:, 1] >= 0
+    torch.testing.assert_close(used.float().mean(), torch.tensor(0.2), rtol=0, atol=0.02)
+    assert (weights[:, 1] > 0).eq(used).all()
+    assert ids[:5000, 0].eq(0).all()
+    assert ids[5000:, 0].eq(-1).all()  # the capacity
+    assert int(router.dropped) == 3000  # who is not drawn was not dropped
+    assert not torch.equal(router(x)[0], router(x)[0])
+    router.eval()
+    assert torch.equal(router(x)[1][:5000], torch.tensor([0, 1], dtype=torch.int32).expand(5000, 2))
+
+
+def test_second_experts_that_weigh_as_much_are_always_used() -> None:
+    router = Router(4, 3, 2, random_second=True)
+    with torch.no_grad():
+        router.weight.zero_()
+    assert (router(torch.randn(500, 4))[1] >= 0).all()
+
+
+def test_second_experts_pass_their_gradients_where_used() -> None:
+    torch.manual_seed(0)
+    router = Router(8, 4, 2, random_second=True)
+    x = torch.randn(200, 8, requires_grad=True)
+    weights, ids = router(x)
+    unused = ids[:, 1] < 0
+    assert unused.any()
+    (grad,) = torch.autograd.grad(weights[:, 1].sum(), x)
+    assert (grad == 0).all(1).equal(unused)
+
+
 def test_rules_of_the_selection_bias() -> None:
     router = Router(
         4, 3, 1, score="sigmoid", bias_update_rate=0.5, bias_rule="proportional", bias_center=True
@@ -140,6 +178,7 @@ OPTIONS: list[dict[str, Any]] = [
         "capacity": 3,
         "drop": "weight",
     },
+    {"random_second": True, "jitter": 0.1, "capacity": 3, "drop": "choice"},
 ]
 
 
@@ -154,7 +193,9 @@ def test_script_and_compile(options: dict[str, Any]) -> None:
         torch.compile(router, fullgraph=True, dynamic=True, backend="aot_eager"),
     ):
         for tokens, hidden in ((x, mask), (torch.randn(3, 5, 8), None)):
+            torch.manual_seed(1)
             expected_weights, expected_ids = router(tokens, hidden)
+            torch.manual_seed(1)
             actual_weights, actual_ids = other(tokens, hidden)
             assert torch.equal(actual_ids, expected_ids)
             torch.testing.assert_close(actual_weights, expected_weights)
@@ -197,6 +238,8 @@ def test_aux_losses_reads_routers_wherever_they_are() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"top_k in \[1, 4\], got 0"):
         Router(8, 4, 0)
+    with pytest.raises(ValueError, match="random_second needs top_k=2, got 3"):
+        Router(8, 4, 3, random_second=True)
     with pytest.raises(ValueError, match="needs a sigmoid score"):
         Router(8, 4, 2, selection_bias=True)
     with pytest.raises(ValueError, match="capacity or a capacity_factor, got both"):
