@@ -1,6 +1,6 @@
 // Assignments are cut into streams, one after another: each is counted, then placed behind what its experts have of the
-// streams before it. Four streams are read in turn, so that one waits for no counter of the others; groups of four are spread
-// over the threads.
+// streams before it. Two streams are read in turn, so that one waits for no counter of the other; more of them, a power of two
+// apart, get in each other's way in the cache. Groups of two are spread over the threads.
 #include "moe/cpu/plan.h"
 
 #include <ATen/Parallel.h>
@@ -13,7 +13,7 @@
 namespace fulgurite {
 namespace {
 
-constexpr int64_t kStreams = 4;  // read in turn
+constexpr int64_t kStreams = 2;  // read in turn
 
 template <class Id>
 class CountingSort {
@@ -32,22 +32,23 @@ class CountingSort {
       in_turn(group, [&](int32_t* counters, int64_t a) { ++counters[bucket(ids_[a])]; });
     });
     begin_streams(offsets);
-    if (capacity_ < n_)
+    if (offsets[E_] == n_)
       place<true>(permutation, inverse, offsets);
     else
       place<false>(permutation, inverse, offsets);
   }
 
  private:
-  template <bool kLimited>
+  /// kServed: all assignments have an expert with room.
+  template <bool kServed>
   void place(int32_t* permutation, int32_t* inverse, const int64_t* offsets) {
     for_groups([&](int64_t group) {
       in_turn(group, [&](int32_t* counters, int64_t a) {
-        int64_t e = bucket(ids_[a]);
-        if (kLimited && e < E_ && counters[e] == offsets[e + 1]) e = E_;
+        int64_t e = kServed ? int64_t{ids_[a]} : bucket(ids_[a]);
+        if (!kServed && e < E_ && counters[e] == offsets[e + 1]) e = E_;
         const int32_t position = counters[e]++;
         permutation[position] = static_cast<int32_t>(a);
-        if (inverse) inverse[a] = e == E_ ? -1 : position;
+        if (inverse) inverse[a] = !kServed && e == E_ ? -1 : position;
       });
     });
   }
@@ -73,8 +74,10 @@ class CountingSort {
     for (int64_t s = 0; s < kStreams; ++s) own[s] = counters(first + s);
     // The last group may be shorter: as long as all of its streams go on, nothing is asked.
     const int64_t all = std::clamp<int64_t>(n_ - begin - (kStreams - 1) * length_, 0, length_);
-    for (int64_t i = 0; i < all; ++i)
+    for (int64_t i = 0; i < all; ++i) {
+#pragma GCC unroll 2
       for (int64_t s = 0; s < kStreams; ++s) visit(own[s], begin + s * length_ + i);
+    }
     for (int64_t i = all; i < length_; ++i)
       for (int64_t s = 0; s < kStreams; ++s)
         if (const int64_t a = begin + s * length_ + i; a < n_) visit(own[s], a);
