@@ -1,5 +1,6 @@
 // Gradients. The backward operators have none of their own: differentiating twice raises. The
 // exception is permute, whose gradient is moe_combine. Those of the experts: autograd_experts.cpp.
+#include "common/below_autograd.h"
 #include "common/mutation.h"
 #include "moe/args.h"
 
@@ -37,6 +38,7 @@ struct RouteFunction : torch::autograd::Function<RouteFunction> {
     if (!grads[0].defined() || !ctx->needs_input_grad(0)) return variable_list(2);
     const variable_list saved = ctx->get_saved_variables();
     const std::string score = ctx->saved_data["score"].toStringRef();
+    const BelowAutogradUnlessRecorded below;
     const RouteBackwardArgs args{grads[0],
                                  saved[0],
                                  saved[1],
@@ -50,6 +52,10 @@ struct RouteFunction : torch::autograd::Function<RouteFunction> {
 };
 
 RouteResult route_autograd(const RouteArgs& args) {
+  if (!at::GradMode::is_enabled() || !args.logits.requires_grad()) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return args.call();
+  }
   const variable_list results = RouteFunction::apply(args.logits, args);
   return {results[0], results[1], results[2]};
 }
@@ -159,8 +165,9 @@ TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   m.impl("moe_permute", permute_autograd);
   m.impl("moe_combine", combine_autograd);
   for (const char* name : {"_moe_route_backward", "_moe_balance_loss_backward",
-                           "_moe_z_loss_backward", "_moe_combine_backward", "moe_plan"})
+                           "_moe_z_loss_backward", "_moe_combine_backward"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  m.impl("moe_plan", torch::CppFunction::makeFallthrough());  // integers have no gradient
   m.impl("moe_update_bias_", refuses_gradients());
 }
 
