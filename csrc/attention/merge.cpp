@@ -1,7 +1,7 @@
 // Merging of partial results: checks, Meta and gradients.
 #include "attention/merge.h"
 
-#include "attention/saved_scores.h"
+#include "common/autograd.h"
 #include "common/check.h"
 #include "common/fresh.h"
 

@@ -2,16 +2,13 @@
 #pragma once
 
 #include "attention/args.h"
+#include "common/autograd.h"
 #include "common/check.h"
 
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 namespace fulgurite {
-
-inline OptionalTensor if_defined(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
 
 /// Numbers go into ctx; six tensors to the end of `tensors`, which the caller saves. bias and sink come from the autograd
 /// function's own arguments.

@@ -1,6 +1,6 @@
 // Gradients. The backward operators have none of their own: differentiating twice raises. The
 // exception is permute, whose gradient is moe_combine. Those of the experts: autograd_experts.cpp.
-#include "common/below_autograd.h"
+#include "common/autograd.h"
 #include "common/mutation.h"
 #include "moe/args.h"
 
@@ -13,10 +13,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-OptionalTensor if_defined(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
 
 // ---- routing
 

@@ -1,4 +1,5 @@
 // Gradients of the experts and of the grouped product. Differentiating twice raises.
+#include "common/autograd.h"
 #include "moe/experts_args.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -10,10 +11,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-OptionalTensor if_defined(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
 
 bool requires_grad(const OptionalTensor& tensor) { return tensor && tensor->requires_grad(); }
 

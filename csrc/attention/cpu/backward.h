@@ -195,8 +195,8 @@ void gradient_strip(const AttentionParams& p, const ScoreRule& rule, const Tile&
   if constexpr (kHasRegisterStrips) {
     using E = Operand<S>;
     const StripKind kind = strip_kind<E>(p, t, p.D > p.Dv ? p.D : p.Dv);
-    const int64_t within = rows_within(rule, t);
-    if (kind != StripKind::kInMemory && (within == 0 || within == t.rows)) {
+    const int64_t within = kind == StripKind::kInMemory ? -1 : rows_within(rule, t);
+    if (within == 0 || within == t.rows) {
       const GradientRows<E> rows = GradientRows<E>{{w.query, w.query_ld, kStep<E>},
                                                    {w.grad_out, w.out_ld, kStep<E>},
                                                    w.lse,

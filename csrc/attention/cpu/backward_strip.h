@@ -98,7 +98,7 @@ FULGURITE_INLINE void gradients_in_registers(const AttentionParams& p, const Til
   for_strips(t.rows, [&](auto count, int64_t r0) {
     constexpr int MR = decltype(count)::value;
     const GradientRows<E> rows = strip.rows_from(r0);
-    const Scores scores_of = scores_from(strip_scores, r0);
+    const Scores scores_of = strip_scores.rows_from(r0);
     Accumulate<E>*const p0 = scores + r0 * kScoreStride, *const ds0 = grads + r0 * kScoreStride;
     const auto weigh = [&](auto finished) {
       for_panels<E>(t, scores_of, [&](auto vectors, int64_t c) {

@@ -83,7 +83,7 @@ FULGURITE_INLINE void weigh_in_registers(const AttentionParams& p, const Tile& t
                                          const OnlineSoftmax<Accumulate<E>>& w, E* weights) {
   for_strips(t.rows, [&](auto rows, int64_t r) {
     weigh_rows<decltype(rows)::value, E>(p, t, {query + r * ld, ld, kStep<E>}, key,
-                                         scores_from(scores, r), w.rows_from(r),
+                                         scores.rows_from(r), w.rows_from(r),
                                          weights + r * kScoreStride);
   });
 }

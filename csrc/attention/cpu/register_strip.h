@@ -37,6 +37,7 @@ struct BareScores {
   FULGURITE_INLINE V operator()(int64_t, int64_t, V product) const { return product; }
   /// x, and 0 at hidden pairs.
   FULGURITE_INLINE V where_kept(int64_t, int64_t, V x) const { return x; }
+  FULGURITE_INLINE BareScores rows_from(int64_t) const { return *this; }
 };
 
 template <class T>
@@ -56,40 +57,16 @@ struct AddedScores {
   FULGURITE_INLINE V where_kept(int64_t r, int64_t c, V x) const {
     return select(addend(r, c) == kHidden<T>, V{}, x);
   }
+  FULGURITE_INLINE AddedScores rows_from(int64_t r) const {
+    return {scale, addends + r * kScoreStride};
+  }
 };
-
-/// The same from row r on.
-template <class T>
-FULGURITE_INLINE BareScores<T> scores_from(BareScores<T> scores, int64_t) {
-  return scores;
-}
-template <class T>
-FULGURITE_INLINE AddedScores<T> scores_from(AddedScores<T> scores, int64_t r) {
-  return {scores.scale, scores.addends + r * kScoreStride};
-}
-
-/// Bias rows of the strip below, a cache line at a time: rows of the bias are far apart, and the processor does not foresee
-/// them.
-template <class T>
-FULGURITE_INLINE void prefetch_bias(const ScoreRule& rule, const Tile& t) {
-  if (rule.bias.strides[3] != 1) return;
-  with_storage_beside<T>(rule.bias_dtype, [&](auto storage) {
-    using S = decltype(storage);
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(S));
-    for (int64_t r = 0; r < t.rows; ++r) {
-      const S* const row = static_cast<const S*>(rule.bias.data) +
-                           rule.bias.offset(t.b, t.h, t.i0 + kTileRows + r, t.j0);
-      for (int64_t c = t.c0; c < t.c1; c += kLine) __builtin_prefetch(row + c);
-    }
-  });
-}
 
 /// The addends of a strip.
 template <class T>
 AddedScores<T> add_scores(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                           T* addends) {
   using V = Native<T>;
-  if (rule.bias.data) prefetch_bias<T>(rule, t);
   for (int64_t r = 0; r < t.rows; ++r) {
     T* const row = addends + r * kScoreStride;
     if (rule.bias.data)

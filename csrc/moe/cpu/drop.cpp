@@ -22,8 +22,7 @@ namespace {
 
 /// ids as int32, E for every sentinel.
 Tensor experts_or_sentinel(const Tensor& ids, int64_t E) {
-  Tensor experts = at::empty(
-      ids.sizes(), ids.options().dtype(at::kInt).memory_format(at::MemoryFormat::Contiguous));
+  Tensor experts = at::empty(ids.sizes(), ids.options().dtype(at::kInt));
   int32_t* to = experts.mutable_data_ptr<int32_t>();
   const Ids given(ids);
   for (int64_t t = 0; t < ids.size(0); ++t)

@@ -29,10 +29,6 @@ std::vector<int64_t> read_offsets(const char* op, const Tensor& offsets, int64_t
   return read;
 }
 
-Tensor contiguous_empty(at::IntArrayRef sizes, const Tensor& like) {
-  return at::empty(sizes, like.options().memory_format(at::MemoryFormat::Contiguous));
-}
-
 /// Rows of x times B (depth,N) of their expert, and its bias; rows that no expert has are 0.
 void run_grouped(const std::vector<int64_t>& offsets, const Tensor& x, const ExpertMatrices& b,
                  const ExpertRows& bias, const Tensor& out) {
@@ -57,7 +53,7 @@ void run_grouped(const std::vector<int64_t>& offsets, const Tensor& x, const Exp
 Tensor grouped_mm_cpu(const GroupedMmArgs& a) {
   const GroupedMmShape s = check_grouped_mm(a);
   const auto offsets = read_offsets("moe_grouped_mm", a.offsets, a.x.size(0));
-  Tensor out = contiguous_empty({a.x.size(0), s.N.expect_int()}, a.x);  // (rows,N)
+  Tensor out = at::empty({a.x.size(0), s.N.expect_int()}, a.x.options());  // (rows,N)
   run_grouped(offsets, a.x, matrices(a.weight, !a.transposed), expert_rows(a.bias), out);
   return out;
 }
@@ -67,8 +63,8 @@ GroupedMmGradients grouped_mm_backward_cpu(const GroupedMmBackwardArgs& a) {
   const auto offsets = read_offsets("_moe_grouped_mm_backward", a.offsets, a.x.size(0));
   const auto [want_x, want_weight, want_bias] = a.output_mask;
   Tensor grad_x = fresh_gradient(want_x, a.x), grad_weight = fresh_gradient(want_weight, a.weight);
-  Tensor grad_bias = want_bias ? contiguous_empty({s.E.expect_int(), s.N.expect_int()}, a.x)
-                               : contiguous_empty({0}, a.x);
+  Tensor grad_bias = want_bias ? at::empty({s.E.expect_int(), s.N.expect_int()}, a.x.options())
+                               : at::empty({0}, a.x.options());
   if (want_x) run_grouped(offsets, a.grad, matrices(a.weight, a.transposed), {}, grad_x);
   if (want_weight) {
     const SortedRows x = stored_rows(a.x), grad = stored_rows(a.grad);

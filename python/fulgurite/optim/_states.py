@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fulgurite.optim._codes import dequantize, memory_order, quantize, zero_code
+from fulgurite.optim._codes import BLOCK, dequantize, memory_order, quantize, zero_code
 
 SMALLEST_CODED = 4096
 """Tensors of fewer elements keep 32-bit states: biases and norms are few and sensitive."""
@@ -48,7 +48,7 @@ class StateKind:
         state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
         for key, signed in MOMENTS.items():
             if self.coded(param):
-                blocks = -(-param.numel() // 256)
+                blocks = -(-param.numel() // BLOCK)
                 state[f"{key}_codes"] = torch.full_like(
                     param, zero_code(signed), dtype=torch.uint8, requires_grad=False
                 )

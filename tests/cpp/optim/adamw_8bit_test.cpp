@@ -90,14 +90,7 @@ TEST_CASE("blocks run over the rows of a strided gradient") {
   Values dense(kRows * kColumns), x(kRows * kColumns);
   Codes dense_codes(kRows * kColumns), codes(kRows * kColumns);
   run(dense, dense_codes, {0, kRows * kColumns, 0, 0}, {});
-  std::vector<float> transposed(x.g.size());
-  for (int64_t r = 0; r < kRows; ++r)
-    for (int64_t c = 0; c < kColumns; ++c)
-      transposed[static_cast<size_t>(c * kRows + r)] = x.g[static_cast<size_t>(r * kColumns + c)];
-  x.g = transposed;
-  std::vector<int64_t> layouts{kRows, kColumns};
-  for (int k = 0; k < kAdamwOperands; ++k) layouts.push_back(k == kGrad ? 1 : kColumns);
-  for (int k = 0; k < kAdamwOperands; ++k) layouts.push_back(k == kGrad ? kRows : 1);
+  const std::vector<int64_t> layouts = turn_gradient(x, kRows, kColumns);
   run(x, codes, {0, kRows * kColumns, 2, 0}, layouts);
   CHECK(x.p == dense.p);
   CHECK(codes.m == dense_codes.m);

@@ -66,15 +66,7 @@ TEST_CASE("strided rows reach the same elements") {
   constexpr int64_t kRows = 9, kColumns = 21;
   Values dense(kRows * kColumns), x(kRows * kColumns);
   run(descriptor(dense), {0, kRows * kColumns, 0, 0}, {}, 0, kRows * kColumns);
-  // The gradient lies transposed; everything else is dense.
-  std::vector<float> transposed(x.g.size());
-  for (int64_t r = 0; r < kRows; ++r)
-    for (int64_t c = 0; c < kColumns; ++c)
-      transposed[static_cast<size_t>(c * kRows + r)] = x.g[static_cast<size_t>(r * kColumns + c)];
-  x.g = transposed;
-  std::vector<int64_t> layouts{kRows, kColumns};
-  for (int k = 0; k < kAdamwOperands; ++k) layouts.push_back(k == kGrad ? 1 : kColumns);
-  for (int k = 0; k < kAdamwOperands; ++k) layouts.push_back(k == kGrad ? kRows : 1);
+  const std::vector<int64_t> layouts = turn_gradient(x, kRows, kColumns);
   const AdamwTensor tensor = descriptor(x);
   run(tensor, {0, kRows * kColumns, 2, 0}, layouts, 0, 50);
   run(tensor, {0, kRows * kColumns, 2, 0}, layouts, 50, kRows * kColumns);

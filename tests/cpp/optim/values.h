@@ -50,5 +50,18 @@ inline AdamwTensor descriptor(Values& x) {
   return t;
 }
 
+/// Lays the gradient of a matrix out transposed; returns the layouts of its walk, everything else being dense.
+inline std::vector<int64_t> turn_gradient(Values& x, int64_t rows, int64_t columns) {
+  std::vector<float> turned(x.g.size());
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c)
+      turned[static_cast<size_t>(c * rows + r)] = x.g[static_cast<size_t>(r * columns + c)];
+  x.g = turned;
+  std::vector<int64_t> layouts{rows, columns};
+  for (int k = 0; k < kAdamwOperands; ++k) layouts.push_back(k == kGrad ? 1 : columns);
+  for (int k = 0; k < kAdamwOperands; ++k) layouts.push_back(k == kGrad ? rows : 1);
+  return layouts;
+}
+
 }  // namespace
 }  // namespace fulgurite

@@ -358,15 +358,15 @@ def test_sparse_gradients_are_refused() -> None:
         optimizer.step()
 
 
-def test_no_memory_of_the_size_of_the_parameters() -> None:
+@pytest.mark.parametrize("state_dtype", [None, "8bit"])
+def test_no_memory_of_the_size_of_the_parameters(state_dtype: str | None) -> None:
     """A step allocates its descriptors only."""
-    script = """
+    script = f"""
 import resource, torch
 from fulgurite.optim import AdamW
-from fulgurite.optim._states import exact_value
 p = torch.nn.Parameter(torch.zeros(16 << 20))
 p.grad = torch.ones_like(p)
-optimizer = AdamW([p], max_grad_norm=1.0)
+optimizer = AdamW([p], max_grad_norm=1.0, state_dtype={state_dtype!r})
 optimizer.step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 optimizer.step()

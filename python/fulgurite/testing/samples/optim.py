@@ -55,6 +55,17 @@ class Lists:
         )  # fmt: skip
         return tuple(replaced.get(name, getattr(self, name)) for name in names)
 
+    def wrong(
+        self,
+        name: str,
+        error: type[Exception],
+        match: str,
+        kwargs: dict[str, Any] | None = None,
+        **args: Any,
+    ) -> ErrorSample:
+        """The call with some arguments replaced, which raises."""
+        return ErrorSample(name, self.args(**args), kwargs or {}, error, match)
+
 
 def scalar(value: float, device: torch.device) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device=device)
@@ -115,14 +126,7 @@ def adamw_errors(device: torch.device) -> Iterator[ErrorSample]:
 
     lists = make()
 
-    def wrong(
-        name: str,
-        error: type[Exception],
-        match: str,
-        kwargs: dict[str, Any] | None = None,
-        **args: Any,
-    ) -> ErrorSample:
-        return ErrorSample(name, lists.args(**args), kwargs or {}, error, match)
+    wrong = lists.wrong
 
     yield wrong(
         "param_dtype", TypeError, r"params\[1\]", params=[lists.params[0], torch.ones(5).int()]
@@ -263,14 +267,7 @@ def adamw_8bit_samples(dtype: torch.dtype, device: torch.device, seed: int) -> I
 def adamw_8bit_errors(device: torch.device) -> Iterator[ErrorSample]:
     lists = CodeLists([(3, 4), (300,)], torch.float32, device, 0)
 
-    def wrong(
-        name: str,
-        error: type[Exception],
-        match: str,
-        kwargs: dict[str, Any] | None = None,
-        **args: Any,
-    ) -> ErrorSample:
-        return ErrorSample(name, lists.args(**args), kwargs or {}, error, match)
+    wrong = lists.wrong
 
     def second(name: str, tensor: Tensor) -> dict[str, Any]:
         return {name: [getattr(lists, name)[0], tensor]}
