@@ -16,8 +16,9 @@ from fulgurite.memory.usage import GB
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fulgurite.memory", description=__doc__)
     parser.add_argument(
-        "parameters", nargs="?", help="their number: 7e9, 7B (default: of the model, or 7B)"
-    )
+        "parameters", nargs="?",
+        help="their number: 7 (billions), 7B, 7e9 (default: of the model, or 7B)",
+    )  # fmt: skip
     parser.add_argument("--config", type=Path, help="config.json of a transformers model")
     parser.add_argument(
         "--model", metavar="CLASS", help="its class (the configuration's first architecture)"

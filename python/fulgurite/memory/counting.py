@@ -12,12 +12,14 @@ _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 def parse_count(text: str) -> int:
-    """A number of parameters: ``7e9``, ``7B``, ``350M``."""
+    """A number of parameters: ``7e9``, ``7B``, ``350M``; below 1,000 without a unit: billions."""
     unit = _UNITS.get(text[-1:].upper())
     try:
         count = float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         count = -1.0
+    if not unit and count < 1000:
+        count *= _UNITS["B"]
     if not 1 <= count < 1e18:
         raise ValueError(
             f"fulgurite.memory: expected a number of parameters like 7e9 or 7B, got {text!r}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -160,7 +159,13 @@ def test_checkpointing_keeps_one_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("7e9", 7 * 10**9), ("7B", 7 * 10**9), ("350m", 350_000_000), ("12", 12)]
+    ("text", "count"),
+    [
+        *((text, 7 * 10**9) for text in ("7", "7e9", "7B")),
+        ("0.5", 5 * 10**8),
+        ("350m", 350_000_000),
+        ("1000", 1000),
+    ],
 )
 def test_numbers_of_parameters(text: str, count: int) -> None:
     assert parse_count(text) == count
@@ -192,26 +197,14 @@ def test_a_configuration_adds_what_a_step_needs(
     assert "68.7 GB of probabilities" in shown
 
 
-def test_a_model_is_counted_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Config:
-        @staticmethod
-        def from_dict(config: dict[str, int]) -> dict[str, int]:
-            return config
-
-    class Model(nn.Linear):
-        config_class = Config
-
-        def __init__(self, config: dict[str, int]) -> None:
-            super().__init__(config["hidden_size"], 10**9)
-
-    fake = types.ModuleType("transformers")
-    fake.Model = Model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "transformers", fake)
-    config = {"architectures": ["Model"], "hidden_size": 5}
-    assert tensor_sizes(config) == [5 * 10**9, 10**9]
-    assert tensor_sizes({"hidden_size": 5}, "Model") == [5 * 10**9, 10**9]
+def test_a_model_is_counted_on_the_meta_device() -> None:
+    sizes = tensor_sizes(LLAMA_7B)
+    assert sum(sizes) == 6_738_415_616
+    assert len(sizes) == 3 + 9 * 32
+    small = LLAMA_7B | {"num_hidden_layers": 1, "tie_word_embeddings": True}
+    assert tensor_sizes(small, "LlamaModel") == tensor_sizes(small)
     with pytest.raises(ValueError, match="no class Other"):
-        tensor_sizes(config, "Other")
+        tensor_sizes(LLAMA_7B, "Other")
 
 
 @pytest.mark.parametrize(
