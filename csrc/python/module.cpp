@@ -39,6 +39,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("get_isa", &fulgurite::get_isa);
   m.def("set_isa", &fulgurite::set_isa, py::arg("name"),
         "Select an instruction set; ValueError if the machine lacks it.");
+  m.def("measure_peak", &fulgurite::measure_peak, py::arg("dtype"),
+        "Operations a second of all threads on operands at hand, for products of a dtype.");
   m.def("inline_cost", &fulgurite::inline_cost);
   m.def("set_inline_cost", &fulgurite::set_inline_cost, py::arg("cost"),
         "Calls that cost less, in arithmetic or bytes, run on the calling thread alone.");

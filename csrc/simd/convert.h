@@ -9,7 +9,7 @@ namespace FULGURITE_VARIANT {
 
 template <int W>
 FULGURITE_INLINE Vec<float, W> widen_bfloat16(Vec<uint16_t, W> bits) {
-  return bit_cast<Vec<float, W>>(__builtin_convertvector(bits, Vec<uint32_t, W>) << 16);
+  return bit_cast<Vec<float, W>>(convert<Vec<uint32_t, W>>(bits) << 16);
 }
 
 template <int W>
@@ -25,7 +25,7 @@ FULGURITE_INLINE Vec<uint16_t, W> narrow_bfloat16(Vec<float, W> x) {
   const U u = bit_cast<U>(x);
   const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const U nan = (u >> 16) | 0x40u;
-  return __builtin_convertvector(x == x ? rounded : nan, Vec<uint16_t, W>);
+  return convert<Vec<uint16_t, W>>(x == x ? rounded : nan);
 }
 
 /// float16 bits to float32 by integer arithmetic: shift into place, rebias by a multiplication that also normalises subnormals.
@@ -33,7 +33,7 @@ template <int W>
 FULGURITE_INLINE Vec<float, W> widen_float16_generic(Vec<uint16_t, W> bits) {
   using U = Vec<uint32_t, W>;
   using F = Vec<float, W>;
-  const U h = __builtin_convertvector(bits, U);
+  const U h = convert<U>(bits);
   const U sign = (h & 0x8000u) << 16;
   const F scaled = bit_cast<F>((h & 0x7fffu) << 13) * 0x1p112f;  // 2^(127 − 15)
   const U finite = bit_cast<U>(scaled);
@@ -58,8 +58,7 @@ FULGURITE_INLINE Vec<uint16_t, W> narrow_float16_generic(Vec<float, W> x) {
   const U infinite = U{} + 0x7c00u;
   const U nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
   const U big = magnitude > 0x7f800000u ? nan : infinite;
-  return __builtin_convertvector(sign | (magnitude >= 0x477ff000u ? big : finite),
-                                 Vec<uint16_t, W>);
+  return convert<Vec<uint16_t, W>>(sign | (magnitude >= 0x477ff000u ? big : finite));
 }
 
 template <int W>
@@ -109,7 +108,7 @@ FULGURITE_INLINE V load_as(const S* p) {
   } else if constexpr (std::is_same_v<S, Half>) {
     return widen_float16<W>(load<Vec<uint16_t, W>>(p));
   } else {
-    return __builtin_convertvector(load<Vec<S, W>>(p), V);
+    return convert<V>(load<Vec<S, W>>(p));
   }
 }
 template <class S, class V>
@@ -122,7 +121,7 @@ FULGURITE_INLINE void store_as(S* p, V v) {
   } else if constexpr (std::is_same_v<S, Half>) {
     store(p, narrow_float16<W>(v));
   } else {
-    store(p, __builtin_convertvector(v, Vec<S, W>));
+    store(p, convert<Vec<S, W>>(v));
   }
 }
 

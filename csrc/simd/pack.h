@@ -37,13 +37,17 @@ FULGURITE_INLINE void for_row(const S* row, int64_t stride, int64_t n, const Put
   }
 }
 
-/// Elements as they are.
+/// Elements as they are. A memcpy of unknown length becomes rep movs, whose start alone takes longer than a row.
 template <class S>
 FULGURITE_INLINE void copy_row(const S* row, int64_t stride, int64_t n, S* to) {
-  if (stride == 1)
-    __builtin_memcpy(to, row, sizeof(S) * static_cast<size_t>(n));
-  else
+  constexpr int64_t kAtATime = kVectorBytes / sizeof(S);
+  if (stride == 1) {
+    int64_t c = 0;
+    for (; c + kAtATime <= n; c += kAtATime) store(to + c, load<Native<uint32_t>>(row + c));
+    copy_few<kAtATime / 2>(to + c, row + c, n - c);
+  } else {
     for (int64_t c = 0; c < n; ++c) to[c] = row[c * stride];
+  }
 }
 
 /// Row-major copy, `ld` elements a row (at least n rounded up to a vector); the padding up to ld is
@@ -74,7 +78,7 @@ FULGURITE_INLINE Vec<uint32_t, W> load_bits(const BFloat16* row, int64_t stride,
     for (int64_t i = 0; i < W && i < n; ++i) lanes[i] = row[i * stride];
     row = lanes;
   }
-  return __builtin_convertvector(load<Vec<uint16_t, W>>(row), Vec<uint32_t, W>);
+  return convert<Vec<uint32_t, W>>(load<Vec<uint16_t, W>>(row));
 }
 
 /// W steps of two strided rows side by side; zero past n, and in place of an odd row that is not there.
@@ -142,8 +146,7 @@ FULGURITE_INLINE typename StepOf<T>::Moves load_whole_rows_step(const S* row, in
     constexpr int W = kLanes<float>;
     using Bits = Vec<uint16_t, W>;
     using V = Vec<uint32_t, W>;
-    return __builtin_convertvector(load<Bits>(row), V) |
-           __builtin_convertvector(load<Bits>(row + row_stride), V) << 16;
+    return convert<V>(load<Bits>(row)) | convert<V>(load<Bits>(row + row_stride)) << 16;
   }
 }
 

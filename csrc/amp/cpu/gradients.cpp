@@ -42,7 +42,7 @@ FULGURITE_INLINE bool any(I mask) {
 template <class S>
 FULGURITE_INLINE Native<double> load_double(const S* p) {
   if constexpr (sizeof(S) == 2)
-    return __builtin_convertvector(load_as<Vec<float, kLanes<double>>>(p), Native<double>);
+    return convert<Native<double>>(load_as<Vec<float, kLanes<double>>>(p));
   else
     return load_as<Native<double>>(p);
 }

@@ -51,13 +51,11 @@ void bias_dots_task(const HiddenParams& p, int64_t task) {
   const ExpertRows& bias = p.b_out;
   const S* const row = static_cast<const S*>(bias.data) + segment.expert * bias.expert_stride;
   for (int64_t r = segment.first; r < segment.first + segment.rows; ++r) {
-    const S* const grad = sorted_row<S>(p.grad, r, 0);
+    const auto* const grad = sorted_row<Operand<S>>(p.grad, r, 0);
     V dot{};
     for (int64_t c = 0; c < p.H; c += kLanes<T>)
       dot = madd(load_strided<V>(row + c * bias.column_stride, bias.column_stride, p.H - c),
-                 load_strided<V>(grad + c * p.grad.matrix.column_stride,
-                                 p.grad.matrix.column_stride, p.H - c),
-                 dot);
+                 load_strided<V>(grad + c, 1, p.H - c), dot);
     static_cast<T*>(p.dots)[(r + 1) * p.dot_parts - 1] = sum(dot);
   }
 }

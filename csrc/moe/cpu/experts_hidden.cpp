@@ -1,5 +1,4 @@
-// The experts' hidden layer, forward and backward, for rows sorted by expert; x and dout are
-// gathered while packing.
+// The experts' hidden layer, forward and backward, for rows of operands sorted by expert.
 //
 //   forward    g = W_gate x + b_gate    u = W_up x + b_up    h = a(g)·up(u)             moe/cpu/activations.h
 //   backward   dh = W_outᵀ dout    dw = h·dh    dg = w·dh·up(u)·a'(g)    du = w·dh·a(g)·up'(u)
@@ -34,12 +33,11 @@ template <class S>
 struct HiddenScratch {
   using T = Accumulate<S>;
   using E = Operand<S>;
-  E *weights, *rows;
+  E* weights;
   T *product, *bias;  // gates and ups of a row as GateColumns say
 
   HiddenScratch(const HiddenParams& p, Arena& arena) {
-    weights = arena.take<E>(weights_or_rows<E>(p.H, kTileWidth));
-    rows = arena.take<E>(kTokenBlock * kDepthStride);
+    weights = arena.take<E>(pad_depth<E>(p.H) * kTileWidth);
     product = arena.take<T>(kTokenBlock * kTileWidth);
     bias = arena.take<T>(kTileWidth);
   }
@@ -87,13 +85,12 @@ void finish_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, in
 template <class S>
 void few_rows_of_hidden(const HiddenParams& p, const HiddenTile& t, const HiddenScratch<S>& w) {
   using E = Operand<S>;
-  const int64_t ld = pad_columns<E>(p.H), rows = t.segment.rows;
-  gather<E, S>(p.x, t.segment.first, rows, 0, p.H, w.weights, ld);
-  t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t column, int64_t n, int64_t at) {
-    multiply_few<E>(w.weights, ld, rows, hidden_weights<S>(p, t, column), p.H, n, w.product + at,
-                    kTileWidth);
+  const auto [expert, first, rows] = t.segment;
+  const MatrixA<E> x = operand_matrix<E>(p.x, first);
+  t.columns.for_parts(t.i0, t.n, p.I, [&, rows = rows](int64_t column, int64_t n, int64_t at) {
+    multiply_few<E>(x, rows, hidden_weights<S>(p, t, column), p.H, n, w.product + at, kTileWidth);
   });
-  finish_hidden<S>(p, t, t.segment.first, rows, w);
+  finish_hidden<S>(p, t, first, rows, w);
 }
 
 template <class S>
@@ -112,14 +109,12 @@ void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
     pack_deep(hidden_weights<S>(p, t, column), p.H, n, w.weights + at * pad_depth<E>(p.H));
   });
   for_token_blocks(t.segment.first, t.segment.rows, [&](int64_t first, int64_t rows) {
-    for (int64_t k0 = 0; k0 < p.H; k0 += kDepthBlock) {
-      const int64_t depth = at_most(kDepthBlock, p.H - k0);
-      gather<E, S>(p.x, first, rows, k0, depth, w.rows, kDepthStride);
+    const MatrixA<E> x = operand_matrix<E>(p.x, first);
+    for (int64_t k0 = 0; k0 < p.H; k0 += kDepthBlock)
       t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t, int64_t n, int64_t at) {
-        multiply_block<E>(w.rows, kDepthStride, rows, w.weights + at * pad_depth<E>(p.H), k0, depth,
-                          n, w.product + at, kTileWidth);
+        multiply_block<E>(columns_from(x, k0), rows, w.weights + at * pad_depth<E>(p.H), k0,
+                          at_most(kDepthBlock, p.H - k0), n, w.product + at, kTileWidth);
       });
-    }
     finish_hidden<S>(p, t, first, rows, w);
   });
 }
@@ -130,12 +125,11 @@ template <class S>
 struct GradHiddenScratch {
   using T = Accumulate<S>;
   using E = Operand<S>;
-  E *weights, *rows;
+  E* weights;
   T* grad_activated;
 
   GradHiddenScratch(const HiddenParams& p, Arena& arena) {
-    weights = arena.take<E>(weights_or_rows<E>(p.H, kHiddenBlock));
-    rows = arena.take<E>(kTokenBlock * kDepthStride);
+    weights = arena.take<E>(pad_depth<E>(p.H) * kHiddenBlock);
     grad_activated = arena.take<T>(kTokenBlock * kHiddenBlock);
   }
 };
@@ -188,19 +182,15 @@ void grad_hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
   const Segment segment = t.segment;
   const Strided<S> weights = matrix_of<S>(p.w_out, segment.expert, 0, t.i0);
   if (p.need_grad && segment.rows <= rows_unpacked(weights)) {
-    const int64_t ld = pad_columns<E>(p.H);
-    gather<E, S>(p.grad, segment.first, segment.rows, 0, p.H, w.weights, ld);
-    multiply_few<E>(w.weights, ld, segment.rows, weights, p.H, t.n, w.grad_activated, kHiddenBlock);
+    multiply_few<E>(operand_matrix<E>(p.grad, segment.first), segment.rows, weights, p.H, t.n,
+                    w.grad_activated, kHiddenBlock);
     return grad_rows<S>(p, t, segment.first, segment.rows, w.grad_activated);
   }
   if (p.need_grad) pack_deep(weights, p.H, t.n, w.weights);
   for_token_blocks(segment.first, segment.rows, [&](int64_t first, int64_t rows) {
-    for (int64_t k0 = 0; p.need_grad && k0 < p.H; k0 += kDepthBlock) {
-      const int64_t depth = at_most(kDepthBlock, p.H - k0);
-      gather<E, S>(p.grad, first, rows, k0, depth, w.rows, kDepthStride);
-      multiply_block<E>(w.rows, kDepthStride, rows, w.weights, k0, depth, t.n, w.grad_activated,
-                        kHiddenBlock);
-    }
+    for (int64_t k0 = 0; p.need_grad && k0 < p.H; k0 += kDepthBlock)
+      multiply_block<E>(columns_from(operand_matrix<E>(p.grad, first), k0), rows, w.weights, k0,
+                        at_most(kDepthBlock, p.H - k0), t.n, w.grad_activated, kHiddenBlock);
     grad_rows<S>(p, t, first, rows, w.grad_activated);
   });
 }

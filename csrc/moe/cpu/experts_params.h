@@ -18,7 +18,7 @@ struct ExpertRows {
 };
 
 /// A row for each sorted position: its token's, where a permutation (T·K) says which that is, or one that stands at the
-/// position; in the storage type, or as operands.
+/// position; in the storage type, or as operands, which are contiguous and padded with zeros to whole steps.
 struct SortedRows {
   Matrix matrix;
   const int32_t* permutation;
@@ -39,7 +39,7 @@ inline constexpr int64_t kDepthBlock =
 inline constexpr int64_t kHiddenBlock =
     64;  // columns of I, and of H, in a tile: whole panels on every instruction set
 inline constexpr int64_t kGroupedColumns = 128;  // columns of a grouped product in a tile
-inline constexpr int64_t kGradRows = 96;         // tile of a weight's gradient
+inline constexpr int64_t kGradRows = 192;        // a task's part of a weight's gradient
 inline constexpr int64_t kGradColumns = 256;
 inline constexpr int64_t kBiasColumns = 256;  // columns of a bias's gradient in a task
 
@@ -55,7 +55,7 @@ struct HiddenParams {
   double alpha, limit;  // of swiglu_oai
   const Segment* segments;
   const int32_t* permutation;  // (T·K)
-  SortedRows x;                // (T,H)
+  SortedRows x;                // (T·K,H) operands
   ExpertMatrices w_in, w_out;  // (E,width,H), (E,H,I)
   ExpertRows b_in, b_out;      // (E,width), (E,H), or none
   void* hidden;  // (T·K,width) of the accumulation type; written by the forward, or null
@@ -63,7 +63,7 @@ struct HiddenParams {
       activated;  // (T·K,row_width) operands (simd/microkernel.h): forward h, backward w·h; or null
   int64_t row_width;  // I, or what operands pad it to: the rest is zero
   // backward
-  SortedRows grad;      // (T,H)
+  SortedRows grad;      // (T·K,H) operands
   const void* weights;  // (T,K) of the accumulation type
   bool need_grad;       // the gradients of hidden and weights, not only w·h
   void* grad_hidden;    // (T·K,grad_width) operands
@@ -75,6 +75,16 @@ struct HiddenParams {
   int64_t width() const { return gated ? 2 * I : I; }
 };
 using HiddenTaskFn = void(const HiddenParams&, int64_t task, void* scratch);
+
+/// Sorted rows as operands.
+struct GatherParams {
+  Dtype dtype;
+  int64_t N;
+  SortedRows rows;
+  void* to;       // (T·K,width) operands
+  int64_t width;  // N rounded up to whole vectors at least
+};
+using GatherTaskFn = void(const GatherParams&, int64_t first, int64_t last);
 
 /// What depends on the instruction set: bytes of scratch of one task, bytes of an operand, and what its rows are a multiple of.
 struct HiddenLayout {

@@ -7,6 +7,7 @@
 // once.
 
 #include "moe/cpu/experts_tile.h"
+#include "simd/gemm_store.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -62,18 +63,19 @@ void reduce_expert(const ReduceParams& p, int64_t e, int64_t begin, int64_t end,
                    int64_t n, int64_t t0, const ReduceScratch<S>& w) {
   using E = Operand<S>;
   const Strided<S> b = matrix_of<S>(p.b, e, 0, h0);
-  const E* const rows = static_cast<const E*>(p.rows);
+  const auto rows_from = [&](int64_t first) {
+    return MatrixA<E>{static_cast<const E*>(p.rows) + first * p.row_width, p.row_width, kStep<E>};
+  };
   if (p.bias.data) load_bias<S>(p.bias, e, h0, n, w.bias);
   if (end - begin <= rows_unpacked(b) && p.depth > 0) {
-    multiply_few<E>(rows + begin * p.row_width, p.row_width, end - begin, b, p.depth, n, w.product,
-                    kHiddenBlock);
+    multiply_few<E>(rows_from(begin), end - begin, b, p.depth, n, w.product, kHiddenBlock);
     return add_to_tokens<S>(p, begin, end - begin, n, t0, w);
   }
   pack_deep(b, p.depth, n, w.weights);
   for_token_blocks(begin, end - begin, [&](int64_t first, int64_t count) {
     int64_t k0 = 0;
     do {  // once also where there is no depth: the product is 0 then
-      multiply_block<E>(rows + first * p.row_width + k0, p.row_width, count, w.weights, k0,
+      multiply_block<E>(columns_from(rows_from(first), k0), count, w.weights, k0,
                         at_most(kDepthBlock, p.depth - k0), n, w.product, kHiddenBlock);
     } while ((k0 += kDepthBlock) < p.depth);
     add_to_tokens<S>(p, first, count, n, t0, w);
@@ -100,7 +102,9 @@ void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
 
 // ---- gradients of the weights
 
-inline constexpr int64_t kGradStride = kGradRows + 16;
+/// Rows of a task's part at a time: their operands stay in the first cache beside a panel of B.
+inline constexpr int64_t kGradBlock = 96;
+inline constexpr int64_t kGradStride = kGradBlock + 16;
 
 template <class S>
 struct GradWeightScratch {
@@ -148,6 +152,7 @@ FULGURITE_INLINE void for_sorted_steps(const SortedRows& rows, int64_t first, in
 template <class S>
 void grad_weight_task(const GradWeightParams& p, int64_t task, void* scratch) {
   using E = Operand<S>;
+  using T = Accumulate<S>;
   using Lanes = typename StepOf<E>::Moves;
   Arena arena(scratch);
   GradWeightScratch<S> w(arena);
@@ -157,24 +162,29 @@ void grad_weight_task(const GradWeightParams& p, int64_t task, void* scratch) {
                 m = at_most(kGradRows, p.M - m0);
   const int64_t n0 = task % column_blocks * kGradColumns, n = at_most(kGradColumns, p.N - n0);
   const int64_t begin = p.offsets[e], end = p.offsets[e + 1], columns = pad_columns<E>(n);
+  S* const to = static_cast<S*>(p.grad) + (e * p.M + m0) * p.N + n0;
   for (int64_t first = begin; first < end; first += kDepthBlock) {
     const int64_t rows = at_most(kDepthBlock, end - first), depth = pad_depth<E>(rows);
-    for_sorted_steps<E, S>(p.a, first, rows, m0, m, [&](int64_t step, int64_t c, Lanes v) {
-      store(w.a + (step * kGradStride + c) * kStep<E>, v);
-    });
     for_sorted_steps<E, S>(p.b, first, rows, n0, n, [&](int64_t step, int64_t c, Lanes v) {
       store(w.b + packed_at<E>(step, c, depth, columns), v);
     });
-    gemm<E>(m, n, steps<E>(rows), {w.a, kStep<E>, kStep<E> * kGradStride}, {w.b, depth, columns},
-            w.sums, kGradColumns, first > begin);
+    for (int64_t r = 0; r < m; r += kGradBlock) {
+      const int64_t count = at_most(kGradBlock, m - r);
+      for_sorted_steps<E, S>(p.a, first, rows, m0 + r, count,
+                             [&](int64_t step, int64_t c, Lanes v) {
+                               store(w.a + (step * kGradStride + c) * kStep<E>, v);
+                             });
+      const MatrixA<E> a{w.a, kStep<E>, kStep<E> * kGradStride};
+      const PanelsB<E> b{w.b, depth, columns};
+      T* const sums = w.sums + r * kGradColumns;
+      if (first + rows < end)
+        gemm<E>(count, n, steps<E>(rows), a, b, sums, kGradColumns, first > begin);
+      else
+        gemm_store<E>(count, n, steps<E>(rows), a, b, sums, kGradColumns, first > begin,
+                      to + r * p.N, p.N);
+    }
   }
-  for (int64_t r = 0; r < m; ++r) {
-    S* const to = static_cast<S*>(p.grad) + (e * p.M + m0 + r) * p.N + n0;
-    if (begin == end)
-      __builtin_memset(to, 0, sizeof(S) * n);
-    else
-      store_row(to, w.sums + r * kGradColumns, n);
-  }
+  for (int64_t r = 0; r < m && begin == end; ++r) __builtin_memset(to + r * p.N, 0, sizeof(S) * n);
 }
 
 }  // namespace

@@ -26,6 +26,12 @@ FULGURITE_INLINE Strided<S> matrix_of(const ExpertMatrices& m, int64_t e, int64_
           m.row_stride, m.column_stride};
 }
 
+/// A from column k on, a whole number of steps.
+template <class E>
+FULGURITE_INLINE MatrixA<E> columns_from(MatrixA<E> a, int64_t k) {
+  return {a.data + k, a.row_stride, a.step_stride};
+}
+
 /// B, K rows by N columns, in blocks of kDepthBlock rows, each as panels; block k0 begins at
 /// k0·pad_columns(N).
 template <class E, class S>
@@ -40,30 +46,22 @@ inline void pack_deep(Strided<S> b, int64_t K, int64_t N, E* to) {
   }
 }
 
-/// C (+)= A·B for one block of depth of a B packed by pack_deep; A in rows of `ld` elements, from the block on.
+/// C (+)= A·B for one block of depth of a B packed by pack_deep; A begins at the block.
 template <class E>
-FULGURITE_INLINE void multiply_block(const E* rows, int64_t ld, int64_t M, const E* packed,
-                                     int64_t k0, int64_t depth, int64_t N, Accumulate<E>* c,
-                                     int64_t ldc) {
-  gemm<E>(M, N, steps<E>(depth), {rows, ld, kStep<E>},
+FULGURITE_INLINE void multiply_block(MatrixA<E> a, int64_t M, const E* packed, int64_t k0,
+                                     int64_t depth, int64_t N, Accumulate<E>* c, int64_t ldc) {
+  gemm<E>(M, N, steps<E>(depth), a,
           {packed + k0 * pad_columns<E>(N), pad_depth<E>(depth), pad_columns<E>(N)}, c, ldc,
           k0 > 0);
 }
 
 /// The same for few rows and a B that is not packed, over the whole of K.
 template <class E, class S>
-inline void multiply_few(const E* rows, int64_t ld, int64_t M, Strided<S> b, int64_t K, int64_t N,
+inline void multiply_few(MatrixA<E> a, int64_t M, Strided<S> b, int64_t K, int64_t N,
                          Accumulate<E>* c, int64_t ldc) {
   for (int64_t k0 = 0; k0 < K; k0 += kDepthBlock)
-    multiply_unpacked<E>(M, N, at_most(kDepthBlock, K - k0), {rows + k0, ld, kStep<E>},
-                         b.rows_from(k0), c, ldc, k0 > 0);
-}
-
-/// Elements of packed weights (K,N), or of few rows that are multiplied with them unpacked.
-template <class E>
-FULGURITE_INLINE constexpr int64_t weights_or_rows(int64_t K, int64_t N) {
-  const int64_t packed = pad_depth<E>(K) * N, rows = pad_columns<E>(K) * kFewRows;
-  return packed > rows ? packed : rows;
+    multiply_unpacked<E>(M, N, at_most(kDepthBlock, K - k0), columns_from(a, k0), b.rows_from(k0),
+                         c, ldc, k0 > 0);
 }
 
 /// Row r of the sorted positions, from a column on.
@@ -82,6 +80,12 @@ inline void gather(const SortedRows& rows, int64_t first, int64_t count, int64_t
     const Strided<S> row{sorted_row<S>(rows, first + r, c0), 0, rows.matrix.column_stride};
     pack_plain<E>(row, 1, n, to, pad_columns<E>(n));
   }
+}
+
+/// Operands where they stand, from sorted position `first` on.
+template <class E>
+FULGURITE_INLINE MatrixA<E> operand_matrix(const SortedRows& rows, int64_t first) {
+  return {sorted_row<E>(rows, first, 0), rows.matrix.row_stride, kStep<E>};
 }
 
 /// Columns [c0, c0 + n) of expert e's row in the accumulation type, zero up to a whole vector.

@@ -9,6 +9,14 @@ namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
+/// Elements of packed weights, or of few rows that are multiplied with them unpacked.
+template <class E>
+int64_t weights_or_rows(int64_t depth) {
+  const int64_t packed = pad_depth<E>(depth) * kGroupedColumns,
+                rows = pad_columns<E>(depth) * kFewRows;
+  return packed > rows ? packed : rows;
+}
+
 template <class S>
 struct GroupedScratch {
   using T = Accumulate<S>;
@@ -17,7 +25,7 @@ struct GroupedScratch {
   T *product, *bias;
 
   GroupedScratch(const GroupedParams& p, Arena& arena) {
-    weights = arena.take<E>(weights_or_rows<E>(p.depth, kGroupedColumns));
+    weights = arena.take<E>(weights_or_rows<E>(p.depth));
     rows = arena.take<E>(kTokenBlock * kDepthStride);
     product = arena.take<T>(kTokenBlock * kGroupedColumns);
     bias = arena.take<T>(kGroupedColumns);
@@ -45,7 +53,8 @@ void grouped_task(const GroupedParams& p, int64_t task, void* scratch) {
   if (segment.rows <= rows_unpacked(b) && p.depth > 0) {
     const int64_t ld = pad_columns<E>(p.depth);
     gather<E, S>(p.x, segment.first, segment.rows, 0, p.depth, w.weights, ld);
-    multiply_few<E>(w.weights, ld, segment.rows, b, p.depth, n, w.product, kGroupedColumns);
+    multiply_few<E>({w.weights, ld, kStep<E>}, segment.rows, b, p.depth, n, w.product,
+                    kGroupedColumns);
     return store_grouped<S>(p, segment.first, segment.rows, n0, n, w);
   }
   pack_deep(b, p.depth, n, w.weights);
@@ -54,7 +63,7 @@ void grouped_task(const GroupedParams& p, int64_t task, void* scratch) {
     do {  // once also where there is no depth: the product is 0 then
       const int64_t depth = at_most(kDepthBlock, p.depth - k0);
       gather<E, S>(p.x, first, rows, k0, depth, w.rows, kDepthStride);
-      multiply_block<E>(w.rows, kDepthStride, rows, w.weights, k0, depth, n, w.product,
+      multiply_block<E>({w.rows, kDepthStride, kStep<E>}, rows, w.weights, k0, depth, n, w.product,
                         kGroupedColumns);
     } while ((k0 += kDepthBlock) < p.depth);
     store_grouped<S>(p, first, rows, n0, n, w);

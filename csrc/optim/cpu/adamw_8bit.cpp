@@ -47,8 +47,8 @@ struct Bounds {
     for (int k = 0; k < 256 - map.zero; k += W) {
       const Vec<double, W> middle =
           load<Vec<double, W>>(map.middles + k) * static_cast<double>(scale);
-      const auto nearest = __builtin_convertvector(middle, Vec<T, W>);
-      const auto found = __builtin_convertvector(nearest, Vec<double, W>);
+      const auto nearest = convert<Vec<T, W>>(middle);
+      const auto found = convert<Vec<double, W>>(nearest);
       store(of + k, lowered(nearest, found > middle));
       if constexpr (kSigned) store(of + 256 + k, lowered(nearest, found >= middle));
     }
@@ -58,7 +58,7 @@ struct Bounds {
   /// The next smaller number where the mask is set.
   template <class V, class Mask>
   static FULGURITE_INLINE V lowered(V x, Mask mask) {
-    return bit_cast<V>(bit_cast<IntOf<V>>(x) + __builtin_convertvector(mask, IntOf<V>));
+    return bit_cast<V>(bit_cast<IntOf<V>>(x) + convert<IntOf<V>>(mask));
   }
 };
 
@@ -69,7 +69,7 @@ void find_cells(const T* x, float scale, int32_t* cells, int32_t* signs, int64_t
   using V = Vec<float, W>;
   using I = IntOf<V>;
   for (int64_t i = 0; i < n; i += W) {
-    const V value = __builtin_convertvector(load<Vec<T, W>>(x + i), V);
+    const V value = convert<V>(load<Vec<T, W>>(x + i));
     const V quotient = min(abs(value) / scale, splat<V>(1.0f));
     const I cell = (bit_cast<I>(quotient) >> DynamicMap::kCellShift) - DynamicMap::kFirstCell;
     store(cells + i, cell > 0 ? cell : I{});

@@ -21,15 +21,15 @@ FULGURITE_INLINE SplitHalves<W> split(Vec<float, W> master) {
   const U u = bit_cast<U>(master);
   const U high = master == master ? (u + 0x8000u) >> 16 : (u >> 16) | 0x40u;
   const U low = master == master ? u - (high << 16) : U{};
-  return {__builtin_convertvector(high, Vec<uint16_t, W>),
-          bit_cast<Vec<int16_t, W>>(__builtin_convertvector(low, Vec<uint16_t, W>))};
+  return {convert<Vec<uint16_t, W>>(high),
+          bit_cast<Vec<int16_t, W>>(convert<Vec<uint16_t, W>>(low))};
 }
 
 template <int W>
 FULGURITE_INLINE Vec<float, W> join(Vec<uint16_t, W> high, Vec<int16_t, W> low) {
   using U = Vec<uint32_t, W>;
-  const U sign_extended = bit_cast<U>(__builtin_convertvector(low, Vec<int32_t, W>));
-  return bit_cast<Vec<float, W>>((__builtin_convertvector(high, U) << 16) + sign_extended);
+  const U sign_extended = bit_cast<U>(convert<Vec<int32_t, W>>(low));
+  return bit_cast<Vec<float, W>>((convert<U>(high) << 16) + sign_extended);
 }
 
 }  // namespace FULGURITE_VARIANT

@@ -18,7 +18,7 @@ FULGURITE_INLINE Vec<uint16_t, W> round_bfloat16(Vec<float, W> x, Vec<uint32_t, 
   using U = Vec<uint32_t, W>;
   const U u = bit_cast<U>(x);
   const U up = word < (u << 16) ? U{} + 1u : U{};
-  return __builtin_convertvector(x == x ? (u >> 16) + up : (u >> 16) | 0x40u, Vec<uint16_t, W>);
+  return convert<Vec<uint16_t, W>>(x == x ? (u >> 16) + up : (u >> 16) | 0x40u);
 }
 
 template <int W>
@@ -30,18 +30,16 @@ FULGURITE_INLINE Vec<uint16_t, W> round_float16(Vec<float, W> x, Vec<uint32_t, W
   const U magnitude = u & 0x7fffffffu;
   // Below 2⁻¹⁴ the unit is 2⁻²⁴. The cap keeps the conversion of lanes that are not taken in range.
   const F units = min(bit_cast<F>(magnitude) * 0x1p24f, splat<F>(1024.0f));
-  const Vec<int32_t, W> whole = __builtin_convertvector(units, Vec<int32_t, W>);
-  const F fraction = units - __builtin_convertvector(whole, F);
-  const U small_cut = bit_cast<U>(__builtin_convertvector(fraction * 0x1p31f, Vec<int32_t, W>))
-                      << 1;
+  const Vec<int32_t, W> whole = convert<Vec<int32_t, W>>(units);
+  const F fraction = units - convert<F>(whole);
+  const U small_cut = bit_cast<U>(convert<Vec<int32_t, W>>(fraction * 0x1p31f)) << 1;
   const auto is_small = magnitude < 0x38800000u;
   const U down = is_small ? bit_cast<U>(whole) : (magnitude - 0x38000000u) >> 13;
   const U cut = is_small ? small_cut : magnitude << 19;
   const U finite = down + (word < cut ? U{} + 1u : U{});
   const U nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
   const U big = magnitude > 0x7f800000u ? nan : U{} + 0x7c00u;
-  return __builtin_convertvector(sign | (magnitude >= 0x47800000u ? big : finite),
-                                 Vec<uint16_t, W>);
+  return convert<Vec<uint16_t, W>>(sign | (magnitude >= 0x47800000u ? big : finite));
 }
 
 inline constexpr int kCounters = kLanes<uint64_t>;

@@ -10,30 +10,46 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from fulgurite.bench.harness import Row, chart, geometric_means, machine, measure, save
+from rich.console import Console
+from rich.table import Table
+
+from fulgurite.bench.harness import (
+    MemoryRow,
+    Row,
+    chart,
+    geometric_means,
+    machine,
+    measure,
+    measure_memory,
+    save,
+)
 
 FAMILIES = ["attention", "moe", "optim"]
 
 
-def _run(family: str, quick: bool, seconds: float) -> list[Row]:
-    from rich.console import Console
-    from rich.table import Table
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        words = column in ("work", "shape", "baseline")
+        table.add_column(column, justify="left" if words else "right")
+    return table
 
+
+def _run(family: str, quick: bool, seconds: float) -> tuple[list[Row], list[MemoryRow]]:
     console = Console(width=None if sys.stdout.isatty() else 140)
     facts = machine()
-    table = Table(
-        title=f"{family}: {facts['cpu']}, {facts['isa']}, {facts['threads']} threads, "
-        f"torch {facts['torch']}"
-    )
-    for column in ("work", "shape", "baseline", "fulgurite ms", "plain ms", "ratio", "quartiles"):
-        table.add_column(
-            column, justify="left" if column in ("work", "shape", "baseline") else "right"
-        )
+    what = ("work", "shape", "baseline")
+    times = _table(
+        f"{family}: {facts['cpu']}, {facts['isa']}, {facts['threads']} threads, "
+        f"torch {facts['torch']}",
+        *what, "fulgurite ms", "plain ms", "ratio", "quartiles", "share",
+    )  # fmt: skip
+    module = import_module(f"fulgurite.bench.{family}")
     rows = []
-    for case in import_module(f"fulgurite.bench.{family}").cases(quick):
+    for case in module.cases(quick):
         row = measure(case, seconds)
         rows.append(row)
-        table.add_row(
+        times.add_row(
             row.work,
             row.shape,
             row.baseline,
@@ -41,11 +57,21 @@ def _run(family: str, quick: bool, seconds: float) -> list[Row]:
             f"{row.plain_ms:.2f}",
             f"{row.ratio:.2f}",
             f"{row.ratio_low:.2f}–{row.ratio_high:.2f}",
+            f"{row.share:.0%}" if row.share else "",
         )
-    console.print(table)
+    console.print(times)
     for work, mean, least in geometric_means(rows):
         console.print(f"{work}: geometric mean {mean:.2f}, smallest {least:.2f}", highlight=False)
-    return rows
+    peaks = _table("peak of allocated memory", *what, "fulgurite MiB", "plain MiB", "ratio")
+    memory = [measure_memory(case) for case in module.memory_cases(quick)]
+    for at in memory:
+        peaks.add_row(
+            at.work, at.shape, at.baseline,
+            f"{at.ours_mib:.1f}", f"{at.plain_mib:.1f}", f"{at.ratio:.2f}",
+        )  # fmt: skip
+    if memory:
+        console.print(peaks)
+    return rows, memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,9 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"expected a family of {', '.join(FAMILIES)}, got {unknown[0]}")
     for family in options.families or FAMILIES:
-        rows = _run(family, options.quick, options.seconds)
+        rows, memory = _run(family, options.quick, options.seconds)
         if options.out:
-            save(rows, options.out / f"{family}.json")
+            save(rows, memory, options.out / f"{family}.json")
             chart(
                 rows,
                 options.out / f"{family}.png",

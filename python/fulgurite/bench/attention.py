@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from fulgurite.bench.harness import Case
+from fulgurite.bench.harness import Case, MemoryCase
 
 SIZES = [(512, 64), (1024, 64), (1024, 128), (2048, 64), (2048, 128), (4096, 64)]
 QUICK = [(512, 64)]
@@ -44,8 +44,16 @@ def _pair(S: int, D: int, dtype: torch.dtype, causal: bool) -> Iterator[Case]:
 
     out_ours, out_plain = ours(), plain()
     name = _name(dtype)
+    product = 2 * q.size(1) * S * S * D / (2 if causal else 1)
+    products_of = torch.float32 if dtype == torch.float16 else dtype
     yield Case(
-        f"{name} forward, {mask}", shape, "SDPA", lambda: forward(ours), lambda: forward(plain)
+        f"{name} forward, {mask}",
+        shape,
+        "SDPA",
+        lambda: forward(ours),
+        lambda: forward(plain),
+        operations=2 * product,
+        products_of=products_of,
     )
     yield Case(
         f"{name} backward, {mask}",
@@ -53,6 +61,8 @@ def _pair(S: int, D: int, dtype: torch.dtype, causal: bool) -> Iterator[Case]:
         "SDPA",
         lambda: torch.autograd.grad(out_ours, (q, k, v), grad, retain_graph=True),
         lambda: torch.autograd.grad(out_plain, (q, k, v), grad, retain_graph=True),
+        operations=5 * product,
+        products_of=products_of,
     )
 
 
@@ -105,6 +115,7 @@ def _decode(B: int, M: int, dtype: torch.dtype) -> Iterator[Case]:
         "SDPA, enable_gqa",
         lambda: torch.ops.fulgurite.attention_decode(query, key, value, lens),
         lambda: scaled_dot_product_attention(query, key, value, enable_gqa=True),
+        bytes_read=2 * key.numel() * key.element_size(),
     )
 
 
@@ -140,3 +151,28 @@ def cases(quick: bool) -> Iterator[Case]:
         yield from _bias(64, 4, 49, 32, dtype, "Swin")
         yield from _bias(1, 8, 256 if quick else 512, 64, dtype, "T5")
     yield from _pair(512, 64, torch.float16, True)
+
+
+def _memory(S: int, dtype: torch.dtype, causal: bool) -> MemoryCase:
+    """Forward and backward, beside the result and three gradients."""
+    q, k, v = leaves = _inputs(S, 64, dtype)
+    grad = torch.ones_like(q)
+
+    def both(out: Tensor) -> None:
+        torch.autograd.grad(out, leaves, grad)
+
+    return MemoryCase(
+        f"{_name(dtype)} forward + backward, {'causal' if causal else 'no mask'}",
+        f"B1 H8 S{S} D64",
+        "SDPA",
+        lambda: both(torch.ops.fulgurite.attention(q, k, v, causal=causal)[0]),
+        lambda: both(scaled_dot_product_attention(q, k, v, is_causal=causal)),
+        kept=4 * q.numel() * q.element_size(),
+    )
+
+
+def memory_cases(quick: bool) -> Iterator[MemoryCase]:
+    """What is allocated beside results where an N×N matrix would be large."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for causal in (False, True):
+            yield _memory(1024 if quick else 8192, dtype, causal)

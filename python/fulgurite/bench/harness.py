@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import fulgurite
+from fulgurite.demo.memory import peak_bytes
 
 Side = Callable[[], Any]
 
@@ -30,6 +31,10 @@ class Case:
         shape: the sizes.
         baseline: the plain-PyTorch way, named.
         ours, plain: called with no arguments; what they allocate is part of the time.
+        operations, products_of: multiplications and additions that the work takes in products of a
+            dtype, to report ours as a share of the machine's own peak.
+        bytes_read: what the work has to read, to report a share of the read bandwidth instead.
+        least: pairs to measure at least, fewer for a plain side of seconds.
     """
 
     work: str
@@ -37,11 +42,31 @@ class Case:
     baseline: str
     ours: Side
     plain: Side
+    operations: float = 0.0
+    products_of: torch.dtype = torch.float32
+    bytes_read: float = 0.0
+    least: int = 7
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """What both sides allocate at once beyond ``kept`` bytes of results."""
+
+    work: str
+    shape: str
+    baseline: str
+    ours: Side
+    plain: Side
+    kept: int = 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured: milliseconds are medians; ratio is plain / ours, above 1 we are faster."""
+    """What was measured: milliseconds are medians; ratio is plain / ours, above 1 we are faster.
+
+    ``share`` is ours of the machine's peak or bandwidth, measured right before and after; 0 where
+    the case has none.
+    """
 
     work: str
     shape: str
@@ -52,6 +77,19 @@ class Row:
     ratio_low: float
     ratio_high: float
     pairs: int
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """Peaks of allocated memory in MiB, without results; ratio is plain / ours."""
+
+    work: str
+    shape: str
+    baseline: str
+    ours_mib: float
+    plain_mib: float
+    ratio: float
 
 
 def _seconds(side: Side) -> float:
@@ -60,12 +98,38 @@ def _seconds(side: Side) -> float:
     return time.perf_counter() - start
 
 
-def measure(case: Case, seconds: float = 2.0, least: int = 7, most: int = 200) -> Row:
+def read_bandwidth() -> float:
+    """Bytes a second that torch's threads read from memory: the best of three sums."""
+    numbers = torch.ones(64 << 20)
+    return 4 * numbers.numel() / min(_seconds(numbers.sum) for _ in range(3))
+
+
+def _limit(case: Case) -> float:
+    """Seconds that the work would take at the machine's peak or bandwidth, as they are now."""
+    if case.bytes_read:
+        return case.bytes_read / read_bandwidth()
+    if case.operations and fulgurite._C:
+        name = str(case.products_of).removeprefix("torch.")
+        return case.operations / float(fulgurite._C.measure_peak(name))
+    return 0.0
+
+
+def measure_memory(case: MemoryCase) -> MemoryRow:
+    """Peaks of both sides, after a first call of each."""
+    case.ours(), case.plain()
+    ours, plain = (peak_bytes(side) - case.kept for side in (case.ours, case.plain))
+    return MemoryRow(
+        case.work, case.shape, case.baseline, ours / 2**20, plain / 2**20, plain / max(ours, 1)
+    )
+
+
+def measure(case: Case, seconds: float = 2.0, most: int = 200) -> Row:
     """Run both sides in turn, the order alternating, for about ``seconds`` or ``least`` pairs."""
     _seconds(case.ours), _seconds(case.plain)
+    limit = _limit(case)
     pairs: list[tuple[float, float]] = []
     start = time.perf_counter()
-    while len(pairs) < least or (time.perf_counter() - start < seconds and len(pairs) < most):
+    while len(pairs) < case.least or (time.perf_counter() - start < seconds and len(pairs) < most):
         if len(pairs) % 2:
             plain, ours = _seconds(case.plain), _seconds(case.ours)
         else:
@@ -73,16 +137,18 @@ def measure(case: Case, seconds: float = 2.0, least: int = 7, most: int = 200) -
         pairs.append((ours, plain))
     ratios = sorted(plain / ours for ours, plain in pairs)
     quarter = len(ratios) // 4
+    ours_seconds = statistics.median(ours for ours, _ in pairs)
     return Row(
         case.work,
         case.shape,
         case.baseline,
-        1e3 * statistics.median(ours for ours, _ in pairs),
+        1e3 * ours_seconds,
         1e3 * statistics.median(plain for _, plain in pairs),
         statistics.median(ratios),
         ratios[quarter],
         ratios[-1 - quarter],
         len(pairs),
+        (limit + _limit(case)) / 2 / ours_seconds,
     )
 
 
@@ -115,10 +181,14 @@ def geometric_means(rows: list[Row]) -> Iterator[tuple[str, float, float]]:
         yield work, statistics.geometric_mean(ratios), min(ratios)
 
 
-def save(rows: list[Row], path: Path) -> None:
+def save(rows: list[Row], memory: list[MemoryRow], path: Path) -> None:
     """Machine and rows as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(), "rows": [asdict(row) for row in rows]}
+    content = {
+        "machine": machine(),
+        "rows": [asdict(row) for row in rows],
+        "memory": [asdict(row) for row in memory],
+    }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

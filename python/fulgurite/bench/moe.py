@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm, one_hot, silu, softmax
+from torch.nn.functional import grouped_mm, linear, one_hot, silu, softmax
 
-from fulgurite.bench.harness import Case
+from fulgurite.bench.harness import Case, MemoryCase
 
 ops = torch.ops.fulgurite
 Route = Callable[[Tensor], Tensor]
@@ -132,33 +133,100 @@ def experts_plain(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: 
     return restored.to(x.dtype)
 
 
-def _experts(T: int, H: int, I: int, E: int, k: int, dtype: torch.dtype) -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(0)
+def experts_eager(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
+    """The eager experts of transformers 5: a loop over the experts that were chosen."""
+    y = torch.zeros_like(x)
+    with torch.no_grad():
+        chosen = one_hot(ids.long(), w_in.size(0)).permute(2, 1, 0)
+        hit = chosen.sum(dim=(-1, -2)).nonzero()
+    for (expert,) in hit:
+        position, token = torch.where(chosen[expert])
+        gate, up = linear(x[token], w_in[expert]).chunk(2, -1)
+        hidden = linear(silu(gate) * up, w_out[expert]) * weights[token, position, None]
+        y.index_add_(0, token, hidden.to(y.dtype))
+    return y
 
-    def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * scale).to(dtype).requires_grad_()
 
-    x, w_in, w_out = (
-        random(T, H),
-        random(E, 2 * I, H, scale=H**-0.5),
-        random(E, H, I, scale=I**-0.5),
-    )
-    ids = torch.rand(T, E, generator=generator).topk(k)[1].int()
-    weights = torch.rand(T, k, generator=generator).requires_grad_()
-    grad = torch.randn(T, H, generator=generator).to(dtype)
-    inputs = (x, weights, w_in, w_out)
+@dataclass(frozen=True)
+class Block:
+    """Experts of width I on T tokens of width H, k of E for each token; random weights."""
 
-    def both(out: Tensor) -> None:
-        torch.autograd.grad(out, inputs, grad)
+    T: int
+    H: int
+    I: int
+    E: int
+    k: int
+    dtype: torch.dtype
 
-    name, shape = str(dtype).removeprefix("torch."), f"T{T} H{H} I{I} E{E} k{k}"
+    def __str__(self) -> str:
+        return f"T{self.T} H{self.H} I{self.I} E{self.E} k{self.k}"
+
+    @property
+    def name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def inputs(self) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """ids, grad, and x, weights, w_in, w_out with gradients; the experts that were chosen."""
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int, scale: float = 1.0) -> Tensor:
+            drawn = torch.randn(*shape, generator=generator) * scale
+            return drawn.to(self.dtype).requires_grad_()
+
+        x = random(self.T, self.H)
+        w_in = random(self.E, 2 * self.I, self.H, scale=self.H**-0.5)
+        w_out = random(self.E, self.H, self.I, scale=self.I**-0.5)
+        ids = torch.rand(self.T, self.E, generator=generator).topk(self.k)[1].int()
+        weights = torch.rand(self.T, self.k, generator=generator).requires_grad_()
+        grad = torch.randn(self.T, self.H, generator=generator).to(self.dtype)
+        return ids, grad, [x, weights, w_in, w_out], ids.unique()
+
+
+Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def _experts(block: Block, baseline: str, plain: Experts, forward: bool = True) -> Iterator[Case]:
+    """The block forward alone, if wanted, and with its backward."""
+    ids, grad, leaves, chosen = block.inputs()
+    x, weights, w_in, w_out = leaves
+    operations = 6.0 * block.T * block.k * block.H * block.I
+    touched = (w_in[0].numel() + w_out[0].numel()) * chosen.numel() * w_in.element_size()
+
+    def run(experts: Experts) -> None:
+        with torch.no_grad():
+            experts(x, ids, weights, w_in, w_out)
+
+    def both(experts: Experts) -> None:
+        torch.autograd.grad(experts(x, ids, weights, w_in, w_out), leaves, grad)
+
+    if forward:
+        yield Case(
+            f"experts {block.name}, forward",
+            str(block),
+            baseline,
+            lambda: run(ops.moe_experts),
+            lambda: run(plain),
+            operations=operations,
+            products_of=block.dtype,
+            bytes_read=touched if block.T <= 16 else 0.0,
+        )
     yield Case(
-        f"experts {name}, forward + backward",
-        shape,
-        "grouped_mm experts",
-        lambda: both(ops.moe_experts(x, ids, weights, w_in, w_out)),
-        lambda: both(experts_plain(x, ids, weights, w_in, w_out)),
+        f"experts {block.name}, forward + backward",
+        str(block),
+        baseline,
+        lambda: both(ops.moe_experts),
+        lambda: both(plain),
+        operations=3 * operations,
+        products_of=block.dtype,
+        least=7 if forward else 3,
     )
+
+
+def _blocks(quick: bool) -> Iterator[Block]:
+    for dtype in (torch.float32, torch.bfloat16):
+        for H, I, E, k in [(512, 256, 32, 4)] if quick else [(512, 256, 32, 4), (1024, 512, 64, 8)]:
+            for T in (16,) if quick else (16, 128, 1024):
+                yield Block(T, H, I, E, k, dtype)
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -168,6 +236,30 @@ def cases(quick: bool) -> Iterator[Case]:
         yield from _route_sigmoid(T, 64, 6)
         yield from _route_grouped(T, 256, 8, 8, 4)
         yield from _plan(T, 64, 8)
-    for dtype in (torch.float32, torch.bfloat16):
-        for T in (16,) if quick else (16, 128, 1024):
-            yield from _experts(T, 512, 256, 32, 4, dtype)
+    for block in _blocks(quick):
+        yield from _experts(block, "grouped_mm experts", experts_plain)
+    for block in _blocks(quick):
+        yield from _experts(block, "eager experts", experts_eager, forward=False)
+
+
+def _memory(block: Block) -> MemoryCase:
+    """Forward and backward, beside the gradients."""
+    ids, grad, leaves, _ = block.inputs()
+    x, weights, w_in, w_out = leaves
+
+    def both(experts: Experts) -> None:
+        torch.autograd.grad(experts(x, ids, weights, w_in, w_out), leaves, grad)
+
+    return MemoryCase(
+        f"experts {block.name}, forward + backward",
+        str(block),
+        "grouped_mm experts",
+        lambda: both(ops.moe_experts),
+        lambda: both(experts_plain),
+        kept=sum(leaf.numel() * leaf.element_size() for leaf in leaves),
+    )
+
+
+def memory_cases(quick: bool) -> Iterator[MemoryCase]:
+    """The experts' block."""
+    yield from map(_memory, _blocks(quick))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from fulgurite.amp import LossScaler
-from fulgurite.bench.harness import Case
+from fulgurite.bench.harness import Case, MemoryCase
 from fulgurite.optim import AdamW
 from fulgurite.optim._codes import BLOCK, dynamic_map
 
@@ -188,3 +188,18 @@ def cases(quick: bool) -> Iterator[Case]:
     yield _sixteen(large, "split masters, bf16 moments", master="split", state_dtype=torch.bfloat16)
     yield _sixteen(large, "stochastic rounding", stochastic_rounding=True)
     yield _coded((4, MILLION))
+
+
+def memory_cases(quick: bool) -> Iterator[MemoryCase]:
+    """A step with clipping."""
+    sizes = (4, MILLION) if quick else (32, MILLION)
+    ours, plain = AdamW(_parameters(sizes), lr=1e-3, max_grad_norm=1.0), _parameters(sizes)
+    step = torch.optim.AdamW(plain, lr=1e-3, fused=True).step
+
+    def clip_and_step() -> None:
+        torch.nn.utils.clip_grad_norm_(plain, 1.0)
+        step()
+
+    yield MemoryCase(
+        "clip + step", _named(sizes), "clip_grad_norm_, fused", ours.step, clip_and_step
+    )

@@ -7,6 +7,7 @@
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
+GatherTaskFn moe_experts_gather;
 HiddenTaskFn moe_experts_hidden, moe_experts_grad_hidden, moe_experts_bias_dots;
 HiddenLayoutFn moe_experts_hidden_layout;
 GradBiasTaskFn moe_experts_grad_bias;
@@ -31,6 +32,7 @@ struct Options {
        dots = Sums(kRows * 3);
   static constexpr int64_t width = pad_depth<Operand<Storage>>(kI);
   Rows activated = Rows(kRows * width), grad_hidden = Rows(kRows * 2 * kI);
+  Rows sorted_x, sorted_grad;
   std::vector<int32_t> permutation;
   std::vector<int64_t> offsets{0, 30, kRows};
   std::vector<Segment> segments{{0, 0, 30}, {1, 30, kRows - 30}};
@@ -49,8 +51,8 @@ struct Options {
     p.I = kI;
     p.segments = segments.data();
     p.permutation = permutation.data();
-    p.x = gathered(x);
-    p.grad = gathered(grad);
+    p.x = sorted(x, sorted_x);
+    p.grad = sorted(grad, sorted_grad);
     const int64_t rows = gated ? 2 * kI : kI;
     p.w_in = {w_in.data(), rows * kH, 1, rows};  // stored as (E,H,rows)
     p.w_out = {w_out.data(), kH * kI, kI, 1};
@@ -66,6 +68,13 @@ struct Options {
     p.dot_parts = 3;
     p.need_grad = true;
     moe_experts_hidden_layout(p, &layout);
+  }
+  /// Rows of tokens as the hidden layer takes them, kept in `to`.
+  SortedRows sorted(const Rows& rows, Rows& to) const {
+    const int64_t ld = pad_columns<Operand<Storage>>(kH);
+    to.resize(kRows * ld);
+    moe_experts_gather({kDtype, kH, gathered(rows), to.data(), ld}, 0, kRows);
+    return {{to.data(), ld, 1}, nullptr, 1, true};
   }
   SortedRows gathered(const Rows& rows) const {
     return {{rows.data(), kH, 1}, permutation.data(), 1, false};
@@ -152,7 +161,7 @@ TEST_CASE("gradients of biases") {
   p.dtype = kDtype;
   p.N = kH;
   p.offsets = o.offsets.data();
-  p.rows = o.p.grad;
+  p.rows = o.gathered(o.grad);
   p.weights = o.weights.data();
   p.grad = grad.data();
   run(moe_experts_grad_bias, p, kExperts * ceil_div(kH, kBiasColumns), 0);

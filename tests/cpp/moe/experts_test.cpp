@@ -6,6 +6,7 @@
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
+GatherTaskFn moe_experts_gather;
 HiddenTaskFn moe_experts_hidden, moe_experts_grad_hidden;
 HiddenLayoutFn moe_experts_hidden_layout;
 ReduceTaskFn moe_experts_reduce;
@@ -42,8 +43,21 @@ struct Case {
   SortedRows gathered(const Rows& rows) const {
     return {{rows.data(), H, 1}, permutation.data(), 1, false};
   }
+  /// Rows of tokens, sorted, as the hidden layer takes them.
+  static constexpr int64_t gathered_width = pad_columns<Operand<Storage>>(H) + 16;
+  Rows operands(const Rows& rows) const {
+    Rows to(T * gathered_width, -1.0);
+    moe_experts_gather({kDtype, H, gathered(rows), to.data(), gathered_width}, 0, 40);
+    moe_experts_gather({kDtype, H, gathered(rows), to.data(), gathered_width}, 40, T);
+    return to;
+  }
+  static SortedRows sorted(const Rows& operands) {
+    return {{operands.data(), gathered_width, 1}, nullptr, 1, true};
+  }
+  Rows sorted_x;
   HiddenParams params() {
     HiddenParams p{};
+    sorted_x = operands(x);
     p.dtype = kDtype;
     p.gated = true;
     p.row_width = width;
@@ -53,7 +67,7 @@ struct Case {
     p.I = I;
     p.segments = segments.data();
     p.permutation = permutation.data();
-    p.x = gathered(x);
+    p.x = sorted(sorted_x);
     p.w_in = {w_in.data(), 2 * I * H, H, 1};
     p.w_out = {w_out.data(), H * I, I, 1};
     p.hidden = hidden.data();
@@ -83,6 +97,15 @@ void run(Task& task, const Params& p, int64_t tasks, int64_t scratch_bytes) {
 
 }  // namespace
 
+TEST_CASE("sorted rows are padded with zeros") {
+  const Case c;
+  const Rows sorted = c.operands(c.x);
+  for (int64_t row = 0; row < Case::T; ++row)
+    for (int64_t i = 0; i < pad_columns<Operand<Storage>>(Case::H); ++i)
+      REQUIRE(sorted[row * Case::gathered_width + i] ==
+              (i < Case::H ? double{c.x[c.permutation[row] * Case::H + i]} : 0.0));
+}
+
 TEST_CASE("hidden layer") {
   Case c;
   const HiddenParams p = c.params();
@@ -103,7 +126,8 @@ TEST_CASE("hidden layer") {
     Rows grad_hidden(Case::T * 2 * Case::I);
     Sums dots(Case::T * 2);
     HiddenParams q = c.params();
-    q.grad = c.gathered(grad);
+    const Rows sorted_grad = c.operands(grad);
+    q.grad = Case::sorted(sorted_grad);
     q.weights = c.weights.data();
     q.need_grad = true;
     q.grad_hidden = grad_hidden.data();

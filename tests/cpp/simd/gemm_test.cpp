@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "catch.h"
+#include "simd/gemm_store.h"
 #include "simd/unpacked.h"
 
 using namespace fulgurite;
@@ -118,6 +119,33 @@ TEMPLATE_TEST_CASE("rows past M are not written", "[gemm]", PRODUCT_TYPES) {
   Product<TestType> p{13, 20, 9, false};
   const std::vector<Sum> c = p.run(7, false);
   for (size_t i = static_cast<size_t>(7 * p.ldc()); i < c.size(); ++i) CHECK(c[i] == Sum(0.5));
+}
+
+TEMPLATE_TEST_CASE("a product that is stored is the sum, rounded once", "[gemm]", PRODUCT_TYPES) {
+  using T = TestType;
+  using Sum = Accumulate<T>;
+  constexpr int64_t ld = 150;
+  for (const int64_t M : {1, 5, 6, 13, 32})
+    for (const int64_t N : {1, 15, 16, 17, 33, 64, 70, 140})
+      for (const int64_t K : {1, 7, 64})
+        for (const bool accumulate : {false, true}) {
+          Product<T> p{M, N, K, false};
+          const std::vector<Sum> c = p.run(M, accumulate);
+          std::vector<Sum> sums(c.size(), Sum(0.5));
+          std::vector<T> to(static_cast<size_t>(M * ld), set::from_accumulate<T>(Sum(-2)));
+          set::gemm_store<T>(M, N, set::steps<T>(K), p.matrix_a(),
+                             {p.panels.data(), p.depth, p.ldc()}, sums.data(), p.ldc(), accumulate,
+                             to.data(), ld);
+          bool same = true;
+          for (int64_t m = 0; m < M; ++m)
+            for (int64_t n = 0; n < ld; ++n) {
+              const Sum stored = set::to_accumulate(to[static_cast<size_t>(m * ld + n)]);
+              const Sum sum = n < N ? c[static_cast<size_t>(m * p.ldc() + n)] : Sum(-2);
+              same = same && stored == set::to_accumulate(set::from_accumulate<T>(sum));
+            }
+          INFO(M << "x" << N << "x" << K << (accumulate ? ", after sums" : ""));
+          CHECK(same);
+        }
 }
 
 #if !FULGURITE_TILE_PRODUCTS

@@ -1,0 +1,86 @@
+"""The benchmarks' own arithmetic, and one quick run of a family."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fulgurite
+from fulgurite.bench.__main__ import main
+from fulgurite.bench.harness import Case, MemoryCase, measure, measure_memory, read_bandwidth
+from fulgurite.bench.moe import Block, experts_eager, experts_plain
+
+
+def test_a_row_is_the_ratio_of_neighbours() -> None:
+    row = measure(
+        Case("wait", "", "longer", lambda: time.sleep(0.002), lambda: time.sleep(0.006)),
+        seconds=0.1,
+    )
+    assert row.pairs >= 7
+    assert 2 < row.ratio < 3.5
+    assert row.ratio_low <= row.ratio <= row.ratio_high
+    assert row.share == 0
+
+
+def test_memory_is_without_results() -> None:
+    row = measure_memory(
+        MemoryCase("", "", "", lambda: torch.empty(3 << 18), lambda: torch.empty(6 << 18), 1 << 20)
+    )
+    assert (row.ours_mib, row.plain_mib, row.ratio) == (2.0, 5.0, 2.5)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_every_set_has_a_peak(isa: str, dtype: str) -> None:
+    assert fulgurite._C.get_isa() == isa
+    assert 1e9 < fulgurite._C.measure_peak(dtype) < 1e15
+
+
+def test_peaks_of_unknown_dtypes_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected float64, float32 or bfloat16, got int8"):
+        fulgurite._C.measure_peak("int8")
+
+
+def test_shares() -> None:
+    a = torch.randn(1024, 1024)
+    product = Case("", "", "", lambda: a @ a, lambda: a @ a, operations=2.0 * 1024**3)
+    assert 0.02 < measure(product, seconds=0.1).share < 1.5
+    numbers = torch.randn(16 << 20)
+    read = Case("", "", "", numbers.sum, numbers.sum, bytes_read=4.0 * numbers.numel())
+    assert 0.2 < measure(read, seconds=0.1).share < 5
+    assert read_bandwidth() > 1e8
+
+
+def test_both_plain_ways_of_the_experts_agree() -> None:
+    block = Block(24, 32, 16, 8, 2, torch.float32)
+    ids, grad, leaves, chosen = block.inputs()
+    x, weights, w_in, w_out = leaves
+    results = []
+    for experts in (torch.ops.fulgurite.moe_experts, experts_plain, experts_eager):
+        out = experts(x, ids, weights, w_in, w_out)
+        results.append([out, *torch.autograd.grad(out, leaves, grad)])
+    for plain in results[1:]:
+        torch.testing.assert_close(plain, results[0], rtol=1e-4, atol=1e-4)
+    assert set(chosen.tolist()) == set(ids.flatten().tolist())
+
+
+@pytest.mark.parametrize("family", ["attention", "moe", "optim"])
+def test_a_quick_run_leaves_its_rows(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([family, "--quick", "--seconds", "0", "--out", str(tmp_path)]) == 0
+    assert "geometric mean" in capsys.readouterr().out
+    content = json.loads((tmp_path / f"{family}.json").read_text())
+    assert content["machine"]["torch"] == torch.__version__
+    assert all(row["ratio"] > 0 and row["pairs"] >= 3 for row in content["rows"])
+    assert all(row["ours_mib"] > 0 for row in content["memory"])
+    assert (tmp_path / f"{family}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_family_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["convolution"])
+    assert "expected a family of attention, moe, optim" in capsys.readouterr().err
