@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fulgurite.bench.growth import grown_mib
 from fulgurite.bench.harness import (
     MemoryRow,
     Row,
@@ -20,7 +21,7 @@ from fulgurite.bench.harness import (
     geometric_means,
     machine,
     measure,
-    measure_memory,
+    peak_mib,
     save,
 )
 
@@ -62,15 +63,15 @@ def _run(family: str, quick: bool, seconds: float) -> tuple[list[Row], list[Memo
     console.print(times)
     for work, mean, least in geometric_means(rows):
         console.print(f"{work}: geometric mean {mean:.2f}, smallest {least:.2f}", highlight=False)
-    peaks = _table("peak of allocated memory", *what, "fulgurite MiB", "plain MiB", "ratio")
-    memory = [measure_memory(case) for case in module.memory_cases(quick)]
-    for at in memory:
-        peaks.add_row(
-            at.work, at.shape, at.baseline,
-            f"{at.ours_mib:.1f}", f"{at.plain_mib:.1f}", f"{at.ratio:.2f}",
-        )  # fmt: skip
-    if memory:
-        console.print(peaks)
+    memory = []
+    peaks = _table("MiB beside results: allocator's peak, growth of a process", *what,
+                   "fulgurite", "plain", "fulgurite grows", "plain grows")  # fmt: skip
+    for index, case in enumerate(module.memory_cases(quick)):
+        numbers = [peak_mib(case, side) for side in (case.ours, case.plain)]
+        numbers += [grown_mib(family, index, side, quick) for side in ("ours", "plain")]
+        memory.append(MemoryRow(case.work, case.shape, case.baseline, *numbers))
+        peaks.add_row(case.work, case.shape, case.baseline, *(f"{n:.1f}" for n in numbers))
+    console.print(peaks)
     return rows, memory
 
 

@@ -82,14 +82,16 @@ class Row:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """Peaks of allocated memory in MiB, without results; ratio is plain / ours."""
+    """Memory in MiB, without results: peaks of what torch's allocator gave out, and growth of a
+    process of each side's own."""
 
     work: str
     shape: str
     baseline: str
     ours_mib: float
     plain_mib: float
-    ratio: float
+    ours_growth_mib: float
+    plain_growth_mib: float
 
 
 def _seconds(side: Side) -> float:
@@ -114,13 +116,10 @@ def _limit(case: Case) -> float:
     return 0.0
 
 
-def measure_memory(case: MemoryCase) -> MemoryRow:
-    """Peaks of both sides, after a first call of each."""
-    case.ours(), case.plain()
-    ours, plain = (peak_bytes(side) - case.kept for side in (case.ours, case.plain))
-    return MemoryRow(
-        case.work, case.shape, case.baseline, ours / 2**20, plain / 2**20, plain / max(ours, 1)
-    )
+def peak_mib(case: MemoryCase, side: Side) -> float:
+    """Peak of what torch's allocator gives out, after a first call."""
+    side()
+    return (peak_bytes(side) - case.kept) / 2**20
 
 
 def measure(case: Case, seconds: float = 2.0, most: int = 200) -> Row:

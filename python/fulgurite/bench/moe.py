@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -185,8 +186,15 @@ class Block:
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def _experts(block: Block, baseline: str, plain: Experts, forward: bool = True) -> Iterator[Case]:
-    """The block forward alone, if wanted, and with its backward."""
+def _backward(out: Tensor, grad: Tensor, leaves: list[Tensor]) -> None:
+    """As a training step calls it: fresh gradients in the layout of their parameters."""
+    out.backward(grad)
+    for leaf in leaves:
+        leaf.grad = None
+
+
+def _experts(block: Block) -> Iterator[Case]:
+    """The block forward alone and with its backward, which eager experts take seconds for."""
     ids, grad, leaves, chosen = block.inputs()
     x, weights, w_in, w_out = leaves
     operations = 6.0 * block.T * block.k * block.H * block.I
@@ -197,29 +205,29 @@ def _experts(block: Block, baseline: str, plain: Experts, forward: bool = True) 
             experts(x, ids, weights, w_in, w_out)
 
     def both(experts: Experts) -> None:
-        torch.autograd.grad(experts(x, ids, weights, w_in, w_out), leaves, grad)
+        _backward(experts(x, ids, weights, w_in, w_out), grad, leaves)
 
-    if forward:
-        yield Case(
-            f"experts {block.name}, forward",
-            str(block),
-            baseline,
-            lambda: run(ops.moe_experts),
-            lambda: run(plain),
-            operations=operations,
-            products_of=block.dtype,
-            bytes_read=touched if block.T <= 16 else 0.0,
-        )
     yield Case(
-        f"experts {block.name}, forward + backward",
+        f"experts {block.name}, forward",
         str(block),
-        baseline,
-        lambda: both(ops.moe_experts),
-        lambda: both(plain),
-        operations=3 * operations,
+        "grouped_mm experts",
+        lambda: run(ops.moe_experts),
+        lambda: run(experts_plain),
+        operations=operations,
         products_of=block.dtype,
-        least=7 if forward else 3,
+        bytes_read=touched if block.T <= 16 else 0.0,
     )
+    for against, plain, least in (("grouped_mm", experts_plain, 7), ("eager", experts_eager, 3)):
+        yield Case(
+            f"experts {block.name}, forward + backward, against {against}",
+            str(block),
+            f"{against} experts",
+            lambda: both(ops.moe_experts),
+            partial(both, plain),
+            operations=3 * operations,
+            products_of=block.dtype,
+            least=least,
+        )
 
 
 def _blocks(quick: bool) -> Iterator[Block]:
@@ -237,9 +245,7 @@ def cases(quick: bool) -> Iterator[Case]:
         yield from _route_grouped(T, 256, 8, 8, 4)
         yield from _plan(T, 64, 8)
     for block in _blocks(quick):
-        yield from _experts(block, "grouped_mm experts", experts_plain)
-    for block in _blocks(quick):
-        yield from _experts(block, "eager experts", experts_eager, forward=False)
+        yield from _experts(block)
 
 
 def _memory(block: Block) -> MemoryCase:
@@ -248,7 +254,7 @@ def _memory(block: Block) -> MemoryCase:
     x, weights, w_in, w_out = leaves
 
     def both(experts: Experts) -> None:
-        torch.autograd.grad(experts(x, ids, weights, w_in, w_out), leaves, grad)
+        _backward(experts(x, ids, weights, w_in, w_out), grad, leaves)
 
     return MemoryCase(
         f"experts {block.name}, forward + backward",
@@ -261,5 +267,8 @@ def _memory(block: Block) -> MemoryCase:
 
 
 def memory_cases(quick: bool) -> Iterator[MemoryCase]:
-    """The experts' block."""
-    yield from map(_memory, _blocks(quick))
+    """The larger block."""
+    if quick:
+        yield _memory(Block(16, 512, 256, 32, 4, torch.bfloat16))
+        return
+    yield from (_memory(block) for block in _blocks(quick) if block.E == 64)

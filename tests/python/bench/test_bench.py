@@ -11,7 +11,8 @@ import torch
 
 import fulgurite
 from fulgurite.bench.__main__ import main
-from fulgurite.bench.harness import Case, MemoryCase, measure, measure_memory, read_bandwidth
+from fulgurite.bench.growth import grown_mib
+from fulgurite.bench.harness import Case, MemoryCase, measure, peak_mib, read_bandwidth
 from fulgurite.bench.moe import Block, experts_eager, experts_plain
 
 
@@ -27,10 +28,13 @@ def test_a_row_is_the_ratio_of_neighbours() -> None:
 
 
 def test_memory_is_without_results() -> None:
-    row = measure_memory(
-        MemoryCase("", "", "", lambda: torch.empty(3 << 18), lambda: torch.empty(6 << 18), 1 << 20)
-    )
-    assert (row.ours_mib, row.plain_mib, row.ratio) == (2.0, 5.0, 2.5)
+    case = MemoryCase("", "", "", lambda: torch.empty(3 << 18), lambda: None, kept=1 << 20)
+    assert peak_mib(case, case.ours) == 2.0
+
+
+def test_a_process_grows_by_what_attention_keeps() -> None:
+    """Scores of all pairs would be 16 MiB."""
+    assert 0 < grown_mib("attention", 0, "ours", quick=True) < 12
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
