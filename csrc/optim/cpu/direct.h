@@ -1,6 +1,6 @@
-// The step of dense bfloat16 parameters with bfloat16 gradients, straight from memory to memory.
-// Passing each operand through a block, as rows.h does, takes as long as the arithmetic. The formula
-// is step.h's.
+// The step of dense parameters with gradients of their own type, float32 or bfloat16, straight from
+// memory to memory. Passing 16-bit operands through a block, as rows.h does, takes as long as the
+// arithmetic. The formula is step.h's.
 #pragma once
 
 #include "optim/cpu/split.h"
@@ -11,21 +11,24 @@ namespace FULGURITE_VARIANT {
 
 enum class Master { kNone, kSplit, kWide };
 
-/// One row, everything adjacent; M is the type of the moments.
-template <class M>
+/// One row, everything adjacent; S is the type of parameter and gradient, M of the moments. Only
+/// bfloat16 has masters.
+template <class S, class M>
 struct DirectRow {
-  BFloat16* param;
+  S* param;
   void* master;
-  const BFloat16* grad;
+  const S* grad;
   M *exp_avg, *exp_avg_sq;
 
   template <Master kMaster, class V>
   FULGURITE_INLINE V value(int64_t i) const {
     if constexpr (kMaster == Master::kWide) return load<V>(static_cast<float*>(master) + i);
     if constexpr (kMaster == Master::kNone) return load_as<V>(param + i);
-    constexpr int W = kWidth<V>;
-    return join<W>(load<Vec<uint16_t, W>>(param + i),
-                   load<Vec<int16_t, W>>(static_cast<int16_t*>(master) + i));
+    if constexpr (kMaster == Master::kSplit) {
+      constexpr int W = kWidth<V>;
+      return join<W>(load<Vec<uint16_t, W>>(param + i),
+                     load<Vec<int16_t, W>>(static_cast<int16_t*>(master) + i));
+    }
   }
 
   template <Master kMaster, class V>
@@ -50,8 +53,8 @@ struct DirectRow {
 };
 
 /// Updates whole vectors; how many elements these are.
-template <bool kDecayGradient, Master kMaster, class M>
-int64_t update_direct(Scalars<float> s, DirectRow<M> row, int64_t n) {
+template <bool kDecayGradient, Master kMaster, class S, class M>
+int64_t update_direct(Scalars<float> s, DirectRow<S, M> row, int64_t n) {
   using V = Native<float>;
   constexpr int W = kWidth<V>;
   int64_t i = 0;
@@ -67,25 +70,26 @@ int64_t update_direct(Scalars<float> s, DirectRow<M> row, int64_t n) {
   return i;
 }
 
-template <Master kMaster, class M>
-int64_t update_direct(const Scalars<float>& s, const DirectRow<M>& row, int64_t n) {
+template <Master kMaster, class S, class M>
+int64_t update_direct(const Scalars<float>& s, const DirectRow<S, M>& row, int64_t n) {
   return s.weight_decay != 0 ? update_direct<true, kMaster>(s, row, n)
                              : update_direct<false, kMaster>(s, row, n);
 }
 
-template <class M>
+template <class S, class M>
 int64_t update_direct(const Scalars<float>& s, const AdamwTensor& tensor, const int64_t* offsets,
                       int64_t n) {
-  const auto at = [&](int k) {
+  const auto at = [&](int k) -> void* {
     return static_cast<char*>(tensor.data[k]) + offsets[k] * tensor.bytes[k];
   };
-  const DirectRow<M> row{reinterpret_cast<BFloat16*>(at(kParam)),
-                         tensor.data[kMaster] ? at(kMaster) : nullptr,
-                         reinterpret_cast<BFloat16*>(at(kGrad)), reinterpret_cast<M*>(at(kExpAvg)),
-                         reinterpret_cast<M*>(at(kExpAvgSq))};
-  if (tensor.split) return update_direct<Master::kSplit>(s, row, n);
-  return row.master ? update_direct<Master::kWide>(s, row, n)
-                    : update_direct<Master::kNone>(s, row, n);
+  const DirectRow<S, M> row{
+      static_cast<S*>(at(kParam)), tensor.data[kMaster] ? at(kMaster) : nullptr,
+      static_cast<S*>(at(kGrad)), static_cast<M*>(at(kExpAvg)), static_cast<M*>(at(kExpAvgSq))};
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    if (tensor.split) return update_direct<Master::kSplit>(s, row, n);
+    if (row.master) return update_direct<Master::kWide>(s, row, n);
+  }
+  return update_direct<Master::kNone>(s, row, n);
 }
 
 /// Updates as much of a row as this file serves, from its beginning: how many elements.
@@ -96,13 +100,17 @@ inline int64_t update_direct(const AdamwParams& p, const AdamwTensor& tensor,
     if (tensor.data[k]) return 0;
   for (const int k : {kParam, kGrad, kExpAvg, kExpAvgSq, kMaster})
     if (tensor.data[k] && strides[k] != 1) return 0;
-  const auto is = [&](int k, Dtype dtype) { return tensor.dtype[k] == dtype; };
-  if (!is(kParam, Dtype::kBFloat16) || !is(kGrad, Dtype::kBFloat16)) return 0;
+  const auto are = [&](int one, int other, Dtype dtype) {
+    return tensor.dtype[one] == dtype && tensor.dtype[other] == dtype;
+  };
   const Scalars<float> scalars(p.scalars[tensor.scalars]);
-  if (is(kExpAvg, Dtype::kBFloat16) && is(kExpAvgSq, Dtype::kBFloat16))
-    return update_direct<BFloat16>(scalars, tensor, offsets, n);
-  if (is(kExpAvg, Dtype::kFloat32) && is(kExpAvgSq, Dtype::kFloat32))
-    return update_direct<float>(scalars, tensor, offsets, n);
+  const bool wide = are(kExpAvg, kExpAvgSq, Dtype::kFloat32);
+  if (are(kParam, kGrad, Dtype::kFloat32) && wide)
+    return update_direct<float, float>(scalars, tensor, offsets, n);
+  if (!are(kParam, kGrad, Dtype::kBFloat16)) return 0;
+  if (wide) return update_direct<BFloat16, float>(scalars, tensor, offsets, n);
+  if (are(kExpAvg, kExpAvgSq, Dtype::kBFloat16))
+    return update_direct<BFloat16, BFloat16>(scalars, tensor, offsets, n);
   return 0;
 }
 

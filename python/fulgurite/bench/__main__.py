@@ -6,6 +6,7 @@ As a table, JSON and a chart.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -87,15 +88,19 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [family for family in options.families if family not in FAMILIES]
     if unknown:
         parser.error(f"expected a family of {', '.join(FAMILIES)}, got {unknown[0]}")
-    for family in options.families or FAMILIES:
-        rows, memory = _run(family, options.quick, options.seconds)
-        if options.out:
-            save(rows, memory, options.out / f"{family}.json")
-            chart(
-                rows,
-                options.out / f"{family}.png",
-                f"{family} on {machine()['cpu']}, {machine()['isa']}",
-            )
+    families = options.families or FAMILIES
+    if len(families) > 1:  # a process for each: one's freed memory is not another's
+        flags = ["--seconds", str(options.seconds)] + ["--quick"] * options.quick
+        flags += ["--out", str(options.out)] if options.out else []
+        for family in families:
+            subprocess.run([sys.executable, "-m", "fulgurite.bench", family, *flags], check=True)
+        return 0
+    (family,) = families
+    rows, memory = _run(family, options.quick, options.seconds)
+    if options.out:
+        title = f"{family} on {machine()['cpu']}, {machine()['isa']}"
+        save(rows, memory, options.out / f"{family}.json")
+        chart(rows, options.out / f"{family}.png", title)
     return 0
 
 

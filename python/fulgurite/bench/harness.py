@@ -35,6 +35,8 @@ class Case:
             dtype, to report ours as a share of the machine's own peak.
         bytes_read: what the work has to read, to report a share of the read bandwidth instead.
         least: pairs to measure at least, fewer for a plain side of seconds.
+        apart: all of ours first, then all of plain: for a plain side that gives back gigabytes,
+            whose pages whoever runs next would have to fault in again.
     """
 
     work: str
@@ -46,6 +48,7 @@ class Case:
     products_of: torch.dtype = torch.float32
     bytes_read: float = 0.0
     least: int = 7
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,18 +125,29 @@ def peak_mib(case: MemoryCase, side: Side) -> float:
     return (peak_bytes(side) - case.kept) / 2**20
 
 
-def measure(case: Case, seconds: float = 2.0, most: int = 200) -> Row:
-    """Run both sides in turn, the order alternating, for about ``seconds`` or ``least`` pairs."""
+def _pairs(case: Case, seconds: float, most: int) -> list[tuple[float, float]]:
+    """Seconds of ours and plain."""
+    if case.apart:
+        ours = [_seconds(case.ours) for _ in range(1 + case.least)]
+        plain = [_seconds(case.plain) for _ in range(1 + case.least)]
+        return list(zip(ours[1:], plain[1:], strict=True))
     _seconds(case.ours), _seconds(case.plain)
-    limit = _limit(case)
     pairs: list[tuple[float, float]] = []
     start = time.perf_counter()
     while len(pairs) < case.least or (time.perf_counter() - start < seconds and len(pairs) < most):
         if len(pairs) % 2:
-            plain, ours = _seconds(case.plain), _seconds(case.ours)
+            last, first = _seconds(case.plain), _seconds(case.ours)
         else:
-            ours, plain = _seconds(case.ours), _seconds(case.plain)
-        pairs.append((ours, plain))
+            first, last = _seconds(case.ours), _seconds(case.plain)
+        pairs.append((first, last))
+    return pairs
+
+
+def measure(case: Case, seconds: float = 2.0, most: int = 200) -> Row:
+    """Run both sides in turn, the order alternating, for about ``seconds`` or ``least`` pairs."""
+    case.ours()
+    limit = _limit(case)
+    pairs = _pairs(case, seconds, most)
     ratios = sorted(plain / ours for ours, plain in pairs)
     quarter = len(ratios) // 4
     ours_seconds = statistics.median(ours for ours, _ in pairs)
