@@ -41,6 +41,8 @@ class MoE(nn.Module):
             :func:`fulgurite.nn.functional.moe_experts`, which also says, in the first forward, what
             does not fit together.
         expert_bias: biases in both layers of every expert.
+        input_jitter: in training, multiply x by uniform noise in [1 − j, 1 + j] before router and
+            experts read it (Mixtral); the router's own ``jitter`` leaves the experts' x alone.
         device, dtype: of the parameters.
         **routing: everything else that :class:`Router` takes, :func:`routing`'s included.
 
@@ -72,6 +74,7 @@ class MoE(nn.Module):
         "alpha",
         "limit",
         "save_hidden",
+        "input_jitter",
     ]
 
     b_in: Tensor | None
@@ -97,6 +100,7 @@ class MoE(nn.Module):
         limit: float = 0.0,
         save_hidden: bool = True,
         expert_bias: bool = False,
+        input_jitter: float = 0.0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         **routing: Any,
@@ -110,6 +114,9 @@ class MoE(nn.Module):
         self.activation, self.gated, self.interleaved = activation, gated, interleaved
         self.transposed, self.alpha, self.limit = transposed, alpha, limit
         self.save_hidden = save_hidden
+        if not 0 <= input_jitter < 1:
+            raise ValueError(f"MoE: expected input_jitter in [0, 1), got {input_jitter}")
+        self.input_jitter = input_jitter
         self.router = Router(dim, num_experts, top_k, device=device, dtype=dtype, **routing)
 
         def stacked(*shape: int) -> nn.Parameter:
@@ -145,6 +152,9 @@ class MoE(nn.Module):
         Returns:
             (..., N, H), in x's dtype (autocast's, inside autocast).
         """
+        if self.training and self.input_jitter > 0.0:
+            low, high = 1.0 - self.input_jitter, 1.0 + self.input_jitter
+            x = x * torch.empty_like(x).uniform_(low, high)
         weights, ids = self.router(x, token_mask)  # (T, K)
         if self.training:
             self.aux_loss = self.router.aux_loss

@@ -58,8 +58,8 @@ def gated_experts(block: Any, gate: Any) -> Parts:
 
 
 def mixtral(block: Any) -> Parts:
-    refuse(block, "router_jitter_noise", block.jitter_noise)
-    return gated_experts(block, block.gate)
+    options, state = gated_experts(block, block.gate)
+    return options | {"input_jitter": block.jitter_noise}, state
 
 
 def softmax_over_all(block: Any) -> Parts:

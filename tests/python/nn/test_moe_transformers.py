@@ -342,12 +342,27 @@ def test_a_copy_shares_nothing() -> None:
     assert torch.equal(module.w_in, before)
 
 
+def test_mixtrals_noise_reaches_router_and_experts() -> None:
+    config = MixtralConfig(hidden_size=H, intermediate_size=I, router_jitter_noise=0.1)
+    block = drawn(MixtralSparseMoeBlock(config)).double().train()
+    module = MoE.from_transformers(block)
+    x = torch.randn(2, 5, H, dtype=torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        ours = module(x)
+        torch.manual_seed(3)
+        theirs = block(x.clone())  # writes the noise into its input
+        assert not torch.equal(module(x), ours)
+    torch.testing.assert_close(ours, theirs)
+    module.eval()
+    assert torch.equal(module(x), module(x))
+    with pytest.raises(ValueError, match=r"expected input_jitter in \[0, 1\), got 1\.5"):
+        MoE(H, I, 4, 2, input_jitter=1.5)
+
+
 def test_what_has_no_counterpart_raises() -> None:
     with pytest.raises(TypeError, match=r"expected one of MixtralSparseMoeBlock, .*, got Linear"):
         MoE.from_transformers(nn.Linear(2, 2))
-    config = MixtralConfig(hidden_size=H, intermediate_size=I, router_jitter_noise=0.1)
-    with pytest.raises(NotImplementedError, match=r"router_jitter_noise=0\.1"):
-        MoE.from_transformers(MixtralSparseMoeBlock(config))
     config = MixtralConfig(hidden_size=H, intermediate_size=I, hidden_act="tanh")
     with pytest.raises(NotImplementedError, match="no activation here for Tanh"):
         MoE.from_transformers(MixtralSparseMoeBlock(config))
