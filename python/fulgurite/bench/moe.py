@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm, linear, one_hot, silu, softmax
+from torch.nn.functional import softmax
 
+from fulgurite.bench.experts import Block, Work, eager, grouped
 from fulgurite.bench.harness import Case, MemoryCase
 
 ops = torch.ops.fulgurite
@@ -114,135 +114,54 @@ def _plan(T: int, E: int, k: int) -> Iterator[Case]:
     )
 
 
-def experts_plain(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-    """The grouped_mm experts of transformers 5.
-
-    Sort, gather, two grouped products, weight, restore order, sum over k.
-    """
-    T, k = ids.shape
-    E = w_in.size(0)
-    flat = ids.flatten()
-    order = torch.argsort(flat, stable=True)
-    offsets = torch.cumsum(one_hot(flat.long(), E).sum(0), 0, dtype=torch.int32)
-    gate, up = grouped_mm(x[order // k], w_in.transpose(1, 2), offs=offsets).chunk(2, -1)
-    y = (
-        grouped_mm(silu(gate) * up, w_out.transpose(1, 2), offs=offsets)
-        * weights.flatten()[order, None]
-    )
-    restored: Tensor = y[torch.argsort(order)].view(T, k, -1).sum(1)
-    return restored.to(x.dtype)
-
-
-def experts_eager(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-    """The eager experts of transformers 5: a loop over the experts that were chosen."""
-    y = torch.zeros_like(x)
-    with torch.no_grad():
-        chosen = one_hot(ids.long(), w_in.size(0)).permute(2, 1, 0)
-        hit = chosen.sum(dim=(-1, -2)).nonzero()
-    for (expert,) in hit:
-        position, token = torch.where(chosen[expert])
-        gate, up = linear(x[token], w_in[expert]).chunk(2, -1)
-        hidden = linear(silu(gate) * up, w_out[expert]) * weights[token, position, None]
-        y.index_add_(0, token, hidden.to(y.dtype))
-    return y
-
-
-@dataclass(frozen=True)
-class Block:
-    """Experts of width I on T tokens of width H, k of E for each token; random weights."""
-
-    T: int
-    H: int
-    I: int
-    E: int
-    k: int
-    dtype: torch.dtype
-
-    def __str__(self) -> str:
-        return f"T{self.T} H{self.H} I{self.I} E{self.E} k{self.k}"
-
-    @property
-    def name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-    def inputs(self) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-        """ids, grad, and x, weights, w_in, w_out with gradients; the experts that were chosen."""
-        generator = torch.Generator().manual_seed(0)
-
-        def random(*shape: int, scale: float = 1.0) -> Tensor:
-            drawn = torch.randn(*shape, generator=generator) * scale
-            return drawn.to(self.dtype).requires_grad_()
-
-        x = random(self.T, self.H)
-        w_in = random(self.E, 2 * self.I, self.H, scale=self.H**-0.5)
-        w_out = random(self.E, self.H, self.I, scale=self.I**-0.5)
-        ids = torch.rand(self.T, self.E, generator=generator).topk(self.k)[1].int()
-        weights = torch.rand(self.T, self.k, generator=generator).requires_grad_()
-        grad = torch.randn(self.T, self.H, generator=generator).to(self.dtype)
-        return ids, grad, [x, weights, w_in, w_out], ids.unique()
-
-
-Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def _backward(out: Tensor, grad: Tensor, leaves: list[Tensor]) -> None:
-    """As a training step calls it: fresh gradients in the layout of their parameters."""
-    out.backward(grad)
-    for leaf in leaves:
-        leaf.grad = None
-
-
 def _experts(block: Block) -> Iterator[Case]:
     """The block forward alone and with its backward."""
-    ids, grad, leaves, chosen = block.inputs()
-    x, weights, w_in, w_out = leaves
-    operations = 6.0 * block.T * block.k * block.H * block.I
-    touched = (w_in[0].numel() + w_out[0].numel()) * chosen.numel() * w_in.element_size()
-
-    def run(experts: Experts) -> None:
-        with torch.no_grad():
-            experts(x, ids, weights, w_in, w_out)
-
-    def both(experts: Experts) -> None:
-        _backward(experts(x, ids, weights, w_in, w_out), grad, leaves)
-
+    work = Work(block)
     yield Case(
-        f"experts {block.name}, forward",
+        f"{block.name}, forward",
         str(block),
         "grouped_mm experts",
-        lambda: run(ops.moe_experts),
-        lambda: run(experts_plain),
-        operations=operations,
+        lambda: work.forward(ops.moe_experts),
+        lambda: work.forward(grouped),
+        operations=block.operations,
         products_of=block.dtype,
-        bytes_read=touched if block.T <= 16 else 0.0,
+        bytes_read=work.touched_bytes() if block.T <= 16 else 0.0,
     )
     yield Case(
-        f"experts {block.name}, forward + backward",
+        f"{block.name}, forward + backward",
         str(block),
         "grouped_mm experts",
-        lambda: both(ops.moe_experts),
-        lambda: both(experts_plain),
-        operations=3 * operations,
+        lambda: work.train(ops.moe_experts),
+        lambda: work.train(grouped),
+        operations=3 * block.operations,
         products_of=block.dtype,
     )
 
 
 def _eager(block: Block) -> Case:
     """The same against the loop over experts, whose backward takes seconds."""
-    ids, grad, leaves, _ = block.inputs()
-    x, weights, w_in, w_out = leaves
-
-    def both(experts: Experts) -> None:
-        _backward(experts(x, ids, weights, w_in, w_out), grad, leaves)
-
+    work = Work(block)
     return Case(
-        f"experts {block.name}, forward + backward, eager",
+        f"{block.name}, forward + backward, eager",
         str(block),
         "eager experts",
-        lambda: both(ops.moe_experts),
-        lambda: both(experts_eager),
+        lambda: work.train(ops.moe_experts),
+        lambda: work.train(eager),
         least=3,
         apart=True,
+    )
+
+
+def _memory(block: Block) -> MemoryCase:
+    """Forward and backward, beside the gradients."""
+    work = Work(block)
+    return MemoryCase(
+        f"{block.name}, forward + backward",
+        str(block),
+        "grouped_mm experts",
+        lambda: work.train(ops.moe_experts),
+        lambda: work.train(grouped),
+        kept=work.gradient_bytes(),
     )
 
 
@@ -263,24 +182,6 @@ def cases(quick: bool) -> Iterator[Case]:
     for block in _blocks(quick):
         yield from _experts(block)
     yield from map(_eager, _blocks(quick))
-
-
-def _memory(block: Block) -> MemoryCase:
-    """Forward and backward, beside the gradients."""
-    ids, grad, leaves, _ = block.inputs()
-    x, weights, w_in, w_out = leaves
-
-    def both(experts: Experts) -> None:
-        _backward(experts(x, ids, weights, w_in, w_out), grad, leaves)
-
-    return MemoryCase(
-        f"experts {block.name}, forward + backward",
-        str(block),
-        "grouped_mm experts",
-        lambda: both(ops.moe_experts),
-        lambda: both(experts_plain),
-        kept=sum(leaf.numel() * leaf.element_size() for leaf in leaves),
-    )
 
 
 def memory_cases(quick: bool) -> Iterator[MemoryCase]:
