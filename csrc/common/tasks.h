@@ -73,6 +73,14 @@ void run_kernel(Kernel<Fn>& kernel, const Params& params, const TaskSpace& space
   run_tasks(kernel, space, [&](int64_t task, void* scratch) { fn(params, task, scratch); });
 }
 
+/// The same with the scratch memory that `layout` asks for.
+template <class Fn, class LayoutFn, class Params>
+void run_kernel(Kernel<Fn>& kernel, const Kernel<LayoutFn>& layout, const Params& params,
+                TaskSpace space) {
+  layout.get(params.dtype)(params, &space.scratch_bytes);
+  run_kernel(kernel, params, space);
+}
+
 /// Ranges of `per_task` rows for a kernel that takes (params, first row, last row).
 template <class Fn, class Params>
 void run_rows(Kernel<Fn>& kernel, const Params& params, int64_t rows, int64_t per_task,

@@ -65,8 +65,10 @@ struct Backward {
     activated = operands(p, want_out ? rows : 0, s.I, a.forward.x);
     dots = at::empty({p.need_grad ? rows : 0, blocks + (p.b_out.data ? 1 : 0)},
                      contiguous_like(weights));
-    if (p.need_grad) grad = gather_operands(p, plan, a.grad, s);
-    if (p.need_grad) p.grad = operand_rows(grad);
+    if (p.need_grad) {
+      grad = gather_operands(p, plan, a.grad, s);
+      p.grad = operand_rows(grad);
+    }
     p.weights = weights.const_data_ptr();
     p.activated = want_out ? activated.mutable_data_ptr() : nullptr;
     p.row_width = activated.size(1);

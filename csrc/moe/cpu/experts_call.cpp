@@ -124,10 +124,8 @@ void run_reduce(const ExpertSizes& s, const SortedPlan& plan, const Tensor& rows
   p.bias = bias;
   p.weights = weights;
   p.out = out.mutable_data_ptr();
-  int64_t scratch = 0;
-  moe_experts_reduce_layout_kernel.get(p.dtype)(p, &scratch);
-  run_kernel(moe_experts_reduce_kernel, p,
-             {ceil_div(s.T, p.token_range) * ceil_div(s.H, kHiddenBlock), s.products(), scratch});
+  run_kernel(moe_experts_reduce_kernel, moe_experts_reduce_layout_kernel, p,
+             {ceil_div(s.T, p.token_range) * ceil_div(s.H, kHiddenBlock), s.products()});
 }
 
 Tensor accumulation_weights(const ExpertsArgs& a) {

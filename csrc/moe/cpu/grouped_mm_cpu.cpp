@@ -44,10 +44,8 @@ void run_grouped(const std::vector<int64_t>& offsets, const Tensor& x, const Exp
   p.b = b;
   p.bias = bias;
   p.out = out.mutable_data_ptr();
-  int64_t scratch = 0;
-  moe_grouped_mm_layout_kernel.get(p.dtype)(p, &scratch);
   const int64_t tasks = static_cast<int64_t>(segments.size()) * ceil_div(N, kGroupedColumns);
-  run_kernel(moe_grouped_mm_kernel, p, {tasks, rows * p.depth * N, scratch});
+  run_kernel(moe_grouped_mm_kernel, moe_grouped_mm_layout_kernel, p, {tasks, rows * p.depth * N});
 }
 
 Tensor grouped_mm_cpu(const GroupedMmArgs& a) {

@@ -56,12 +56,10 @@ void run_grad_weight(const int64_t* offsets, const SortedRows& a, const SortedRo
   p.a = a;
   p.b = b;
   p.grad = grad.mutable_data_ptr();
-  int64_t scratch = 0;
-  moe_experts_grad_weight_layout_kernel.get(p.dtype)(p, &scratch);
   advise_huge_pages(grad);
-  run_kernel(moe_experts_grad_weight_kernel, p,
+  run_kernel(moe_experts_grad_weight_kernel, moe_experts_grad_weight_layout_kernel, p,
              {E * ceil_div(p.M, kGradRows) * ceil_div(p.N, kGradColumns),
-              offsets[E] * p.M * p.N + grad.numel(), scratch});
+              offsets[E] * p.M * p.N + grad.numel()});
 }
 
 void run_grad_bias(const int64_t* offsets, const SortedRows& rows, const void* weights,

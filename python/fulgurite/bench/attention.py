@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from fulgurite.bench.harness import Case, MemoryCase
+from fulgurite.bench.harness import Case, MemoryCase, name_of
 
 SIZES = [(512, 64), (1024, 64), (1024, 128), (2048, 64), (2048, 128), (4096, 64)]
 QUICK = [(512, 64)]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _inputs(S: int, D: int, dtype: torch.dtype) -> list[Tensor]:
@@ -43,7 +39,7 @@ def _pair(S: int, D: int, dtype: torch.dtype, causal: bool) -> Iterator[Case]:
             side()
 
     out_ours, out_plain = ours(), plain()
-    name = _name(dtype)
+    name = name_of(dtype)
     product = 2 * q.size(1) * S * S * D / (2 if causal else 1)
     products_of = torch.float32 if dtype == torch.float16 else dtype
     yield Case(
@@ -70,7 +66,7 @@ def _window(S: int, D: int, dtype: torch.dtype, window: int) -> Iterator[Case]:
     q, k, v = (x.detach() for x in _inputs(S, D, dtype))
     i = torch.arange(S)
     mask = (i[:, None] >= i) & (i[:, None] - window < i)
-    name, shape = _name(dtype), f"B1 H8 S{S} D{D} window {window}"
+    name, shape = name_of(dtype), f"B1 H8 S{S} D{D} window {window}"
 
     def ours() -> None:
         torch.ops.fulgurite.attention(q, k, v, causal=True, window_left=window - 1)
@@ -95,7 +91,7 @@ def _documents(T: int, count: int, dtype: torch.dtype) -> Iterator[Case]:
     mask = (document[:, None] == document) & (i[:, None] >= i)
     packed = [x[0].transpose(0, 1).contiguous() for x in (q, k, v)]
     yield Case(
-        f"{_name(dtype)} forward, {count} documents, causal",
+        f"{name_of(dtype)} forward, {count} documents, causal",
         f"T{T} H8 D64",
         "SDPA with a dense mask",
         lambda: torch.ops.fulgurite.attention_varlen(*packed, starts, starts, causal=True),
@@ -110,7 +106,7 @@ def _decode(B: int, M: int, dtype: torch.dtype) -> Iterator[Case]:
     key, value = torch.randn(2, B, 8, M, 128, generator=generator).to(dtype)
     lens = torch.full((B,), M)
     yield Case(
-        f"{_name(dtype)} decode, GQA 4",
+        f"{name_of(dtype)} decode, GQA 4",
         f"B{B} H32/8 M{M} D128",
         "SDPA, enable_gqa",
         lambda: torch.ops.fulgurite.attention_decode(query, key, value, lens),
@@ -130,7 +126,7 @@ def _bias(B: int, H: int, N: int, D: int, dtype: torch.dtype, work: str) -> Iter
         torch.autograd.grad(out, leaves, grad)
 
     yield Case(
-        f"{_name(dtype)} forward and backward, bias with gradient",
+        f"{name_of(dtype)} forward and backward, bias with gradient",
         f"{work}: B{B} H{H} N{N} D{D}",
         "SDPA (math)",
         lambda: step(torch.ops.fulgurite.attention(q, k, v, bias=bias)[0]),
@@ -162,7 +158,7 @@ def _memory(S: int, dtype: torch.dtype, causal: bool) -> MemoryCase:
         torch.autograd.grad(out, leaves, grad)
 
     return MemoryCase(
-        f"{_name(dtype)} forward + backward, {'causal' if causal else 'no mask'}",
+        f"{name_of(dtype)} forward + backward, {'causal' if causal else 'no mask'}",
         f"B1 H8 S{S} D64",
         "SDPA",
         lambda: both(torch.ops.fulgurite.attention(q, k, v, causal=causal)[0]),

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm, linear, one_hot, silu
 
+from fulgurite.bench.harness import name_of
+
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -61,7 +63,7 @@ class Block:
 
     @property
     def name(self) -> str:
-        return f"experts {str(self.dtype).removeprefix('torch.')}"
+        return f"experts {name_of(self.dtype)}"
 
     @property
     def operations(self) -> float:

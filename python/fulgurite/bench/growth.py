@@ -7,6 +7,7 @@ malloc keeps. ``python -m fulgurite.bench.growth FAMILY INDEX SIDE [--quick]`` p
 from __future__ import annotations
 
 import argparse
+import ctypes
 import subprocess
 import sys
 from importlib import import_module
@@ -32,6 +33,13 @@ def _resident_mib(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
+def _give_back() -> None:
+    """What making the case has freed, so that the side does not grow into it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim:
+        trim(0)
+
+
 def _case(family: str, quick: bool, index: int) -> MemoryCase:
     cases = import_module(f"fulgurite.bench.{family}").memory_cases(quick)
     case: MemoryCase = next(islice(cases, index, None))
@@ -47,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     getattr(_case(options.family, True, 0), options.side)()  # loads what is loaded once
     case = _case(options.family, options.quick, options.index)
+    _give_back()
     _RESET.write_text("5")  # the peak begins anew
     before = _resident_mib("VmRSS")
     getattr(case, options.side)()

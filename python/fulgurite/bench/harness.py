@@ -97,6 +97,11 @@ class MemoryRow:
     plain_growth_mib: float
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """``float32``, without torch's name before it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _seconds(side: Side) -> float:
     start = time.perf_counter()
     side()
@@ -114,8 +119,7 @@ def _limit(case: Case) -> float:
     if case.bytes_read:
         return case.bytes_read / read_bandwidth()
     if case.operations and fulgurite._C:
-        name = str(case.products_of).removeprefix("torch.")
-        return case.operations / float(fulgurite._C.measure_peak(name))
+        return case.operations / float(fulgurite._C.measure_peak(name_of(case.products_of)))
     return 0.0
 
 

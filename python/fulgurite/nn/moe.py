@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fulgurite.nn import functional as F
 from fulgurite.nn.load import LoadStatistics
 from fulgurite.nn.moe_transformers import block_parts
-from fulgurite.nn.router import Router, state_without_graph
+from fulgurite.nn.router import Router, jittered, state_without_graph
 
 ROUTER_BUFFERS = ("aux_loss", "load", "dropped", "selection_bias")
 
@@ -153,8 +153,7 @@ class MoE(nn.Module):
             (..., N, H), in x's dtype (autocast's, inside autocast).
         """
         if self.training and self.input_jitter > 0.0:
-            low, high = 1.0 - self.input_jitter, 1.0 + self.input_jitter
-            x = x * torch.empty_like(x).uniform_(low, high)
+            x = jittered(x, self.input_jitter)
         weights, ids = self.router(x, token_mask)  # (T, K)
         if self.training:
             self.aux_loss = self.router.aux_loss

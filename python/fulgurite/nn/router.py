@@ -10,6 +10,11 @@ from fulgurite.nn import functional as F
 from fulgurite.nn.load import LoadStatistics, load_statistics
 
 
+def jittered(x: Tensor, jitter: float) -> Tensor:
+    """x times uniform noise in [1 − jitter, 1 + jitter]."""
+    return x * torch.empty_like(x).uniform_(1.0 - jitter, 1.0 + jitter)
+
+
 class Router(nn.Module):
     """Chooses ``top_k`` of E experts for every token, on :func:`fulgurite.nn.functional.moe_route`.
 
@@ -204,8 +209,7 @@ class Router(nn.Module):
         if mask is not None:  # in the gradient of the weight, 0 · NaN would be NaN
             tokens = tokens.masked_fill(~mask[:, None], 0.0)
         if self.training and self.jitter > 0.0:
-            low, high = 1.0 - self.jitter, 1.0 + self.jitter
-            tokens = tokens * torch.empty_like(tokens).uniform_(low, high)
+            tokens = jittered(tokens, self.jitter)
         logits = self.logits(tokens)
         weights, ids, counts = F.moe_route(
             logits,
