@@ -2,11 +2,11 @@
 //
 //   dV = Pᵀ·dO    dQ = scale·dS·K    dK = scale·dSᵀ·Q                                 (P and dS: backward.h)
 //
-// A task is every splits-th key block of one key/value head: it owns the dK and dV of its keys, with the heads of the group
-// in order, and its own part of the group's dQ. The parts are added in order afterwards. The number of splits depends on
-// the sequence's length alone; taking every splits-th block evens out what causality leaves of each.
+// A task is one key block of one key/value head: it owns the dK and dV of its keys, with the heads of the group in order. To
+// dQ the blocks j, j + kQueryParts, … add one after the other (query_order.h); the parts are added in order afterwards.
 
 #include "attention/cpu/backward.h"
+#include "attention/cpu/query_order.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -60,25 +60,24 @@ void accumulate_key_value(const AttentionParams& p, const ScoreRule& rule, const
   }
 }
 
-/// This split's part of the dQ of head h, without the scale.
+/// One part of the dQ of head h, without the scale.
 template <class T>
-FULGURITE_INLINE T* query_part(const AttentionParams& p, int64_t b, int64_t h, int64_t split,
+FULGURITE_INLINE T* query_part(const AttentionParams& p, int64_t b, int64_t h, int64_t part,
                                int64_t ld) {
-  const Sequence& s = p.sequences[b];
   const int64_t head = h / p.group;
-  return static_cast<T*>(p.query_parts[s.split_start * p.Hkv + head * s.splits + split]) +
-         (h - head * p.group) * s.N * ld;
+  return static_cast<T*>(p.query_parts[(b * p.Hkv + head) * kQueryParts + part]) +
+         (h - head * p.group) * p.sequences[b].N * ld;
 }
 
-/// dQ += dS·K of one tile.
+/// dQ += dS·K of one tile, which is `rows` of its part.
 template <class S>
 void accumulate_query(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                       const Spans& spans, const BackwardScratch<S>& w, const KeyValueScratch<S>& kv,
-                      Accumulate<S>* part) {
+                      Accumulate<S>* rows) {
   using E = Operand<S>;
   accumulate_tile<E>(rule, t, spans, true, w.packed.key_finite, along_columns(t, kv.grads_by_row),
-                     {w.packed.key_rows, pad_depth<E>(t.columns), kv.key_ld, t.c0}, p.D,
-                     part + t.i0 * kv.key_ld, kv.key_ld);
+                     {w.packed.key_rows, pad_depth<E>(t.columns), kv.key_ld, t.c0}, p.D, rows,
+                     kv.key_ld);
 }
 
 /// dbias += dS of one strip, in part q.
@@ -124,69 +123,82 @@ void store_bias(const AttentionParams& p, const Tile& t, const T* grads) {
   });
 }
 
-/// Every tile of one key block, and its dK and dV.
+/// P and dS of one tile as operands, and what is left of them in dbias.
 template <class S>
-void backward_block(const AttentionParams& p, const ScoreRule& rule, const Block& split,
-                    int64_t key_block, BackwardScratch<S>& w, const KeyValueScratch<S>& kv) {
+void make_gradients(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
+                    BackwardScratch<S>& w, const KeyValueScratch<S>& kv) {
   using T = Accumulate<S>;
-  const Sequence& s = p.sequences[split.b];
-  const int64_t j0 = key_block * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
-  read_block<S>(p, {split.b, split.head, key_block}, w.packed);
-  TileTally tally;
-  __builtin_memset(kv.grad_key, 0, sizeof(T) * keys * kv.key_ld);
-  __builtin_memset(kv.grad_value, 0, sizeof(T) * keys * kv.value_ld);
-  for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
-    for (int64_t block = 0; block < ceil_div(s.N, s.query_rows); ++block) {
-      const Tile t = make_tile<T>(p, rule, split.b, h, block, key_block);
-      if (tally.skips(t)) {
-        if (p.stores_bias) store_bias<T>(p, t, nullptr);
-        continue;
-      }
-      load_rows<S>(p, split.b, h, t.i0, t.rows, w);
-      for_gradient_strips(p, rule, t, w,
-                          [&](const Tile& strip, int64_t r0, T* weights, T* grads, const T* slope) {
-                            if (p.stores_bias) store_bias<T>(p, strip, grads);
-                            if (p.grad_bias_parts)
-                              accumulate_bias(p, strip, split.b % p.batch_stride, grads);
-                            apply_softcap(strip, grads, slope);
-                            narrow_for_rows(strip, weights, kv.weights + r0 * kScoreStride);
-                            narrow_for_rows(strip, grads, kv.grads + r0 * kScoreStride);
-                            narrow_for_columns(strip, grads, kv.grads_by_row + r0 * kScoreStride);
-                          });
-      const Spans spans(rule, t);
-      accumulate_key_value(p, rule, t, spans, w, kv);
-      if (p.grad_query.data)
-        accumulate_query(p, rule, t, spans, w, kv,
-                         query_part<T>(p, split.b, h, split.index, kv.key_ld));
-    }
-  tally.add_to(p);
+  load_rows<S>(p, t.b, t.h, t.i0, t.rows, w);
+  for_gradient_strips(p, rule, t, w,
+                      [&](const Tile& strip, int64_t r0, T* weights, T* grads, const T* slope) {
+                        if (p.stores_bias) store_bias<T>(p, strip, grads);
+                        if (p.grad_bias_parts)
+                          accumulate_bias(p, strip, t.b % p.batch_stride, grads);
+                        apply_softcap(strip, grads, slope);
+                        narrow_for_rows(strip, weights, kv.weights + r0 * kScoreStride);
+                        narrow_for_rows(strip, grads, kv.grads + r0 * kScoreStride);
+                        narrow_for_columns(strip, grads, kv.grads_by_row + r0 * kScoreStride);
+                      });
+}
+
+template <class S>
+void store_key_value(const AttentionParams& p, const Block& k, int64_t first, int64_t keys,
+                     const KeyValueScratch<S>& kv) {
+  using T = Accumulate<S>;
   for (int64_t j = 0; j < keys; ++j) {
-    const int64_t row = s.key_start + j0 + j;
     if (p.grad_key.data)
-      store_row(row_of<S>(p.grad_key, split.b, split.head, row), kv.grad_key + j * kv.key_ld, p.D,
+      store_row(row_of<S>(p.grad_key, k.b, k.head, first + j), kv.grad_key + j * kv.key_ld, p.D,
                 static_cast<T>(p.scale));
     if (p.grad_value.data)
-      store_row(row_of<S>(p.grad_value, split.b, split.head, row), kv.grad_value + j * kv.value_ld,
+      store_row(row_of<S>(p.grad_value, k.b, k.head, first + j), kv.grad_value + j * kv.value_ld,
                 p.Dv, T(1));
   }
 }
 
+/// Every tile of one key block, and its dK and dV.
+template <class S>
+void backward_block(const AttentionParams& p, const Block& k, QueryOrder& order,
+                    BackwardScratch<S>& w, const KeyValueScratch<S>& kv) {
+  using T = Accumulate<S>;
+  const Sequence& s = p.sequences[k.b];
+  const ScoreRule rule = rule_of(p, k.b);
+  const int64_t j0 = k.index * kKeyBlock, keys = s.M - j0 < kKeyBlock ? s.M - j0 : kKeyBlock;
+  read_block<S>(p, k, w.packed);
+  TileTally tally;
+  __builtin_memset(kv.grad_key, 0, sizeof(T) * keys * kv.key_ld);
+  __builtin_memset(kv.grad_value, 0, sizeof(T) * keys * kv.value_ld);
+  for (int64_t h = k.head * p.group; h < (k.head + 1) * p.group; ++h)
+    for (int64_t block = 0; block < ceil_div(s.N, s.query_rows); ++block, order.next()) {
+      const Tile t = make_tile<T>(p, rule, k.b, h, block, k.index);
+      T* query_rows = nullptr;
+      if (p.grad_query.data) {
+        query_rows = query_part<T>(p, k.b, h, k.index % kQueryParts, kv.key_ld) + t.i0 * kv.key_ld;
+        if (k.index < kQueryParts) __builtin_memset(query_rows, 0, sizeof(T) * t.rows * kv.key_ld);
+      }
+      if (tally.skips(t)) {
+        if (p.stores_bias) store_bias<T>(p, t, nullptr);
+        continue;
+      }
+      make_gradients<S>(p, rule, t, w, kv);
+      const Spans spans(rule, t);
+      accumulate_key_value(p, rule, t, spans, w, kv);
+      if (!p.grad_query.data) continue;
+      order.wait();
+      accumulate_query(p, rule, t, spans, w, kv, query_rows);
+    }
+  tally.add_to(p);
+  store_key_value<S>(p, k, s.key_start + j0, keys, kv);
+}
+
 template <class S>
 void backward_task(const AttentionParams& p, int64_t task, void* scratch) {
-  using T = Accumulate<S>;
   Arena arena(scratch);
   BackwardScratch<S> w(p, arena);
   const KeyValueScratch<S> kv(p, w, arena);
-  for (Block split = split_of(p, task); split.b < p.B; split.b += p.batch_stride) {
-    const Sequence& s = p.sequences[split.b];
-    const ScoreRule rule = rule_of(p, split.b);
-    if (p.grad_query.data)
-      for (int64_t h = split.head * p.group; h < (split.head + 1) * p.group; ++h)
-        __builtin_memset(query_part<T>(p, split.b, h, split.index, kv.key_ld), 0,
-                         sizeof(T) * s.N * kv.key_ld);
-    for (int64_t block = split.index; block < ceil_div(s.M, kKeyBlock); block += s.splits)
-      backward_block<S>(p, rule, split, block, w, kv);
-  }
+  Block k = key_block_of(p, task);
+  QueryOrder order(p.query_steps, task, k.index);
+  for (; k.b < p.B; k.b += p.batch_stride) backward_block<S>(p, k, order, w, kv);
+  order.end();
 }
 
 /// δ_i = Σ_d dO·O − g_lse of one block of rows, and whether its rows are finite.
@@ -230,13 +242,13 @@ void reduce_query_task(const AttentionParams& p, int64_t task, void* scratch) {
   T* const row = static_cast<T*>(scratch);
   const Block q = query_block_of(p, task);
   const Sequence& s = p.sequences[q.b];
-  const int64_t ld = pad_columns<T>(p.D), i0 = q.index * s.query_rows,
+  const int64_t ld = pad_columns<T>(p.D), parts = query_parts_of(s), i0 = q.index * s.query_rows,
                 end = s.N - i0 < s.query_rows ? s.N : i0 + s.query_rows;
   for (int64_t i = i0; i < end; ++i) {
     for (int64_t d = 0; d < ld; d += kLanes<T>) {
       V sum{};
-      for (int64_t split = 0; split < s.splits; ++split)
-        sum += load<V>(query_part<T>(p, q.b, q.head, split, ld) + i * ld + d);
+      for (int64_t part = 0; part < parts; ++part)
+        sum += load<V>(query_part<T>(p, q.b, q.head, part, ld) + i * ld + d);
       store(row + d, sum);
     }
     store_row(row_of<S>(p.grad_query, q.b, q.head, s.query_start + i), row, p.D,

@@ -138,17 +138,15 @@ int64_t AttentionCall::query_rows(int64_t N) const {
 
 void AttentionCall::add_sequence(int64_t query_start, int64_t N, int64_t key_start, int64_t M) {
   const int64_t packed = ceil_div(M, layout_.key_multiple) * layout_.key_multiple,
-                blocks = ceil_div(M, kKeyBlock), splits = std::min(blocks, kMostSplits);
+                blocks = ceil_div(M, kKeyBlock);
   add({query_start, N, key_start, M, query_rows(N), p.query_blocks, p.key_blocks, packed_keys_,
-       packed, p.splits, splits},
+       packed},
       blocks);
   packed_keys_ += packed;
-  p.splits += splits;
 }
 
 void AttentionCall::add_splits(int64_t N, int64_t M, int64_t split_keys) {
-  add({0, N, 0, M, query_rows(N), p.query_blocks, p.key_blocks, 0, 0, 0, 0},
-      ceil_div(M, split_keys));
+  add({0, N, 0, M, query_rows(N), p.query_blocks, p.key_blocks, 0, 0}, ceil_div(M, split_keys));
 }
 
 void AttentionCall::add(const Sequence& sequence, int64_t key_blocks) {

@@ -11,11 +11,11 @@
 
 namespace fulgurite {
 
+class QueryParts;
 struct TaskSpace;
 
-/// Tasks of a key/value head in the backward, and tasks that share a bias: each holds a part of dQ or dbias, so few, and
-/// enough for one head alone to keep a few cores busy.
-inline constexpr int64_t kMostSplits = 4;
+/// Tasks of the backward that share a bias over the batch: each holds a part of dbias, so few.
+inline constexpr int64_t kBiasParts = 4;
 
 /// Strides of (batch, head, row, column).
 struct HeadStrides {
@@ -83,6 +83,8 @@ class AttentionCall {
   bool forward_packs_in_tasks() const;
   void add_delta();
   void gradients();
+  void run_with_parts(QueryParts& parts, const TaskSpace& space);
+  int64_t query_elements() const;
   int64_t query_rows(int64_t N) const;
   bool tasks_own_bias() const;
   void add_bias_parts();

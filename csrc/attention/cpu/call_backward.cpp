@@ -53,16 +53,30 @@ void AttentionCall::backward() {
   if (p.grad_bias && !p.stores_bias) grad_bias();
 }
 
-/// The backward's tasks; with dQ, the last task of a key/value head to finish adds up the parts of its heads.
+/// The backward's tasks; with dQ, the last task of a key/value head to finish adds up the parts of its heads. Where there are
+/// fewer heads than threads that is shared out afterwards.
 void AttentionCall::gradients() {
-  const int64_t tasks = (p.grad_bias_parts ? p.splits / p.B * p.batch_stride : p.splits) * p.Hkv;
+  const int64_t heads = p.batch_stride * p.Hkv,
+                tasks = p.grad_bias_parts ? p.key_blocks / p.B * heads : p.key_blocks * p.Hkv;
+  p.query_steps = static_cast<int64_t*>(keep(at::zeros({tasks}, options_.dtype(at::kLong))));
   const TaskSpace space{tasks, products(),
                         std::max(layout_.backward_scratch, layout_.reduce_query_scratch)};
   if (!p.grad_query.data) return run_counted(attention_backward_kernel, p, space);
   const int64_t workers = workers_for(space);
   const bool one_by_one = tasks_at_a_time(space, workers) == 1;
-  QueryParts parts(p, layout_.query_part, one_by_one ? (workers + 1) * kMostSplits : tasks,
-                   options_);
+  QueryParts parts(p, layout_.query_part, one_by_one ? workers + 1 : heads, options_);
+  const TaskSpace reduction{p.query_blocks * p.Hq, query_elements() * kQueryParts,
+                            layout_.reduce_query_scratch};
+  if (heads < workers) {
+    run_counted(attention_backward_kernel, p, space);
+    return run_counted(attention_reduce_query_kernel, p, reduction);
+  }
+  run_with_parts(parts, space);
+  attention_reduce_query_kernel.count(reduction.count, workers);
+}
+
+/// Tasks that take and give back their heads' parts.
+void AttentionCall::run_with_parts(QueryParts& parts, const TaskSpace& space) {
   AttentionTaskFn* const task_of = attention_backward_kernel.get(p.dtype);
   AttentionTaskFn* const reduce = attention_reduce_query_kernel.get(p.dtype);
   const auto add_parts = [&](int64_t b, int64_t head, void* scratch) {
@@ -80,21 +94,26 @@ void AttentionCall::gradients() {
   });
   std::vector<char> row(static_cast<size_t>(layout_.reduce_query_scratch));
   for (int64_t b = 0; b < p.B; ++b)  // without keys there are no tasks, and dQ is 0
-    for (int64_t head = 0; p.sequences[b].splits == 0 && head < p.Hkv; ++head)
+    for (int64_t head = 0; p.sequences[b].M == 0 && head < p.Hkv; ++head)
       add_parts(b, head, row.data());
-  attention_reduce_query_kernel.count(p.query_blocks * p.Hq, workers);
+}
+
+int64_t AttentionCall::query_elements() const {
+  int64_t rows = 0;
+  for (const Sequence& s : sequences_) rows += s.N;
+  return rows * p.Hq * p.D;
 }
 
 /// Different tasks of the backward never meet in an element of dbias.
 bool AttentionCall::tasks_own_bias() const {
   const bool heads = p.bias_shape[1] == p.Hq || p.Hkv == 1;
-  const bool keys = p.bias_shape[3] > 1 || sequences_[0].splits <= 1;
+  const bool keys = p.bias_shape[3] > 1 || sequences_[0].M <= kKeyBlock;
   return heads && keys;
 }
 
 void AttentionCall::add_bias_parts() {
   const int64_t repeats = p.B / p.bias_shape[0];
-  p.batch_stride = p.bias_shape[0] * std::min(repeats, kMostSplits);
+  p.batch_stride = p.bias_shape[0] * std::min(repeats, kBiasParts);
   p.grad_bias_parts =
       keep(at::zeros({p.batch_stride * bias_elements() / p.bias_shape[0]}, options_));
 }

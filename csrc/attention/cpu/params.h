@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "attention/scores.h"
+#include "common/ceil_div.h"
 #include "simd/types.h"
 
 namespace fulgurite {
@@ -24,6 +25,9 @@ inline constexpr int64_t kMostQueryRows = 192;  // of a tile, on any instruction
 inline constexpr int64_t kKeyBlock =
     128;  // columns of a tile: whole panels on every instruction set
 
+// Key blocks of a head add to dQ in as many chains, block j in chain j mod kQueryParts: each chain holds a part of dQ.
+inline constexpr int64_t kQueryParts = 4;
+
 inline constexpr int64_t kBiasChunk = 4096;  // elements of dbias that one task sums
 
 /// One problem: a batch entry, or one of the packed sequences. Blocks are numbered over all sequences.
@@ -32,9 +36,14 @@ struct Sequence {
   int64_t query_rows;              // of a query block
   int64_t query_block, key_block;  // numbers of its first blocks
   int64_t packed_start,
-      packed_keys;              // its keys in the packed copies, M rounded up to whole vectors
-  int64_t split_start, splits;  // the backward's tasks per key/value head
+      packed_keys;  // its keys in the packed copies, M rounded up to whole vectors
 };
+
+/// Parts of dQ that its blocks use.
+inline int64_t query_parts_of(const Sequence& s) {
+  const int64_t blocks = ceil_div(s.M, kKeyBlock);
+  return blocks < kQueryParts ? blocks : kQueryParts;
+}
 
 struct AttentionParams {
   Dtype dtype;
@@ -52,8 +61,8 @@ struct AttentionParams {
   int64_t* tiles_seen;  // atomic counters, for explain
   int64_t* tiles_skipped;
 
-  const Sequence* sequences;                    // B of them
-  int64_t B, query_blocks, key_blocks, splits;  // over all sequences
+  const Sequence* sequences;            // B of them
+  int64_t B, query_blocks, key_blocks;  // over all sequences
 
   Tensor4 query, key, value;  // (B,Hq,N,D) (B,Hkv,M,D) (B,Hkv,M,Dv)
   const void* sink;           // (Hq) of the accumulation type, or null
@@ -78,9 +87,10 @@ struct AttentionParams {
   bool *query_finite, *grad_out_finite;
   int64_t query_block_rows;
   Output4 grad_query, grad_key, grad_value;  // of dtype
-  // Of each of the backward's splits (split_of), its part of the group's dQ: rows of query_part elements of the accumulation
-  // type.
+  // kQueryParts of every sequence and key/value head, of the group's dQ: rows of query_part elements of the accumulation type.
   void* const* query_parts;
+  int64_t*
+      query_steps;  // of every task of the backward, atomic: how far it has come (query_order.h)
   void* grad_bias;  // contiguous, in the bias's shape and dtype
   // With parts, the tasks of the backward add dbias up themselves: task q of a head takes the batch entries q, q +
   // batch_stride, … in order and has a part of its own. Without, batch_stride is B.

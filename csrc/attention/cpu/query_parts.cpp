@@ -11,80 +11,86 @@ QueryParts::QueryParts(AttentionParams& p, int64_t row, int64_t under_way,
     : p_(p),
       row_(row),
       bytes_(static_cast<int64_t>(options.dtype().itemsize())),
-      table_(static_cast<size_t>(p.splits * p.Hkv)),
+      table_(static_cast<size_t>(p.B * p.Hkv * kQueryParts)),
       left_(static_cast<size_t>(p.batch_stride * p.Hkv)) {
   p.query_parts = table_.data();
-  int64_t tasks = 0, total = 0, largest = 0;
+  int64_t total = 0, largest = 0;
   for (int64_t b = 0; b < p.batch_stride; ++b) {
-    const int64_t splits = p.sequences[b].splits;
-    int64_t part = 0;
-    for (int64_t of = b; of < p.B; of += p.batch_stride) part += elements(of);
+    const int64_t blocks = ceil_div(p.sequences[b].M, kKeyBlock);
     for (int64_t head = 0; head < p.Hkv; ++head)
-      left_[static_cast<size_t>(b * p.Hkv + head)].store(splits, std::memory_order_relaxed);
-    tasks += splits * p.Hkv;
-    total += splits * p.Hkv * part;
-    if (splits > 0) largest = std::max(largest, part);
+      left_[static_cast<size_t>(b * p.Hkv + head)].store(blocks, std::memory_order_relaxed);
+    total += p.Hkv * query_parts_of(p.sequences[b]) * elements(b);
+    if (blocks > 0) largest = std::max(largest, elements(b));
   }
-  pooled_ = under_way < tasks && under_way * largest < total;
+  const int64_t most = under_way * kQueryParts;
+  pooled_ = under_way < p.batch_stride * p.Hkv && most * largest < total;
   if (!pooled_) {
-    place_all(tasks, total, options);
+    place_all(total, options);
     return;
   }
-  for (int64_t i = 0; i < under_way; ++i) {
+  for (int64_t i = 0; i < most; ++i) {
     memory_.push_back(at::empty({largest}, options));
     free_.push_back(static_cast<char*>(memory_.back().mutable_data_ptr()));
   }
 }
 
-QueryParts::Owner QueryParts::owner_of(int64_t task) const {
+QueryParts::Head QueryParts::head_of(int64_t task) const {
   const Sequence* const last =
       std::upper_bound(p_.sequences, p_.sequences + p_.B, task,
-                       [&](int64_t t, const Sequence& s) { return t < s.split_start * p_.Hkv; }) -
+                       [&](int64_t t, const Sequence& s) { return t < s.key_block * p_.Hkv; }) -
       1;
-  const int64_t within = task - last->split_start * p_.Hkv;
-  return {last - p_.sequences, within / last->splits, within % last->splits};
+  return {last - p_.sequences, (task - last->key_block * p_.Hkv) / ceil_div(last->M, kKeyBlock)};
 }
 
-int64_t QueryParts::entry(const Owner& owner, int64_t b) const {
-  const Sequence& s = p_.sequences[b];
-  return s.split_start * p_.Hkv + owner.head * s.splits + owner.split;
+size_t QueryParts::entry(const Head& head, int64_t b, int64_t part) const {
+  return static_cast<size_t>((b * p_.Hkv + head.index) * kQueryParts + part);
 }
 
-int64_t QueryParts::elements(int64_t b) const { return p_.group * p_.sequences[b].N * row_; }
+int64_t QueryParts::elements(int64_t first_b) const {
+  int64_t sum = 0;
+  for (int64_t b = first_b; b < p_.B; b += p_.batch_stride) sum += part_elements(b);
+  return sum;
+}
 
-char* QueryParts::place(const Owner& owner, char* memory) {
-  for (int64_t b = owner.b; b < p_.B; b += p_.batch_stride) {
-    table_[static_cast<size_t>(entry(owner, b))] = memory;
-    memory += elements(b) * bytes_;
+char* QueryParts::place(const Head& head, int64_t part, char* memory) {
+  for (int64_t b = head.b; b < p_.B; b += p_.batch_stride) {
+    table_[entry(head, b, part)] = memory;
+    memory += part_elements(b) * bytes_;
   }
   return memory;
 }
 
-void QueryParts::place_all(int64_t tasks, int64_t total, const at::TensorOptions& options) {
+void QueryParts::place_all(int64_t total, const at::TensorOptions& options) {
   memory_.push_back(at::empty({total}, options));
   char* memory = static_cast<char*>(memory_.back().mutable_data_ptr());
-  for (int64_t task = 0; task < tasks; ++task) memory = place(owner_of(task), memory);
+  for (int64_t b = 0; b < p_.batch_stride; ++b)
+    for (int64_t head = 0; head < p_.Hkv; ++head)
+      for (int64_t part = 0; part < query_parts_of(p_.sequences[b]); ++part)
+        memory = place({b, head}, part, memory);
 }
 
 void QueryParts::start(int64_t task) {
   if (!pooled_) return;
+  const Head head = head_of(task);
   const std::lock_guard<std::mutex> lock(mutex_);
-  place(owner_of(task), free_.back());
-  free_.pop_back();
+  if (table_[entry(head, head.b, 0)]) return;
+  for (int64_t part = 0; part < query_parts_of(p_.sequences[head.b]); ++part) {
+    place(head, part, free_.back());
+    free_.pop_back();
+  }
 }
 
 bool QueryParts::finish(int64_t task) {
-  const Owner owner = owner_of(task);
-  return left_[static_cast<size_t>(owner.b * p_.Hkv + owner.head)].fetch_sub(
+  const Head head = head_of(task);
+  return left_[static_cast<size_t>(head.b * p_.Hkv + head.index)].fetch_sub(
              1, std::memory_order_acq_rel) == 1;
 }
 
-void QueryParts::release(const Owner& owner) {
+void QueryParts::release(const Head& head) {
   if (!pooled_) return;
   const std::lock_guard<std::mutex> lock(mutex_);
-  for (int64_t split = 0; split < p_.sequences[owner.b].splits; ++split)
-    free_.push_back(static_cast<char*>(
-        table_[static_cast<size_t>(entry({owner.b, owner.head, split}, owner.b))]));
+  for (int64_t part = 0; part < query_parts_of(p_.sequences[head.b]); ++part)
+    free_.push_back(static_cast<char*>(table_[entry(head, head.b, part)]));
 }
 
 }  // namespace fulgurite

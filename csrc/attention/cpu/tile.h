@@ -79,9 +79,6 @@ FULGURITE_INLINE Block query_block_of(const AttentionParams& p, int64_t task) {
 FULGURITE_INLINE Block key_block_of(const AttentionParams& p, int64_t task) {
   return block_of(p, task, p.Hkv, &Sequence::key_block, p.key_blocks);
 }
-FULGURITE_INLINE Block split_of(const AttentionParams& p, int64_t task) {
-  return block_of(p, task, p.Hkv, &Sequence::split_start, p.splits);
-}
 
 /// The number of a query block: the task of query_block_of.
 FULGURITE_INLINE int64_t query_block_index(const AttentionParams& p, int64_t b, int64_t h,

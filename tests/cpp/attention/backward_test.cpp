@@ -73,7 +73,7 @@ TEST_CASE("keys that no query keeps get zeros") {
   problem.p.rule.window_left = 2;
   problem.forward();
   problem.backward();
-  // The first sequence has 150 keys for 110 queries: those before 150 − 110 − 2 are out of reach.
-  for (int64_t j = 0; j < 38; ++j) REQUIRE(problem.grad_key[j * Problem::D] == 0);
-  REQUIRE(problem.grad_key[38 * Problem::D] != 0);
+  // The first sequence has 600 keys for 110 queries: those before 600 − 110 − 2 are out of reach.
+  for (int64_t j = 0; j < 488; ++j) REQUIRE(problem.grad_key[j * Problem::D] == 0);
+  REQUIRE(problem.grad_key[488 * Problem::D] != 0);
 }

@@ -52,8 +52,8 @@ TEST_CASE("a hidden NaN does not leak, a kept one does") {
   const bool packs_in_tasks = GENERATE(false, true);
   Problem clean(packs_in_tasks), dirty(packs_in_tasks);
   clean.p.rule.causal = dirty.p.rule.causal = true;
-  dirty.value[100 * Problem::Dv] = std::nan("");  // seen from query 60 of the first sequence on
-  dirty.key[149 * Problem::D] = std::nan("");     // seen by the last query of the first sequence
+  dirty.value[550 * Problem::Dv] = std::nan("");  // seen from query 60 of the first sequence on
+  dirty.key[599 * Problem::D] = std::nan("");     // seen by the last query of the first sequence
   clean.forward();
   dirty.forward();
   for (int64_t i = 0; i < Problem::N; ++i) {

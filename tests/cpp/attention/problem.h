@@ -21,18 +21,19 @@ namespace attention_test {
 
 /// Rows of all heads as (head, row, width), as attention_varlen's tensors seen head by head.
 struct Problem {
-  static constexpr int64_t Hq = 2, D = 9, Dv = 5, N = 110 + 7, M = 150 + 20, key_blocks = 3;
+  static constexpr int64_t Hq = 2, D = 9, Dv = 5, N = 110 + 7, M = 600 + 20, key_blocks = 6;
   static constexpr int64_t query_blocks = 4;
-  std::vector<Sequence> sequences{{0, 110, 0, 150, 48, 0, 0, 0, 0, 0, 2},
-                                  {110, 7, 150, 20, 7, 3, 2, 0, 0, 2, 1}};
+  std::vector<Sequence> sequences{{0, 110, 0, 600, 48, 0, 0, 0, 0},
+                                  {110, 7, 600, 20, 7, 3, 5, 0, 0}};
   Rows query = numbers<Rows>(Hq * N * D, 1), key = numbers<Rows>(M * D, 2),
        value = numbers<Rows>(M * Dv, 3), grad_out = numbers<Rows>(Hq * N * Dv, 4);
   Rows out = Rows(Hq * N * Dv), grad_query = Rows(Hq * N * D), grad_key = Rows(M * D),
        grad_value = Rows(M * Dv);
   Sums grad_lse = numbers<Sums>(Hq * N, 5), sink{0.3, -0.2}, lse = Sums(Hq * N),
        grad_sink = Sums(Hq), delta;
-  std::vector<Sums> parts = std::vector<Sums>(3);
-  void* part_pointers[3];
+  std::vector<Sums> parts = std::vector<Sums>(2 * kQueryParts);
+  void* part_pointers[2 * kQueryParts];
+  std::vector<int64_t> steps = std::vector<int64_t>(key_blocks);
   std::vector<std::vector<char>> packed = std::vector<std::vector<char>>(4);
   bool finite[2 * key_blocks], rows_finite[2 * Hq * query_blocks];
   AttentionLayout layout{};
@@ -53,7 +54,6 @@ struct Problem {
     p.sequences = sequences.data();
     p.B = p.batch_stride = 2;
     p.query_blocks = query_blocks;
-    p.splits = 3;
     p.key_blocks = key_blocks;
     p.query = {query.data(), {0, N * D, D, 1}};
     p.key = {key.data(), {0, M * D, D, 1}};
@@ -71,17 +71,19 @@ struct Problem {
     p.grad_sink = grad_sink.data();
   }
 
-  /// Tasks share nothing that they write: two threads take every other one.
+  /// Three threads take the tasks in turns. Those of the backward wait for earlier ones of another thread: blocks 4 and 5 of
+  /// the first sequence for 0 and 1.
   void run(AttentionTaskFn& kernel, int64_t tasks, int64_t scratch_bytes) {
     const auto run_from = [&, scratch_bytes](int64_t first) {
       std::vector<char> memory(static_cast<size_t>(scratch_bytes) + 64);
       const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64;
-      for (int64_t task = first; task < tasks; task += 2)
+      for (int64_t task = first; task < tasks; task += 3)
         kernel(p, task, reinterpret_cast<void*>(aligned));
     };
-    std::thread other(run_from, 1);
+    std::thread second(run_from, 1), third(run_from, 2);
     run_from(0);
-    other.join();
+    second.join();
+    third.join();
   }
   /// Packs in tasks or before them, as p.packs_in_tasks says.
   void forward() {
@@ -99,18 +101,19 @@ struct Problem {
     using namespace FULGURITE_VARIANT;
     attention_backward_layout(p, &layout);
     for (size_t i = 0; i < parts.size(); ++i) {
-      const int64_t rows = Hq * sequences[i < 2 ? 0 : 1].N;
+      const int64_t rows = Hq * sequences[i / kQueryParts].N;
       parts[i].resize(static_cast<size_t>(rows * layout.query_part));
       part_pointers[i] = parts[i].data();
     }
     p.query_parts = part_pointers;
+    p.query_steps = steps.data();
     delta.resize(static_cast<size_t>(Hq * query_blocks * layout.backward_rows));
     p.delta = delta.data();
     p.query_block_rows = layout.backward_rows;
     p.query_finite = rows_finite;
     p.grad_out_finite = rows_finite + Hq * query_blocks;
     run(attention_delta, p.query_blocks * Hq, 0);
-    run(attention_backward, p.splits, layout.backward_scratch);
+    run(attention_backward, key_blocks, layout.backward_scratch);
     run(attention_reduce_query, p.query_blocks * Hq, layout.reduce_query_scratch);
     run(attention_grad_sink, Hq, 0);
   }

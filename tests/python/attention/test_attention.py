@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fulgurite
 from common_checks import (
     CPU,
     always_spread,
@@ -158,6 +159,33 @@ def test_same_bits_for_any_threads_in_large_calls(dtype: torch.dtype, B: int, is
         with threads(count):
             many = evaluate(attention_op, ATTENTION, sample)
         assert_same_bits(many, one, f"with {count} threads")
+
+
+@each_dtype
+@pytest.mark.parametrize("hidden", [{}, {"causal": True}, {"window_left": 200, "sink_tokens": 3}])
+@pytest.mark.parametrize("N", [1, 500])
+def test_key_blocks_of_one_head_add_to_dq_in_turn(
+    dtype: torch.dtype, N: int, hidden: dict[str, Any], isa: str
+) -> None:
+    """Nine blocks on up to nine threads, in four chains."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = qkv(generator, dtype, CPU, Hq=2, Hkv=1, N=N, M=1100, D=24)
+    sample = Sample("one head", tensors, hidden)
+    with threads(1):
+        one = evaluate(attention_op, ATTENTION, sample)
+    for count in (2, 5, 9):
+        with threads(count), always_spread():
+            assert_same_bits(evaluate(attention_op, ATTENTION, sample), one, f"{count} threads")
+
+
+def test_one_head_has_a_task_for_every_key_block() -> None:
+    tensors = [
+        x.requires_grad_() for x in qkv(torch.Generator(), torch.float32, CPU, N=9, M=1100, D=8)
+    ]
+    ran = fulgurite.explain(lambda: attention_op(*tensors, causal=True)[0].sum().backward())
+    tasks = {row["kernel"]: row["tasks"] for row in ran}
+    heads = tensors[1].shape[0] * tensors[1].shape[1]
+    assert tasks["attention_backward"] == 9 * heads
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
