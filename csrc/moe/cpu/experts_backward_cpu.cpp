@@ -1,5 +1,6 @@
 // The experts' backward on the CPU, torch side.
 #include "common/fresh.h"
+#include "common/huge_pages.h"
 #include "common/tasks.h"
 #include "moe/cpu/experts_call.h"
 
@@ -87,7 +88,7 @@ struct Backward {
       hidden = a.hidden->contiguous();
       params.hidden = const_cast<void*>(hidden.const_data_ptr());  // read only by the backward
     } else {
-      hidden = at::empty({s.T * s.K, s.width}, contiguous_like(weights));
+      hidden = on_huge_pages(at::empty({s.T * s.K, s.width}, contiguous_like(weights)));
       params.hidden = hidden.mutable_data_ptr();
       const Tensor x = gather_operands(params, plan, a.forward.x, s);
       params.x = operand_rows(x);
@@ -118,7 +119,7 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
     return at::zeros(sizes, options);
   };
   const auto empty = [](at::IntArrayRef sizes, const auto& options) {
-    return at::empty(sizes, options);
+    return on_huge_pages(at::empty(sizes, options));
   };
   if (s.nothing()) return gradients(a, zeros);
   auto [grad_x, grad_weights, grad_w_in, grad_w_out, grad_b_in, grad_b_out] = gradients(a, empty);

@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "common/dtype.h"
+#include "common/huge_pages.h"
 #include "common/tasks.h"
 #include "moe/cpu/plan.h"
 
@@ -76,7 +77,7 @@ Tensor operands(const HiddenParams& p, int64_t rows, int64_t columns, const Tens
   const HiddenLayout layout = layout_of(p);
   const auto options = operand_options(layout, like);
   const int64_t padded = ceil_div(columns, layout.row_multiple) * layout.row_multiple;
-  return padded == columns ? at::empty({rows, columns}, options)
+  return padded == columns ? on_huge_pages(at::empty({rows, columns}, options))
                            : at::zeros({rows, padded}, options);
 }
 
@@ -87,7 +88,7 @@ Tensor gather_operands(const HiddenParams& p, const SortedPlan& plan, const Tens
   const int64_t line = 64 / layout.operand_bytes;
   const int64_t width =
       (ceil_div(s.H, line) + 1) * line;  // no power of two: moe/cpu/experts_gather.cpp
-  const Tensor to = at::empty({s.T * s.K, width}, operand_options(layout, rows));
+  const Tensor to = on_huge_pages(at::empty({s.T * s.K, width}, operand_options(layout, rows)));
   run_rows(moe_experts_gather_kernel,
            GatherParams{p.dtype, s.H, plan.gathered(rows, s), to.mutable_data_ptr(), width},
            plan.rows(), kRowsPerTask, plan.rows() * s.H);

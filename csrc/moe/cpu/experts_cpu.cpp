@@ -1,5 +1,6 @@
 // The experts' feed-forward on the CPU, torch side.
 #include "common/fresh.h"
+#include "common/huge_pages.h"
 #include "moe/cpu/experts_call.h"
 
 #include <ATen/ops/empty.h>
@@ -12,7 +13,7 @@ namespace {
 /// y, and the hidden layer of every sorted row where `hidden` (T·K,width) is there.
 Tensor forward(const ExpertSizes& s, const ExpertsArgs& a, const Tensor& hidden) {
   if (s.nothing()) return at::zeros(a.x.sizes(), contiguous_like(a.x));
-  Tensor y = fresh_like(a.x);
+  Tensor y = on_huge_pages(fresh_like(a.x));
   const SortedPlan plan(a.ids, s);
   const Tensor w = accumulation_weights(a);
   HiddenParams p = hidden_params(s, plan, a);
@@ -38,7 +39,7 @@ std::tuple<Tensor, Tensor> experts_forward_cpu(const ExpertsArgs& a) {
   const ExpertSizes s(check_experts("_moe_experts_forward", a));
   const auto options = contiguous_like(a.x).dtype(accumulate_type(a.x.scalar_type()));
   const Tensor hidden = s.nothing() ? at::zeros({s.T * s.K, s.width}, options)
-                                    : at::empty({s.T * s.K, s.width}, options);
+                                    : on_huge_pages(at::empty({s.T * s.K, s.width}, options));
   return {forward(s, a, hidden), hidden};
 }
 

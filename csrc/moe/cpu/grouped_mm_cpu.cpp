@@ -2,6 +2,7 @@
 #include "common/check.h"
 #include "common/dtype.h"
 #include "common/fresh.h"
+#include "common/huge_pages.h"
 #include "common/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/sorted.h"
@@ -51,7 +52,8 @@ void run_grouped(const std::vector<int64_t>& offsets, const Tensor& x, const Exp
 Tensor grouped_mm_cpu(const GroupedMmArgs& a) {
   const GroupedMmShape s = check_grouped_mm(a);
   const auto offsets = read_offsets("moe_grouped_mm", a.offsets, a.x.size(0));
-  Tensor out = at::empty({a.x.size(0), s.N.expect_int()}, a.x.options());  // (rows,N)
+  const Tensor out =
+      on_huge_pages(at::empty({a.x.size(0), s.N.expect_int()}, a.x.options()));  // (rows,N)
   run_grouped(offsets, a.x, matrices(a.weight, !a.transposed), expert_rows(a.bias), out);
   return out;
 }
@@ -60,7 +62,8 @@ GroupedMmGradients grouped_mm_backward_cpu(const GroupedMmBackwardArgs& a) {
   const GroupedMmShape s = check_grouped_mm_backward(a);
   const auto offsets = read_offsets("_moe_grouped_mm_backward", a.offsets, a.x.size(0));
   const auto [want_x, want_weight, want_bias] = a.output_mask;
-  Tensor grad_x = fresh_gradient(want_x, a.x), grad_weight = fresh_gradient(want_weight, a.weight);
+  Tensor grad_x = on_huge_pages(fresh_gradient(want_x, a.x)),
+         grad_weight = on_huge_pages(fresh_gradient(want_weight, a.weight));
   Tensor grad_bias = want_bias ? at::empty({s.E.expect_int(), s.N.expect_int()}, a.x.options())
                                : at::empty({0}, a.x.options());
   if (want_x) run_grouped(offsets, a.grad, matrices(a.weight, a.transposed), {}, grad_x);

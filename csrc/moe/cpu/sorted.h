@@ -19,10 +19,6 @@ inline SortedRows stored_rows(const at::Tensor& rows) { return {matrix(rows), nu
 /// The rows of each expert, cut.
 std::vector<Segment> segments_of(const int64_t* offsets, int64_t E);
 
-/// Before a large fresh tensor is written, once and all of it: a fault for each 4 KiB page would cost more than the
-/// products of a few hundred tokens.
-void advise_huge_pages(const at::Tensor& tensor);
-
 /// grad (E,M,N) from a, M wide, and b, N wide, where grad is contiguous and offsets (E+1).
 void run_grad_weight(const int64_t* offsets, const SortedRows& a, const SortedRows& b,
                      const at::Tensor& grad);

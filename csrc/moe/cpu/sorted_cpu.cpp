@@ -3,10 +3,6 @@
 #include "common/dtype.h"
 #include "common/tasks.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace fulgurite {
 
 using at::Tensor;
@@ -33,18 +29,6 @@ std::vector<Segment> segments_of(const int64_t* offsets, int64_t E) {
   return segments;
 }
 
-void advise_huge_pages(const Tensor& tensor) {
-#if defined(__linux__)
-  constexpr size_t kPage = 4096, kWorthwhile = 4 << 20;
-  if (tensor.nbytes() < kWorthwhile) return;
-  const uintptr_t begin =
-      (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
-  const uintptr_t end =
-      (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + tensor.nbytes()) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 void run_grad_weight(const int64_t* offsets, const SortedRows& a, const SortedRows& b,
                      const Tensor& grad) {
   const int64_t E = grad.size(0);
@@ -56,7 +40,6 @@ void run_grad_weight(const int64_t* offsets, const SortedRows& a, const SortedRo
   p.a = a;
   p.b = b;
   p.grad = grad.mutable_data_ptr();
-  advise_huge_pages(grad);
   run_kernel(moe_experts_grad_weight_kernel, moe_experts_grad_weight_layout_kernel, p,
              {E * ceil_div(p.M, kGradRows) * ceil_div(p.N, kGradColumns),
               offsets[E] * p.M * p.N + grad.numel()});
