@@ -1,5 +1,5 @@
-// Huge pages under large results that are about to be written for the first time: a fault for each 4 KiB costs 0.5 to 2 µs,
-// more than the arithmetic of small batches.
+// Huge pages under large results that are about to be written for the first time: a fault for each 4 KiB costs about
+// 2 µs, more than the arithmetic of small batches.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -182,7 +182,7 @@ void backward_block(const AttentionParams& p, const Block& k, QueryOrder& order,
       make_gradients<S>(p, rule, t, w, kv);
       const Spans spans(rule, t);
       accumulate_key_value(p, rule, t, spans, w, kv);
-      if (!p.grad_query.data) continue;
+      if (!query_rows) continue;
       order.wait();
       accumulate_query(p, rule, t, spans, w, kv, query_rows);
     }

@@ -22,7 +22,7 @@ struct BiasWalk {
 
 BiasWalk walk_of(const AttentionParams& p, int64_t task) {
   const Sequence& s = p.sequences[0];  // every batch entry has the same N and M
-  const int64_t query_blocks = ceil_div(s.N, s.query_rows), key_blocks = ceil_div(s.M, kKeyBlock);
+  const int64_t query_blocks = ceil_div(s.N, s.query_rows), key_blocks = key_blocks_of(s);
   const bool all_heads = p.bias_shape[1] == 1, one_row = p.bias_shape[2] == 1,
              one_column = p.bias_shape[3] == 1;
   BiasWalk w{};

@@ -84,7 +84,6 @@ class AttentionCall {
   void add_delta();
   void gradients();
   void run_with_parts(QueryParts& parts, const TaskSpace& space);
-  int64_t query_elements() const;
   int64_t query_rows(int64_t N) const;
   bool tasks_own_bias() const;
   void add_bias_parts();

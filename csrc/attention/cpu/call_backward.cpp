@@ -65,14 +65,15 @@ void AttentionCall::gradients() {
   const int64_t workers = workers_for(space);
   const bool one_by_one = tasks_at_a_time(space, workers) == 1;
   QueryParts parts(p, layout_.query_part, one_by_one ? workers + 1 : heads, options_);
-  const TaskSpace reduction{p.query_blocks * p.Hq, query_elements() * kQueryParts,
+  const int64_t blocks = p.query_blocks * p.Hq;
+  const TaskSpace reduction{blocks, blocks * p.query_block_rows * p.D * kQueryParts,
                             layout_.reduce_query_scratch};
   if (heads < workers) {
     run_counted(attention_backward_kernel, p, space);
     return run_counted(attention_reduce_query_kernel, p, reduction);
   }
   run_with_parts(parts, space);
-  attention_reduce_query_kernel.count(reduction.count, workers);
+  attention_reduce_query_kernel.count(blocks, workers);
 }
 
 /// Tasks that take and give back their heads' parts.
@@ -80,10 +81,9 @@ void AttentionCall::run_with_parts(QueryParts& parts, const TaskSpace& space) {
   AttentionTaskFn* const task_of = attention_backward_kernel.get(p.dtype);
   AttentionTaskFn* const reduce = attention_reduce_query_kernel.get(p.dtype);
   const auto add_parts = [&](int64_t b, int64_t head, void* scratch) {
-    const Sequence& s = p.sequences[b];
-    const int64_t blocks = ceil_div(s.N, s.query_rows) * p.group,
-                  first = s.query_block * p.Hq + head * blocks;
-    for (int64_t block = first; block < first + blocks; ++block) reduce(p, block, scratch);
+    const int64_t first = query_block_index(p, b, head * p.group, 0),
+                  last = query_block_index(p, b, (head + 1) * p.group, 0);
+    for (int64_t block = first; block < last; ++block) reduce(p, block, scratch);
   };
   count_tiles(attention_backward_kernel, p);
   run_tasks(attention_backward_kernel, space, [&](int64_t task, void* scratch) {
@@ -96,12 +96,6 @@ void AttentionCall::run_with_parts(QueryParts& parts, const TaskSpace& space) {
   for (int64_t b = 0; b < p.B; ++b)  // without keys there are no tasks, and dQ is 0
     for (int64_t head = 0; p.sequences[b].M == 0 && head < p.Hkv; ++head)
       add_parts(b, head, row.data());
-}
-
-int64_t AttentionCall::query_elements() const {
-  int64_t rows = 0;
-  for (const Sequence& s : sequences_) rows += s.N;
-  return rows * p.Hq * p.D;
 }
 
 /// Different tasks of the backward never meet in an element of dbias.
@@ -129,7 +123,7 @@ void AttentionCall::grad_bias() {
                         bias_elements() * (p.batch_stride / p.bias_shape[0])});
   const Sequence& s = sequences_[0];
   const int64_t rows = p.bias_shape[2] == 1 ? 1 : ceil_div(s.N, s.query_rows);
-  const int64_t columns = p.bias_shape[3] == 1 ? 1 : ceil_div(s.M, kKeyBlock);
+  const int64_t columns = p.bias_shape[3] == 1 ? 1 : key_blocks_of(s);
   run_counted(
       attention_grad_bias_kernel, p,
       {p.bias_shape[0] * p.bias_shape[1] * rows * columns, products(), layout_.grad_bias_scratch});

@@ -123,7 +123,7 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   const T sink = p.sink ? static_cast<const T*>(p.sink)[q.head] : kHidden<T>;
   for (int64_t r = 0; r < rows; ++r) start_row<T>(p, w, r, sink);
   TileTally tally;
-  for (int64_t block = 0; block < ceil_div(s.M, kKeyBlock); ++block) {
+  for (int64_t block = 0; block < key_blocks_of(s); ++block) {
     const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
     if (tally.skips(t)) continue;
     const PackedBlock<Operand<S>>& packed =

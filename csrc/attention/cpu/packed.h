@@ -55,7 +55,7 @@ template <class S>
 FULGURITE_INLINE PackedBlock<Operand<S>> packed_block(const AttentionParams& p, const Block& k) {
   PackedBlock<Operand<S>> block = place_of_block<S>(p, k);
   const Sequence& s = p.sequences[k.b];
-  const int64_t task = s.key_block * p.Hkv + k.head * ceil_div(s.M, kKeyBlock) + k.index;
+  const int64_t task = s.key_block * p.Hkv + k.head * key_blocks_of(s) + k.index;
   block.key_finite = p.key_finite[task];
   block.value_finite = p.value_finite[task];
   return block;

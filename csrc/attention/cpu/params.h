@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "attention/scores.h"
-#include "common/ceil_div.h"
 #include "simd/types.h"
 
 namespace fulgurite {
@@ -38,12 +37,6 @@ struct Sequence {
   int64_t packed_start,
       packed_keys;  // its keys in the packed copies, M rounded up to whole vectors
 };
-
-/// Parts of dQ that its blocks use.
-inline int64_t query_parts_of(const Sequence& s) {
-  const int64_t blocks = ceil_div(s.M, kKeyBlock);
-  return blocks < kQueryParts ? blocks : kQueryParts;
-}
 
 struct AttentionParams {
   Dtype dtype;
@@ -89,9 +82,8 @@ struct AttentionParams {
   Output4 grad_query, grad_key, grad_value;  // of dtype
   // kQueryParts of every sequence and key/value head, of the group's dQ: rows of query_part elements of the accumulation type.
   void* const* query_parts;
-  int64_t*
-      query_steps;  // of every task of the backward, atomic: how far it has come (query_order.h)
-  void* grad_bias;  // contiguous, in the bias's shape and dtype
+  int64_t* query_steps;  // how far each task of the backward has come, atomic (query_order.h)
+  void* grad_bias;       // contiguous, in the bias's shape and dtype
   // With parts, the tasks of the backward add dbias up themselves: task q of a head takes the batch entries q, q +
   // batch_stride, … in order and has a part of its own. Without, batch_stride is B.
   void* grad_bias_parts;

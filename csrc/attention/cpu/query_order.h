@@ -8,7 +8,7 @@
 #include <sched.h>
 
 #include "attention/cpu/params.h"
-#include "simd/kernel.h"
+#include "simd/vec.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {

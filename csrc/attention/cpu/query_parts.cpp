@@ -16,7 +16,7 @@ QueryParts::QueryParts(AttentionParams& p, int64_t row, int64_t under_way,
   p.query_parts = table_.data();
   int64_t total = 0, largest = 0;
   for (int64_t b = 0; b < p.batch_stride; ++b) {
-    const int64_t blocks = ceil_div(p.sequences[b].M, kKeyBlock);
+    const int64_t blocks = key_blocks_of(p.sequences[b]);
     for (int64_t head = 0; head < p.Hkv; ++head)
       left_[static_cast<size_t>(b * p.Hkv + head)].store(blocks, std::memory_order_relaxed);
     total += p.Hkv * query_parts_of(p.sequences[b]) * elements(b);
@@ -35,11 +35,8 @@ QueryParts::QueryParts(AttentionParams& p, int64_t row, int64_t under_way,
 }
 
 QueryParts::Head QueryParts::head_of(int64_t task) const {
-  const Sequence* const last =
-      std::upper_bound(p_.sequences, p_.sequences + p_.B, task,
-                       [&](int64_t t, const Sequence& s) { return t < s.key_block * p_.Hkv; }) -
-      1;
-  return {last - p_.sequences, (task - last->key_block * p_.Hkv) / ceil_div(last->M, kKeyBlock)};
+  const Block k = key_block_of(p_, task);
+  return {k.b, k.head};
 }
 
 size_t QueryParts::entry(const Head& head, int64_t b, int64_t part) const {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "attention/args.h"
-#include "attention/cpu/params.h"
+#include "attention/cpu/blocks.h"
 
 namespace fulgurite {
 
