@@ -3,6 +3,7 @@
 
 #include "attention/cpu/products.h"
 #include "simd/math.h"
+#include "simd/philox.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -132,15 +133,21 @@ struct Weigh {
 /// Sets x to 0 where the pair's keep bit is 0 and multiplies the rest by 1/(1 − p), for row r of the tile.
 template <class T>
 inline void drop(const AttentionParams& p, const Tile& t, int64_t r, T* x) {
-  using U = Vec<uint64_t, 4>;
   const T keep = static_cast<T>(p.dropout.inverse_keep);
-  for (int64_t c = t.c0; c < t.c1;
-       c += 16) {  // c0 and j0 are multiples of 4: 16 keys are 4 counters
-    U words[4];
-    const uint64_t group = static_cast<uint64_t>(t.j0 + c) / 4;
-    p.dropout.words(t.b, t.h, t.i0 + r, U{group, group + 1, group + 2, group + 3}, words);
-    for (int64_t k = 0; k < 16 && c + k < t.c1; ++k)
-      x[c + k] = words[k % 4][k / 4] < p.dropout.threshold ? T(0) : x[c + k] * keep;
+  const uint32_t threshold = p.dropout.threshold;
+  for (int64_t c = t.c0; c < t.c1; c += kCounterWords) {  // c0 and j0 are multiples of 4
+    Counters counters[4];
+    const Counters groups = counters_from(static_cast<uint64_t>(t.j0 + c) / 4);
+    p.dropout.words(t.b, t.h, t.i0 + r, groups, counters);
+    uint32_t words[kCounterWords];
+    store_words(words, counters);
+    const auto drop_one = [&](int64_t k) {
+      x[c + k] = words[k] < threshold ? T(0) : x[c + k] * keep;
+    };
+    if (c + kCounterWords <= t.c1)
+      for (int64_t k = 0; k < kCounterWords; ++k) drop_one(k);
+    else
+      for (int64_t k = 0; c + k < t.c1; ++k) drop_one(k);
   }
 }
 

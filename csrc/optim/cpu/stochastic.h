@@ -6,9 +6,9 @@
 //   (⌊e/4⌋, ⌊e/4⌋ >> 32, step, key)    e: row-major index, whatever the strides
 #pragma once
 
-#include "common/philox.h"
 #include "optim/cpu/params.h"
 #include "simd/convert.h"
+#include "simd/philox.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -42,37 +42,25 @@ FULGURITE_INLINE Vec<uint16_t, W> round_float16(Vec<float, W> x, Vec<uint32_t, W
   return convert<Vec<uint16_t, W>>(sign | (magnitude >= 0x47800000u ? big : finite));
 }
 
-inline constexpr int kCounters = kLanes<uint64_t>;
 /// Room for the words of a block that begins anywhere.
 inline constexpr int64_t kWords = kBlock + 4 * (kCounters + 1);
-
-/// Lanes First, First + 1, … of a and b in turn.
-template <int First, class V, int... Lane>
-FULGURITE_INLINE V interleaved(V a, V b, std::integer_sequence<int, Lane...>) {
-  return __builtin_shufflevector(a, b, (First + Lane / 2 + Lane % 2 * kCounters)...);
-}
 
 /// The words of elements 4·counter … 4·(counter + count) − 1; writes whole vectors.
 inline void philox_words(const RoundingSeed& seed, uint32_t key, int64_t counter, int64_t count,
                          uint32_t* words) {
-  using U = Vec<uint64_t, kCounters>;
-  constexpr auto kAll = std::make_integer_sequence<int, kCounters>{};
-  U index = U{} + static_cast<uint64_t>(counter);
-  for (int k = 0; k < kCounters; ++k) index[k] += static_cast<uint64_t>(k);
-  for (int64_t c = 0; c < count; c += kCounters, words += 4 * kCounters) {
-    U w0 = index & 0xffffffffu, w1 = index >> 32, w2 = U{} + seed.step, w3 = U{} + key;
-    philox4x32(w0, w1, w2, w3, seed.key);
-    const U first = w0 | (w1 << 32), second = w2 | (w3 << 32);
-    store(words, interleaved<0>(first, second, kAll));
-    store(words + 2 * kCounters, interleaved<kCounters / 2>(first, second, kAll));
-    index += static_cast<uint64_t>(kCounters);
+  const uint64_t first = static_cast<uint64_t>(counter);
+  for (int64_t c = 0; c < count; c += kCounters, words += kCounterWords) {
+    const Counters index = counters_from(first + static_cast<uint64_t>(c));
+    Counters w[4] = {index, index >> 32, Counters{} + seed.step, Counters{} + key};
+    philox4x32(w[0], w[1], w[2], w[3], seed.key);
+    store_words(words, w);
   }
 }
 
 /// The word of one element.
 inline uint32_t philox_word(const RoundingSeed& seed, uint32_t key, int64_t element) {
   const uint64_t counter = static_cast<uint64_t>(element) / 4;
-  uint64_t w[4] = {counter & 0xffffffffu, counter >> 32, seed.step, key};
+  uint64_t w[4] = {counter, counter >> 32, seed.step, key};
   philox4x32(w[0], w[1], w[2], w[3], seed.key);
   return static_cast<uint32_t>(w[element % 4]);
 }

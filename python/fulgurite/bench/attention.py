@@ -134,9 +134,27 @@ def _bias(B: int, H: int, N: int, D: int, dtype: torch.dtype, work: str) -> Iter
     )
 
 
+def _dropout(S: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Forward and backward with a tenth of the probabilities dropped; SDPA takes its math route."""
+    leaves = q, k, v = _inputs(S, D, dtype)
+    grad = torch.randn(q.shape).to(dtype)
+    philox = torch.tensor([0, 0])
+
+    def step(out: Tensor) -> None:
+        torch.autograd.grad(out, leaves, grad)
+
+    yield Case(
+        f"{name_of(dtype)} forward and backward, dropout",
+        f"B1 H8 S{S} D{D} p 0.1",
+        "SDPA (math)",
+        lambda: step(torch.ops.fulgurite.attention(q, k, v, dropout_p=0.1, philox=philox)[0]),
+        lambda: step(scaled_dot_product_attention(q, k, v, dropout_p=0.1)),
+    )
+
+
 def cases(quick: bool) -> Iterator[Case]:
     """Forward and backward alone, with and without the causal mask; windows, documents, decoding,
-    and a bias that is learned."""
+    a bias that is learned, dropout."""
     for dtype in (torch.float32, torch.bfloat16):
         for S, D in QUICK if quick else SIZES:
             for causal in (False, True):
@@ -146,6 +164,7 @@ def cases(quick: bool) -> Iterator[Case]:
         yield from _decode(1, 1024 if quick else 4096, dtype)
         yield from _bias(64, 4, 49, 32, dtype, "Swin")
         yield from _bias(1, 8, 256 if quick else 512, 64, dtype, "T5")
+        yield from _dropout(512 if quick else 1024, 64, dtype)
     yield from _pair(512, 64, torch.float16, True)
 
 
