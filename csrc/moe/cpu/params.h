@@ -34,6 +34,7 @@ struct RouteParams {
   const int32_t* forced;  // (T,K) or null, contiguous
   void* weights;          // (T,K)
   int32_t* ids;           // (T,K)
+  int64_t* counts;        // (E), added to by every task
   // backward
   Matrix grad_weights, chosen;  // (T,K); chosen is int32
   void* grad_logits;            // (T,E) of dtype

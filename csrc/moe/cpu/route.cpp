@@ -7,6 +7,7 @@
 //                      { s_j / (Σ_chosen s + eps)                   sigmoid, sqrtsoftplus with renormalize
 //                      { s_j                                        without
 
+#include "moe/cpu/largest_packed.h"
 #include "moe/cpu/route_groups.h"
 #include "moe/cpu/route_weights.h"
 
@@ -23,6 +24,7 @@ struct RouteScratch {
   Chosen<V> chosen;
   I *keys, *top;  // of the choice: E and K vectors
   GroupLists<V> groups;
+  int64_t* counts;   // of the task
   T *scores, *grad;  // backward
   int64_t bytes;
 
@@ -36,6 +38,7 @@ struct RouteScratch {
     keys = arena.take<I>(row);
     top = arena.take<I>(p.K);
     for (I** vectors : {&groups.keys, &groups.top, &groups.at}) *vectors = arena.take<I>(p.n_group);
+    counts = arena.take<int64_t>(p.E);
     scores = arena.take<T>(row);
     grad = arena.take<T>(row);
     bytes = arena.used();
@@ -48,21 +51,26 @@ FULGURITE_INLINE bool is_masked(const RouteParams& p, int64_t t) {
 
 // ---- the choice
 
-/// w.keys: what the tokens of w.rows choose by, `score` of the logits, transposed.
+/// w.keys: what the tokens of w.rows choose by, `score` of the logits, transposed. Returns the bits of those numbers, joined by or.
 template <class T, class ScoreOf>
-FULGURITE_INLINE void key_columns(const RouteParams& p, const RouteScratch<T>& w,
-                                  const ScoreOf& score) {
+FULGURITE_INLINE IntOf<Native<T>> key_columns(const RouteParams& p, const RouteScratch<T>& w,
+                                              const ScoreOf& score) {
   using V = Native<T>;
   constexpr int W = kLanes<T>;
+  IntOf<V> bits{};
   for (int64_t e = 0; e < padded_row(p.E); e += W) {
     const V bias = p.bias ? load<V>(static_cast<const T*>(p.bias) + e) : V{};
     IntOf<V> block[W];
-    for (int lane = 0; lane < W; ++lane)
-      block[lane] = order_key(score(load<V>(w.rows[lane] + e)) + bias);
+    for (int lane = 0; lane < W; ++lane) {
+      const V number = score(load<V>(w.rows[lane] + e)) + bias;
+      block[lane] = order_key(number);
+      bits |= bit_cast<IntOf<V>>(number);
+    }
     transpose<W / 2>(block);
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) w.keys[e + i] = block[i];
   }
+  return bits;
 }
 
 /// w.chosen.ids of the tokens whose logits w.rows hold.
@@ -70,14 +78,14 @@ template <class T>
 void choose(const RouteParams& p, const RouteScratch<T>& w) {
   using V = Native<T>;
   using I = IntOf<V>;
-  if (is_softmax(p.score))
-    key_columns(p, w, [](V x) { return x; });
-  else if (p.score == Score::kSigmoid)
-    key_columns(p, w, [](V x) { return sigmoid(x); });
-  else
-    key_columns(p, w, [](V x) { return sqrt_softplus(x); });
+  const auto keys_by = [&](const auto& score) { return key_columns(p, w, score); };
+  const I bits = is_softmax(p.score)          ? keys_by([](V x) { return x; })
+                 : p.score == Score::kSigmoid ? keys_by([](V x) { return sigmoid(x); })
+                                              : keys_by([](V x) { return sqrt_softplus(x); });
   if (p.topk_group < p.n_group) keep_groups<V>(p, w.keys, w.groups);
-  largest<I>(w.keys, p.E, p.K, splat<I>(kOut<T>), w.top, w.chosen.ids);
+  const I lowest = splat<I>(kOut<T>);
+  if (!largest_packed(w.keys, p.E, p.K, lowest, bits, w.top, w.chosen.ids))
+    largest(w.keys, p.E, p.K, lowest, w.top, w.chosen.ids);
 }
 
 // ---- forward
@@ -94,7 +102,7 @@ void load_rows(const RouteParams& p, int64_t t, int64_t n, const RouteScratch<T>
   }
 }
 
-/// Final ids of tokens [t, t + n), and their logits.
+/// Final ids of tokens [t, t + n), counted, and their logits.
 template <class T>
 void settle_ids(const RouteParams& p, int64_t t, int64_t n, RouteScratch<T>& w) {
   Chosen<Native<T>>& c = w.chosen;
@@ -105,7 +113,9 @@ void settle_ids(const RouteParams& p, int64_t t, int64_t n, RouteScratch<T>& w) 
       const int64_t id = masked ? p.E : given;
       p.ids[(t + lane) * p.K + j] = static_cast<int32_t>(id);
       c.ids[j][lane] = static_cast<Key<T>>(id);
-      c.logits[j][lane] = is_expert(p, id) ? w.rows[lane][id] : -kInfinity<T>;
+      const bool real = is_expert(p, id);
+      c.logits[j][lane] = real ? w.rows[lane][id] : -kInfinity<T>;
+      if (real) ++w.counts[id];
     }
     if (!is_over_all(p)) continue;
     const T* const row = w.rows[lane];
@@ -121,6 +131,7 @@ void route_rows(const RouteParams& p, int64_t first, int64_t last, void* memory)
   using T = Accumulate<S>;
   RouteScratch<T> w(p, memory);
   T* const weights = static_cast<T*>(p.weights);
+  for (int64_t e = 0; e < p.E; ++e) w.counts[e] = 0;
   for (int64_t t = first; t < last; t += w.kTokens) {
     const int64_t n = last - t < w.kTokens ? last - t : w.kTokens;
     load_rows<S>(p, t, n, w);
@@ -131,6 +142,8 @@ void route_rows(const RouteParams& p, int64_t first, int64_t last, void* memory)
       for (int64_t j = 0; j < p.K; ++j)
         weights[(t + lane) * p.K + j] = w.chosen.weights[j][lane] * static_cast<T>(p.scale);
   }
+  for (int64_t e = 0; e < p.E; ++e)
+    if (w.counts[e]) __atomic_fetch_add(p.counts + e, w.counts[e], __ATOMIC_RELAXED);
 }
 
 // ---- backward, with g the gradient of the weights times scale, w the unscaled weights, s the
@@ -159,6 +172,19 @@ void gather_chosen(const RouteParams& p, int64_t t, int64_t n, const RouteScratc
                               : T(0);
     }
   }
+}
+
+/// The logits that gather_chosen reads next: a cache line each, from as far as memory.
+template <class S>
+void prefetch_chosen(const RouteParams& p, int64_t first, int64_t last) {
+  for (int64_t t = first; t < last; ++t)
+    for (int64_t j = 0; j < p.K; ++j) {
+      const int64_t id = static_cast<const int32_t*>(
+          p.chosen.data)[t * p.chosen.row_stride + j * p.chosen.column_stride];
+      if (is_expert(p, id))
+        __builtin_prefetch(static_cast<const S*>(p.logits.data) + t * p.logits.row_stride +
+                           id * p.logits.column_stride);
+    }
 }
 
 /// c.grads, from those of the weights to those of the chosen logits.
@@ -199,20 +225,32 @@ void grad_rows(const RouteParams& p, int64_t first, int64_t last, void* memory) 
   using T = Accumulate<S>;
   const RouteScratch<T> w(p, memory);
   const Chosen<Native<T>>& c = w.chosen;
+  const auto clear = [&] {
+    for (int64_t e = 0; e < padded_row(p.E); ++e) w.grad[e] = 0;
+  };
+  const auto up_to = [&](int64_t t) { return last - t < w.kTokens ? last : t + w.kTokens; };
+  clear();
   for (int64_t t = first; t < last; t += w.kTokens) {
-    const int64_t n = last - t < w.kTokens ? last - t : w.kTokens;
+    const int64_t n = up_to(t) - t;
+    prefetch_chosen<S>(p, t + n, up_to(t + n));
     gather_chosen<S>(p, t, n, w);
     if (!is_over_all(p)) grad_chosen(p, c);
     for (int64_t lane = 0; lane < n; ++lane) {
-      for (int64_t e = 0; e < padded_row(p.E); ++e) w.grad[e] = 0;
+      const auto each_chosen = [&](const auto& visit) {
+        for (int64_t j = 0; j < p.K; ++j)
+          if (const int64_t id = c.ids[j][lane]; id >= 0) visit(j, id);
+      };
       bool any = false;
-      for (int64_t j = 0; j < p.K; ++j)
-        if (const int64_t id = c.ids[j][lane]; id >= 0) {
-          w.grad[id] += c.grads[j][lane];
-          any = true;
-        }
+      each_chosen([&](int64_t j, int64_t id) {
+        w.grad[id] += c.grads[j][lane];
+        any = true;
+      });
       if (any && is_over_all(p)) grad_softmax_over_all<S>(p, t + lane, lane, w);
       store_row(static_cast<S*>(p.grad_logits) + (t + lane) * p.E, w.grad, p.E);
+      if (is_over_all(p))
+        clear();
+      else
+        each_chosen([&](int64_t, int64_t id) { w.grad[id] = 0; });
     }
   }
 }

@@ -98,10 +98,8 @@ RouteResult route_cpu(const RouteArgs& args) {
   Tensor counts = at::zeros({p.E}, args.logits.options().dtype(at::kLong));         // (E)
   p.weights = weights.mutable_data_ptr();
   p.ids = ids.mutable_data_ptr<int32_t>();
+  p.counts = counts.mutable_data_ptr<int64_t>();
   run_rows(moe_route_kernel, p);
-  int64_t* const count = counts.mutable_data_ptr<int64_t>();
-  for (int64_t a = 0; a < p.T * p.K; ++a)
-    if (p.ids[a] >= 0 && p.ids[a] < p.E) ++count[p.ids[a]];
   return {weights, ids, counts};
 }
 

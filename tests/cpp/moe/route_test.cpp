@@ -24,6 +24,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN(),
 struct Routed {
   std::vector<double> weights;
   std::vector<int32_t> ids;
+  std::vector<int64_t> counts;
 };
 
 /// Scratch of a task, from an address that is a multiple of 64.
@@ -55,9 +56,11 @@ RouteParams params(const std::vector<double>& row, int64_t K, Score score) {
 
 Routed route(RouteParams p) {
   Routed r{std::vector<double>(static_cast<size_t>(p.K)),
-           std::vector<int32_t>(static_cast<size_t>(p.K))};
+           std::vector<int32_t>(static_cast<size_t>(p.K)),
+           std::vector<int64_t>(static_cast<size_t>(p.E))};
   p.weights = r.weights.data();
   p.ids = r.ids.data();
+  p.counts = r.counts.data();
   Scratch memory(p);
   moe_route(p, 0, 1, memory.data());
   return r;
