@@ -47,38 +47,42 @@ FULGURITE_INLINE void multiply_rows(MatrixA<T> a, Strided<S> b, int64_t K, int64
   store_chain<MR, NV, T>(acc, c, ldc, accumulate);
 }
 
-/// acc += A·B for steps that are in registers.
-template <int MR, class T, class V, int W>
-FULGURITE_INLINE void multiply_steps(MatrixA<T> a, int64_t step, const V (&block)[W], int count,
-                                     Native<Accumulate<T>> (&acc)[MR][1]) {
-  const T* const x = a.data + step * a.step_stride;
-#pragma GCC unroll 16
-  for (int i = 0; i < count; ++i)
+/// acc += A·B for `count` steps that load_transposed has in registers.
+template <int MR, class T, class S, class V, int W>
+FULGURITE_INLINE void multiply_turned(const T* a, int64_t lda, const V (&block)[W], int count,
+                                      Native<Accumulate<T>> (&acc)[MR][1]) {
+  constexpr int kSteps = kTurnedSteps<T, S>;
+#pragma GCC unroll 32
+  for (int i = 0; i < count; ++i) {
+    const auto step = bit_cast<Steps<T>>(turned_step<T, S>(block[i / kSteps], i % kSteps));
 #pragma GCC unroll 6
     for (int m = 0; m < MR; ++m)
-      acc[m][0] = add_products<T>(splat_step(x + i * a.step_stride + m * a.row_stride),
-                                  bit_cast<Steps<T>>(block[i]), acc[m][0]);
+      acc[m][0] = add_products<T>(splat_step(a + m * lda + i * kStep<T>), step, acc[m][0]);
+  }
 }
 
 /// One vector of columns of a B with contiguous columns, `n` columns being left: `from` is Bᵀ.
 template <int MR, class T, class S>
 FULGURITE_INLINE void multiply_columns(MatrixA<T> a, Strided<S> from, int64_t K, int64_t n,
                                        Accumulate<T>* c, int64_t ldc, bool accumulate) {
-  using V = typename StepOf<T>::Moves;
-  constexpr int W = kWidth<V>;
+  using V = TurnedMoves<T, S>;
+  constexpr int W = kWidth<V>, kSteps = W * kTurnedSteps<T, S>;
   Native<Accumulate<T>> acc[MR][1] = {};
-  for (int64_t k0 = 0; k0 < steps<T>(K); k0 += W) {
+  const T* x = a.data;
+  for (int64_t k = 0; k < K; k += kSteps * kStep<T>, x += kSteps * kStep<T>) {
+    const Strided<S> part = from.columns_from(k);
+    prefetch_below<W>(part);
     V block[W];
-    load_transposed<T>(from.columns_from(k0 * kStep<T>), n, K - k0 * kStep<T>, block);
-    if (steps<T>(K) - k0 >= W)
-      multiply_steps<MR>(a, k0, block, W, acc);
+    load_transposed<T>(part, n, K - k, block);
+    if (K - k >= kSteps * kStep<T>)
+      multiply_turned<MR, T, S>(x, a.row_stride, block, kSteps, acc);
     else
-      multiply_steps<MR>(a, k0, block, static_cast<int>(steps<T>(K) - k0), acc);
+      multiply_turned<MR, T, S>(x, a.row_stride, block, static_cast<int>(steps<T>(K - k)), acc);
   }
   store_chain<MR, 1, T>(acc, c, ldc, accumulate);
 }
 
-/// C (+)= A·B, a chain over all of K, for a B that has rows_unpacked.
+/// C (+)= A·B, a chain over all of K, for a B that has rows_unpacked and an A whose rows are contiguous.
 template <class T, class S>
 inline void multiply_unpacked(int64_t M, int64_t N, int64_t K, MatrixA<T> a, Strided<S> b,
                               Accumulate<T>* c, int64_t ldc, bool accumulate) {

@@ -55,13 +55,17 @@ FULGURITE_INLINE void multiply_block(MatrixA<E> a, int64_t M, const E* packed, i
           k0 > 0);
 }
 
-/// The same for few rows and a B that is not packed, over the whole of K.
+/// The same for few rows and a B that is not packed, over the whole of K. A B with contiguous columns is read column by column to the
+/// end: pieces of them are too short for the processor to foresee the next.
 template <class E, class S>
 inline void multiply_few(MatrixA<E> a, int64_t M, Strided<S> b, int64_t K, int64_t N,
                          Accumulate<E>* c, int64_t ldc) {
-  for (int64_t k0 = 0; k0 < K; k0 += kDepthBlock)
-    multiply_unpacked<E>(M, N, at_most(kDepthBlock, K - k0), columns_from(a, k0), b.rows_from(k0),
-                         c, ldc, k0 > 0);
+  const int64_t at_once = b.column_stride == 1 ? N : kLanes<Accumulate<E>>;
+  for (int64_t n = 0; n < N; n += at_once)
+    for (int64_t k0 = 0; k0 < K; k0 += kDepthBlock)
+      multiply_unpacked<E>(M, at_most(at_once, N - n), at_most(kDepthBlock, K - k0),
+                           columns_from(a, k0), b.columns_from(n).rows_from(k0), c + n, ldc,
+                           k0 > 0);
 }
 
 /// Row r of the sorted positions, from a column on.
