@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from fulgurite.bench.harness import Case, MemoryCase, name_of
 
 SIZES = [(512, 64), (1024, 64), (1024, 128), (2048, 64), (2048, 128), (4096, 64)]
 QUICK = [(512, 64)]
+Attend = Callable[[], Tensor]
 
 
 def _inputs(S: int, D: int, dtype: torch.dtype) -> list[Tensor]:
@@ -115,40 +116,44 @@ def _decode(B: int, M: int, dtype: torch.dtype) -> Iterator[Case]:
     )
 
 
+def _training(
+    work: str, shape: str, leaves: list[Tensor], grad: Tensor, ours: Attend, plain: Attend
+) -> Case:
+    """Forward and backward, where SDPA takes its math route."""
+
+    def step(side: Attend) -> None:
+        torch.autograd.grad(side(), leaves, grad)
+
+    name = f"{name_of(grad.dtype)} forward and backward, {work}"
+    return Case(name, shape, "SDPA (math)", lambda: step(ours), lambda: step(plain))
+
+
 def _bias(B: int, H: int, N: int, D: int, dtype: torch.dtype, work: str) -> Iterator[Case]:
-    """Forward and backward with a bias (1,H,N,N) that has a gradient; SDPA takes its math route."""
+    """A bias (1,H,N,N) that has a gradient."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = torch.randn(4, B, H, N, D, generator=generator).to(dtype)
     bias = torch.randn(1, H, N, N, generator=generator).to(dtype)
-    leaves = [x.requires_grad_() for x in (q, k, v, bias)]
-
-    def step(out: Tensor) -> None:
-        torch.autograd.grad(out, leaves, grad)
-
-    yield Case(
-        f"{name_of(dtype)} forward and backward, bias with gradient",
+    yield _training(
+        "bias with gradient",
         f"{work}: B{B} H{H} N{N} D{D}",
-        "SDPA (math)",
-        lambda: step(torch.ops.fulgurite.attention(q, k, v, bias=bias)[0]),
-        lambda: step(scaled_dot_product_attention(q, k, v, attn_mask=bias)),
+        [x.requires_grad_() for x in (q, k, v, bias)],
+        grad,
+        lambda: torch.ops.fulgurite.attention(q, k, v, bias=bias)[0],
+        lambda: scaled_dot_product_attention(q, k, v, attn_mask=bias),
     )
 
 
 def _dropout(S: int, D: int, dtype: torch.dtype) -> Iterator[Case]:
-    """Forward and backward with a tenth of the probabilities dropped; SDPA takes its math route."""
+    """A tenth of the probabilities dropped."""
     leaves = q, k, v = _inputs(S, D, dtype)
-    grad = torch.randn(q.shape).to(dtype)
     philox = torch.tensor([0, 0])
-
-    def step(out: Tensor) -> None:
-        torch.autograd.grad(out, leaves, grad)
-
-    yield Case(
-        f"{name_of(dtype)} forward and backward, dropout",
+    yield _training(
+        "dropout",
         f"B1 H8 S{S} D{D} p 0.1",
-        "SDPA (math)",
-        lambda: step(torch.ops.fulgurite.attention(q, k, v, dropout_p=0.1, philox=philox)[0]),
-        lambda: step(scaled_dot_product_attention(q, k, v, dropout_p=0.1)),
+        leaves,
+        torch.randn(q.shape).to(dtype),
+        lambda: torch.ops.fulgurite.attention(q, k, v, dropout_p=0.1, philox=philox)[0],
+        lambda: scaled_dot_product_attention(q, k, v, dropout_p=0.1),
     )
 
 
