@@ -82,6 +82,13 @@ using IntOf = typename VecTraits<V>::Int;
 template <class V>
 inline constexpr int kWidth = VecTraits<V>::kWidth;
 
+/// Calls visit with `count`, or Most if that is less, as a constant of the type std::integral_constant; not for 0.
+template <int Most, class Visit>
+FULGURITE_INLINE void with_count(int64_t count, const Visit& visit) {
+  if (count >= Most) return visit(std::integral_constant<int, Most>{});
+  if constexpr (Most > 1) with_count<Most - 1>(count, visit);
+}
+
 template <class V>
 FULGURITE_INLINE V splat(Element<V> x) {
   return x - V{};  // not V{} + x: that would turn −0 into 0, so the compiler could not drop it

@@ -79,12 +79,6 @@ AddedScores<T> add_scores(const AttentionParams& p, const ScoreRule& rule, const
   return {p.plain_scores ? T(1) : static_cast<T>(p.scale), addends};
 }
 
-template <int NV = kTileVectors, class Visit>
-FULGURITE_INLINE void with_vectors(int64_t vectors, const Visit& visit) {
-  if (vectors >= NV) return visit(std::integral_constant<int, NV>{});
-  if constexpr (NV > 1) with_vectors<NV - 1>(vectors, visit);
-}
-
 /// Calls visit(NV, c) for the panels of a strip: NV, of the type std::integral_constant, vectors from column c on.
 template <class E, class Scores, class Visit>
 FULGURITE_INLINE void for_panels(const Tile& t, const Scores&, const Visit& visit) {
@@ -93,7 +87,7 @@ FULGURITE_INLINE void for_panels(const Tile& t, const Scores&, const Visit& visi
     if constexpr (Scores::kWholePanels)
       at_column(std::integral_constant<int, kTileVectors>{});
     else
-      with_vectors(ceil_div(t.c1 - c, kLanes<Accumulate<E>>), at_column);
+      with_count<kTileVectors>(ceil_div(t.c1 - c, kLanes<Accumulate<E>>), at_column);
   }
 }
 

@@ -56,7 +56,7 @@ FULGURITE_INLINE void multiply_block(MatrixA<E> a, int64_t M, const E* packed, i
 }
 
 /// The same for few rows and a B that is not packed, over the whole of K. A B with contiguous columns is read column by column to the
-/// end: pieces of them are too short for the processor to foresee the next.
+/// end, not in pieces by turns.
 template <class E, class S>
 inline void multiply_few(MatrixA<E> a, int64_t M, Strided<S> b, int64_t K, int64_t N,
                          Accumulate<E>* c, int64_t ldc) {

@@ -46,17 +46,14 @@ void largest_in_registers(const V* keys, int64_t E, V lowest, V* top, V* at) {
   }
 }
 
-template <int Places, class V>
-FULGURITE_INLINE void largest_of_few(const V* keys, int64_t E, int64_t K, V lowest, V* top, V* at) {
-  if (K == Places) return largest_in_registers<Places>(keys, E, lowest, top, at);
-  if constexpr (Places > 1) largest_of_few<Places - 1>(keys, E, K, lowest, top, at);
-}
-
 /// top[j] and at[j]: the j-th largest key and whose it is, lane by lane; no key is as low as `lowest` unless it is not to be
 /// taken.
 template <class V>
 void largest(const V* keys, int64_t E, int64_t K, V lowest, V* top, V* at) {
-  if (K <= kRegisterPlaces) return largest_of_few<kRegisterPlaces>(keys, E, K, lowest, top, at);
+  if (K <= kRegisterPlaces)
+    return with_count<kRegisterPlaces>(K, [&](auto places) {
+      largest_in_registers<decltype(places)::value>(keys, E, lowest, top, at);
+    });
   for (int64_t j = 0; j < K; ++j) {
     top[j] = lowest;
     at[j] = V{};

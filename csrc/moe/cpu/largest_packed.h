@@ -49,13 +49,6 @@ I insert_packed_in_registers(const I* keys, int64_t E, I mask, I* top) {
   return rest;
 }
 
-template <int Places, class I>
-FULGURITE_INLINE I insert_few_packed(const I* keys, int64_t E, int64_t K, I mask, I* top) {
-  if (K == Places) return insert_packed_in_registers<Places>(keys, E, mask, top);
-  if constexpr (Places > 1) return insert_few_packed<Places - 1>(keys, E, K, mask, top);
-  __builtin_unreachable();
-}
-
 /// at[j]: whose the j-th largest key is, lane by lane. `low`: the bits of all the numbers whose keys they are, joined by or in any lane;
 /// numbers with zeros there, as 16-bit ones have, lose nothing. False where it could not be told.
 template <class I>
@@ -65,8 +58,13 @@ bool largest_packed(const I* keys, int64_t E, int64_t K, I lowest, I low, I* top
   if (bits > kMostExpertBits) return false;
   const I mask = splat<I>(static_cast<Element<I>>((1 << bits) - 1));
   for (int64_t j = 0; j < K; ++j) top[j] = lowest;
-  const I rest = K <= kRegisterPlaces ? insert_few_packed<kRegisterPlaces>(keys, E, K, mask, top)
-                                      : insert_packed(keys, E, mask, top, K);
+  I rest{};
+  if (K <= kRegisterPlaces)
+    with_count<kRegisterPlaces>(K, [&](auto places) {
+      rest = insert_packed_in_registers<decltype(places)::value>(keys, E, mask, top);
+    });
+  else
+    rest = insert_packed(keys, E, mask, top, K);
   I close{};  // neighbours that share their upper bits
   for (int64_t j = 0; j < K; ++j) {
     close |= ((top[j] ^ (j + 1 < K ? top[j + 1] : rest)) & ~mask) == 0;

@@ -43,6 +43,11 @@ struct RouteScratch {
     grad = arena.take<T>(row);
     bytes = arena.used();
   }
+
+  /// How many of the tokens [t, last) are worked on together.
+  static int64_t tokens_from(int64_t t, int64_t last) {
+    return last - t < kTokens ? last - t : kTokens;
+  }
 };
 
 FULGURITE_INLINE bool is_masked(const RouteParams& p, int64_t t) {
@@ -133,7 +138,7 @@ void route_rows(const RouteParams& p, int64_t first, int64_t last, void* memory)
   T* const weights = static_cast<T*>(p.weights);
   for (int64_t e = 0; e < p.E; ++e) w.counts[e] = 0;
   for (int64_t t = first; t < last; t += w.kTokens) {
-    const int64_t n = last - t < w.kTokens ? last - t : w.kTokens;
+    const int64_t n = w.tokens_from(t, last);
     load_rows<S>(p, t, n, w);
     if (!p.forced) choose(p, w);
     settle_ids(p, t, n, w);
@@ -157,9 +162,7 @@ template <class S, class T>
 void gather_chosen(const RouteParams& p, int64_t t, int64_t n, const RouteScratch<T>& w) {
   const Chosen<Native<T>>& c = w.chosen;
   for (int64_t lane = 0; lane < n; ++lane) {
-    const auto at = [&](const Matrix& m, int64_t column) {
-      return (t + lane) * m.row_stride + column * m.column_stride;
-    };
+    const auto at = [&](const Matrix& m, int64_t column) { return offset(m, t + lane, column); };
     for (int64_t j = 0; j < p.K; ++j) {
       const int64_t id = static_cast<const int32_t*>(p.chosen.data)[at(p.chosen, j)];
       const bool real = is_expert(p, id);
@@ -179,11 +182,9 @@ template <class S>
 void prefetch_chosen(const RouteParams& p, int64_t first, int64_t last) {
   for (int64_t t = first; t < last; ++t)
     for (int64_t j = 0; j < p.K; ++j) {
-      const int64_t id = static_cast<const int32_t*>(
-          p.chosen.data)[t * p.chosen.row_stride + j * p.chosen.column_stride];
+      const int64_t id = static_cast<const int32_t*>(p.chosen.data)[offset(p.chosen, t, j)];
       if (is_expert(p, id))
-        __builtin_prefetch(static_cast<const S*>(p.logits.data) + t * p.logits.row_stride +
-                           id * p.logits.column_stride);
+        __builtin_prefetch(static_cast<const S*>(p.logits.data) + offset(p.logits, t, id));
     }
 }
 
@@ -228,11 +229,10 @@ void grad_rows(const RouteParams& p, int64_t first, int64_t last, void* memory) 
   const auto clear = [&] {
     for (int64_t e = 0; e < padded_row(p.E); ++e) w.grad[e] = 0;
   };
-  const auto up_to = [&](int64_t t) { return last - t < w.kTokens ? last : t + w.kTokens; };
   clear();
   for (int64_t t = first; t < last; t += w.kTokens) {
-    const int64_t n = up_to(t) - t;
-    prefetch_chosen<S>(p, t + n, up_to(t + n));
+    const int64_t n = w.tokens_from(t, last);
+    prefetch_chosen<S>(p, t + n, t + n + w.tokens_from(t + n, last));
     gather_chosen<S>(p, t, n, w);
     if (!is_over_all(p)) grad_chosen(p, c);
     for (int64_t lane = 0; lane < n; ++lane) {

@@ -16,6 +16,11 @@ namespace FULGURITE_VARIANT {
 template <class T>
 inline constexpr T kInfinity = static_cast<T>(__builtin_inf());
 
+/// Where element (r, c) stands.
+FULGURITE_INLINE int64_t offset(const Matrix& matrix, int64_t r, int64_t c) {
+  return r * matrix.row_stride + c * matrix.column_stride;
+}
+
 /// Row r in the accumulation type, filled up to padded_row(n) elements with `fill`.
 template <class S, class T>
 inline void load_row(const Matrix& matrix, int64_t r, int64_t n, T fill, T* to) {
