@@ -32,10 +32,11 @@ inline void gemm(int64_t M, int64_t N, MatrixA<T> a, PanelsB<T> b, Accumulate<T>
 #endif
 }
 
-/// The same over the whole depth, also where that is nothing: C becomes 0 then, or stays.
+/// The same over the whole depth, also where that is nothing: C becomes 0 then, or stays. A function of its own: inlined into a larger
+/// one, the rows' addresses leave the registers, and the innermost loop loads them again.
 template <class T>
-inline void gemm(int64_t M, int64_t N, int64_t steps, MatrixA<T> a, PanelsB<T> b, Accumulate<T>* c,
-                 int64_t ldc, bool accumulate) {
+__attribute__((noinline)) void gemm(int64_t M, int64_t N, int64_t steps, MatrixA<T> a, PanelsB<T> b,
+                                    Accumulate<T>* c, int64_t ldc, bool accumulate) {
 #if FULGURITE_TILE_PRODUCTS
   if (steps > 0)
     return gemm<T>(M, N, a, b, c, ldc, accumulate,

@@ -14,16 +14,15 @@ FULGURITE_KERNEL(moe_experts_bias, moe_experts_bias_dots, HiddenTaskFn);
 
 namespace {
 
-/// dw of each assignment: its parts in order; 0 for sentinels.
+/// dw of a part's assignments: their parts of sums in order.
 template <class T>
-void sum_dots(const SortedPlan& plan, const Tensor& dots, const Tensor& grad_weights) {
-  const T* part = dots.const_data_ptr<T>();
+void sum_dots(const ExpertsPart& part, const Tensor& dots, const Tensor& grad_weights) {
+  const T* dot = dots.const_data_ptr<T>();
   T* const grad = grad_weights.mutable_data_ptr<T>();
-  for (int64_t row = 0; row < grad_weights.numel(); ++row) {
+  for (int64_t row = 0; row < part.rows; ++row) {
     T sum = 0;
-    if (row < plan.rows())
-      for (int64_t i = 0; i < dots.size(1); ++i) sum += *part++;
-    grad[plan.assignments()[row]] = sum;
+    for (int64_t i = 0; i < dots.size(1); ++i) sum += *dot++;
+    grad[part.assignments[row]] = sum;
   }
 }
 
@@ -40,75 +39,88 @@ ExpertsGradients gradients(const ExpertsBackwardArgs& a, const Fresh& fresh) {
           one(3, f.w_out), one(4, f.b_in),    one(5, f.b_out)};
 }
 
-/// What the gradients are computed from, for the assignments in order.
+/// What the gradients of a part are computed from, in memory that the next part writes again.
 struct Backward {
+  const ExpertsBackwardArgs& a;
   ExpertSizes s;
+  HiddenParams params;
   SortedPlan plan;
   Tensor weights;  // (T,K) of the accumulation type
-  HiddenParams params;
-  Tensor hidden;       // (T·K,width)
-  Tensor grad;         // (T·K,H) operands: dout
-  Tensor grad_hidden;  // (T·K,width) operands
-  Tensor activated;    // (T·K,I) operands: w·h
-  Tensor dots;         // (T·K,parts)
+  // for the assignments of a part, in order
+  Tensor gathered;     // (rows,H) operands: x where the hidden layer is computed again, then dout
+  Tensor hidden;       // (rows,width); (T·K,width) where it was saved
+  Tensor grad_hidden;  // (rows,width) operands
+  Tensor activated;    // (rows,I) operands: w·h
+  Tensor dots;         // (rows,parts)
 
-  Backward(const ExpertsBackwardArgs& a, const ExpertSizes& sizes)
-      : s(sizes),
-        plan(a.forward.ids, s),
-        weights(accumulation_weights(a.forward)),
-        params(hidden_params(s, plan, a.forward)) {
+  Backward(const ExpertsBackwardArgs& args, const ExpertSizes& sizes)
+      : a(args),
+        s(sizes),
+        params(hidden_params(s, a.forward)),
+        plan(a.forward.ids, s, operand_bytes(params) * (s.H + s.width + s.I)),
+        weights(accumulation_weights(a.forward)) {
+    const ExpertsArgs& f = a.forward;
     const auto [want_x, want_weights, want_in, want_out, want_b_in, want_b_out] = a.output_mask;
+    const auto rows = [&](bool wanted) { return wanted ? plan.most_rows : 0; };
     HiddenParams& p = params;
     p.need_grad = want_x || want_weights || want_in || want_b_in;
-    if (p.need_grad || want_out) find_hidden(a);
-    const int64_t rows = s.T * s.K, blocks = ceil_div(s.I, kHiddenBlock);
-    grad_hidden = operands(p, p.need_grad ? rows : 0, s.width, a.forward.x);
-    activated = operands(p, want_out ? rows : 0, s.I, a.forward.x);
-    dots = at::empty({p.need_grad ? rows : 0, blocks + (p.b_out.data ? 1 : 0)},
-                     contiguous_like(weights));
-    if (p.need_grad) {
-      grad = gather_operands(p, plan, a.grad, s);
-      p.grad = operand_rows(grad);
-    }
+    const auto options = contiguous_like(weights);
+    gathered = operands(p, rows(p.need_grad || (want_out && !a.hidden)), s.H, f.x);
+    hidden = a.hidden ? a.hidden->contiguous()
+                      : on_huge_pages(at::empty({rows(needs_hidden()), s.width}, options));
+    grad_hidden = operands(p, rows(p.need_grad), s.width, f.x);
+    activated = operands(p, rows(want_out), s.I, f.x);
+    dots = at::empty({rows(p.need_grad), ceil_div(s.I, kHiddenBlock) + (f.b_out ? 1 : 0)}, options);
+    p.x = p.grad = operand_rows(gathered);
     p.weights = weights.const_data_ptr();
-    p.activated = want_out ? activated.mutable_data_ptr() : nullptr;
     p.row_width = activated.size(1);
     p.grad_hidden = grad_hidden.mutable_data_ptr();
     p.grad_width = grad_hidden.size(1);
     p.dots = dots.mutable_data_ptr();
     p.dot_parts = dots.size(1);
-    if (p.need_grad || want_out) run_grad_hidden(p, s, plan);
-    if (want_weights && p.b_out.data)
+  }
+
+  bool needs_hidden() const { return params.need_grad || a.output_mask[3]; }
+
+  /// grad_hidden, activated and dots of a part.
+  void run(const ExpertsPart& part) {
+    if (!needs_hidden()) return;
+    HiddenParams& p = params;
+    set_part(p, part, a.forward);
+    find_hidden(part);
+    p.activated = a.output_mask[3] ? activated.mutable_data_ptr() : nullptr;
+    if (p.need_grad) gather_operands(p, part, s.K, a.grad, gathered);
+    run_grad_hidden(p, part);
+    if (a.output_mask[1] && p.b_out.data)
       run_kernel(moe_experts_bias_dots_kernel, p,
-                 {static_cast<int64_t>(plan.segments.size()), rows * s.H});
+                 {static_cast<int64_t>(part.segments.size()), part.rows * s.H});
   }
 
-  void find_hidden(const ExpertsBackwardArgs& a) {
-    if (a.hidden) {
-      hidden = a.hidden->contiguous();
-      params.hidden = const_cast<void*>(hidden.const_data_ptr());  // read only by the backward
-    } else {
-      hidden = on_huge_pages(at::empty({s.T * s.K, s.width}, contiguous_like(weights)));
-      params.hidden = hidden.mutable_data_ptr();
-      const Tensor x = gather_operands(params, plan, a.forward.x, s);
-      params.x = operand_rows(x);
-      run_hidden(params, s, plan);
+  void find_hidden(const ExpertsPart& part) {
+    HiddenParams& p = params;
+    if (a.hidden) {  // read only by the backward
+      p.hidden = const_cast<void*>(part.positions(hidden).const_data_ptr());
+      return;
     }
+    p.hidden = hidden.mutable_data_ptr();
+    p.activated = nullptr;
+    gather_operands(p, part, s.K, a.forward.x, gathered);
+    run_hidden(p, part);
   }
 
-  Tensor grad_weights(at::ScalarType dtype) const {
-    Tensor grad = fresh_like(weights);
+  void add_grad_weights(const ExpertsPart& part, const Tensor& grad) const {
     if (grad.scalar_type() == at::kDouble)
-      sum_dots<double>(plan, dots, grad);
+      sum_dots<double>(part, dots, grad);
     else
-      sum_dots<float>(plan, dots, grad);
-    return grad.to(dtype);
+      sum_dots<float>(part, dots, grad);
   }
 
   /// Sums of aᵀ b, or their transposes.
-  void run_weight(const SortedRows& a, const SortedRows& b, bool transposed,
+  void run_weight(const ExpertsPart& part, const SortedRows& rows, const SortedRows& columns,
                   const Tensor& grad) const {
-    run_grad_weight(plan.offsets.data(), transposed ? b : a, transposed ? a : b, grad);
+    const bool transposed = a.forward.transposed;
+    run_grad_weight(part.offsets.data(), transposed ? columns : rows, transposed ? rows : columns,
+                    part.of(grad));
   }
 };
 
@@ -124,18 +136,24 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
   if (s.nothing()) return gradients(a, zeros);
   auto [grad_x, grad_weights, grad_w_in, grad_w_out, grad_b_in, grad_b_out] = gradients(a, empty);
   const auto [want_x, want_weights, want_in, want_out, want_b_in, want_b_out] = a.output_mask;
-  const Backward b(a, s);
-  const SortedRows x = b.plan.gathered(f.x, s), grad = b.plan.gathered(a.grad, s);
-  const SortedRows grad_hidden = operand_rows(b.grad_hidden);
-  const int64_t* const offsets = b.plan.offsets.data();
-  if (want_weights) grad_weights = b.grad_weights(f.weights.scalar_type());
-  if (want_x)
-    run_reduce(s, b.plan, b.grad_hidden, s.width, matrices(f.w_in, f.transposed), {}, nullptr,
-               grad_x);
-  if (want_in) b.run_weight(grad_hidden, x, f.transposed, grad_w_in);
-  if (want_out) b.run_weight(grad, operand_rows(b.activated), f.transposed, grad_w_out);
-  if (want_b_in && f.b_in) run_grad_bias(offsets, grad_hidden, nullptr, grad_b_in);
-  if (want_b_out && f.b_out) run_grad_bias(offsets, grad, b.weights.const_data_ptr(), grad_b_out);
+  Backward b(a, s);
+  const TokenSums sums(s, b.plan, grad_x);
+  const Tensor weight_sums = at::zeros(grad_weights.sizes(), contiguous_like(b.weights));
+  const SortedRows grad_hidden = operand_rows(b.grad_hidden), activated = operand_rows(b.activated);
+  for (const ExpertsPart& part : b.plan.parts) {
+    const SortedRows x = part.gathered(f.x, s.K), grad = part.gathered(a.grad, s.K);
+    const int64_t* const offsets = part.offsets.data();
+    b.run(part);
+    if (want_weights) b.add_grad_weights(part, weight_sums);
+    if (want_x)
+      sums.add(part, b.grad_hidden, s.width, matrices(part.of(f.w_in), f.transposed), {}, nullptr);
+    if (want_in) b.run_weight(part, grad_hidden, x, grad_w_in);
+    if (want_out) b.run_weight(part, grad, activated, grad_w_out);
+    if (want_b_in && f.b_in) run_grad_bias(offsets, grad_hidden, nullptr, part.of(grad_b_in));
+    if (want_b_out && f.b_out)
+      run_grad_bias(offsets, grad, b.weights.const_data_ptr(), part.of(grad_b_out));
+  }
+  if (want_weights) grad_weights = weight_sums.to(f.weights.scalar_type());
   return {grad_x, grad_weights, grad_w_in, grad_w_out, grad_b_in, grad_b_out};
 }
 

@@ -6,7 +6,6 @@
 #include "common/dtype.h"
 #include "common/huge_pages.h"
 #include "common/tasks.h"
-#include "moe/cpu/plan.h"
 
 namespace fulgurite {
 
@@ -40,21 +39,15 @@ at::TensorOptions operand_options(const HiddenLayout& layout, const Tensor& like
                                                : accumulate_type(like.scalar_type()));
 }
 
-void run_segments(Kernel<HiddenTaskFn>& kernel, const HiddenParams& p, const ExpertSizes& s,
-                  const SortedPlan& plan, int64_t scratch) {
-  const int64_t tasks = static_cast<int64_t>(plan.segments.size()) * ceil_div(s.I, kHiddenBlock);
-  run_kernel(kernel, p, {tasks, s.products(), scratch});
+void run_segments(Kernel<HiddenTaskFn>& kernel, const HiddenParams& p, const ExpertsPart& part,
+                  int64_t scratch) {
+  const int64_t tasks = static_cast<int64_t>(part.segments.size()) * ceil_div(p.I, kHiddenBlock);
+  run_kernel(kernel, p, {tasks, part.rows * p.H * p.I, scratch});
 }
 
 }  // namespace
 
-SortedPlan::SortedPlan(const Tensor& ids, const ExpertSizes& s)
-    : permutation(at::empty({s.T * s.K}, contiguous_like(ids).dtype(at::kInt))), offsets(s.E + 1) {
-  make_plan(ids, s.E, permutation.mutable_data_ptr<int32_t>(), nullptr, offsets.data());
-  segments = segments_of(offsets.data(), s.E);
-}
-
-HiddenParams hidden_params(const ExpertSizes& s, const SortedPlan& plan, const ExpertsArgs& a) {
+HiddenParams hidden_params(const ExpertSizes& s, const ExpertsArgs& a) {
   HiddenParams p{};
   p.dtype = kernel_dtype(a.x.scalar_type());
   p.H = s.H;
@@ -64,69 +57,81 @@ HiddenParams hidden_params(const ExpertSizes& s, const SortedPlan& plan, const E
   p.interleaved = a.interleaved;
   p.alpha = a.alpha;
   p.limit = a.limit;
-  p.segments = plan.segments.data();
-  p.permutation = plan.assignments();
-  p.w_in = matrices(a.w_in, a.transposed);
-  p.w_out = matrices(a.w_out, a.transposed);
-  p.b_in = expert_rows(a.b_in);
-  p.b_out = expert_rows(a.b_out);
   return p;
 }
+
+void set_part(HiddenParams& p, const ExpertsPart& part, const ExpertsArgs& a) {
+  p.segments = part.segments.data();
+  p.permutation = part.assignments;
+  p.w_in = matrices(part.of(a.w_in), a.transposed);
+  p.w_out = matrices(part.of(a.w_out), a.transposed);
+  p.b_in = expert_rows(part.of(a.b_in));
+  p.b_out = expert_rows(part.of(a.b_out));
+}
+
+int64_t operand_bytes(const HiddenParams& p) { return layout_of(p).operand_bytes; }
 
 Tensor operands(const HiddenParams& p, int64_t rows, int64_t columns, const Tensor& like) {
   const HiddenLayout layout = layout_of(p);
   const auto options = operand_options(layout, like);
-  const int64_t padded = ceil_div(columns, layout.row_multiple) * layout.row_multiple;
-  return padded == columns ? on_huge_pages(at::empty({rows, columns}, options))
-                           : at::zeros({rows, padded}, options);
-}
-
-Tensor gather_operands(const HiddenParams& p, const SortedPlan& plan, const Tensor& rows,
-                       const ExpertSizes& s) {
-  constexpr int64_t kRowsPerTask = 64;
-  const HiddenLayout layout = layout_of(p);
   const int64_t line = 64 / layout.operand_bytes;
-  const int64_t width =
-      (ceil_div(s.H, line) + 1) * line;  // no power of two: moe/cpu/experts_gather.cpp
-  const Tensor to = on_huge_pages(at::empty({s.T * s.K, width}, operand_options(layout, rows)));
+  const std::array<int64_t, 2> sizes{rows, (ceil_div(columns, line) + 1) * line};
+  return columns % layout.row_multiple ? at::zeros(sizes, options)
+                                       : on_huge_pages(at::empty(sizes, options));
+}
+
+void gather_operands(const HiddenParams& p, const ExpertsPart& part, int64_t K, const Tensor& rows,
+                     const Tensor& to) {
+  constexpr int64_t kRowsPerTask = 64;
   run_rows(moe_experts_gather_kernel,
-           GatherParams{p.dtype, s.H, plan.gathered(rows, s), to.mutable_data_ptr(), width},
-           plan.rows(), kRowsPerTask, plan.rows() * s.H);
-  return to;
+           GatherParams{p.dtype, p.H, part.gathered(rows, K), to.mutable_data_ptr(), to.size(1)},
+           part.rows, kRowsPerTask, part.rows * p.H);
 }
 
-void run_hidden(const HiddenParams& p, const ExpertSizes& s, const SortedPlan& plan) {
-  run_segments(moe_experts_hidden_kernel, p, s, plan, layout_of(p).hidden);
+void run_hidden(const HiddenParams& p, const ExpertsPart& part) {
+  run_segments(moe_experts_hidden_kernel, p, part, layout_of(p).hidden);
 }
 
-void run_grad_hidden(const HiddenParams& p, const ExpertSizes& s, const SortedPlan& plan) {
-  run_segments(moe_experts_grad_hidden_kernel, p, s, plan, layout_of(p).grad_hidden);
+void run_grad_hidden(const HiddenParams& p, const ExpertsPart& part) {
+  run_segments(moe_experts_grad_hidden_kernel, p, part, layout_of(p).grad_hidden);
 }
 
-void run_reduce(const ExpertSizes& s, const SortedPlan& plan, const Tensor& rows, int64_t depth,
-                const ExpertMatrices& b, const ExpertRows& bias, const void* weights,
-                const Tensor& out) {
+TokenSums::TokenSums(const ExpertSizes& s, const SortedPlan& plan, const Tensor& out)
+    : s_(s), out_(out) {
+  const at::ScalarType sums = accumulate_type(out.scalar_type());
+  if (plan.parts.size() > 1)
+    between_ = sums == out.scalar_type()
+                   ? out
+                   : on_huge_pages(at::empty({s.T, s.H}, contiguous_like(out).dtype(sums)));
+}
+
+void TokenSums::add(const ExpertsPart& part, const Tensor& rows, int64_t depth,
+                    const ExpertMatrices& b, const ExpertRows& bias, const void* weights) const {
   constexpr int64_t
       kRowsPerExpert = 256,
       kLongest = 4096;  // long enough to pay for packing, short enough for the sums to stay in L2
   ReduceParams p{};
-  p.dtype = kernel_dtype(out.scalar_type());
-  p.T = s.T;
-  p.K = s.K;
-  p.E = s.E;
-  p.H = s.H;
+  p.dtype = kernel_dtype(out_.scalar_type());
+  p.T = s_.T;
+  p.K = s_.K;
+  p.E = part.experts;
+  p.H = s_.H;
   p.depth = depth;
   p.row_width = rows.size(1);
-  p.token_range = std::min({s.T, kLongest, std::max(kRowsPerExpert, kRowsPerExpert * s.E / s.K)});
-  p.permutation = plan.assignments();
-  p.offsets = plan.offsets.data();
+  p.token_range =
+      std::min({s_.T, kLongest, std::max(kRowsPerExpert, kRowsPerExpert * s_.E / s_.K)});
+  p.permutation = part.assignments;
+  p.offsets = part.offsets.data();
   p.rows = rows.const_data_ptr();
   p.b = b;
   p.bias = bias;
   p.weights = weights;
-  p.out = out.mutable_data_ptr();
+  p.before = part.begins ? nullptr : between_.const_data_ptr();
+  p.after = part.ends ? nullptr : between_.mutable_data_ptr();
+  p.out = out_.mutable_data_ptr();
   run_kernel(moe_experts_reduce_kernel, moe_experts_reduce_layout_kernel, p,
-             {ceil_div(s.T, p.token_range) * ceil_div(s.H, kHiddenBlock), s.products()});
+             {ceil_div(s_.T, p.token_range) * ceil_div(s_.H, kHiddenBlock),
+              part.rows * s_.H * depth + s_.T * s_.H});
 }
 
 Tensor accumulation_weights(const ExpertsArgs& a) {

@@ -1,67 +1,42 @@
-// One call of the experts on the CPU: sizes, assignments sorted by expert, and the kernels that both passes run.
+// One call of the experts on the CPU: the kernels that both passes run, part by part.
 #pragma once
 
-#include <vector>
-
-#include "common/check.h"
-#include "moe/check.h"
-#include "moe/cpu/sorted.h"
+#include "moe/cpu/experts_parts.h"
 
 namespace fulgurite {
 
-struct ExpertSizes {
-  int64_t T, K, E, H, I, width;
+/// What both passes tell the hidden layer's kernels of all parts.
+HiddenParams hidden_params(const ExpertSizes& s, const ExpertsArgs& a);
+/// And of one; operands are the caller's.
+void set_part(HiddenParams& p, const ExpertsPart& part, const ExpertsArgs& a);
 
-  explicit ExpertSizes(const ExpertsShape& s)
-      : T(s.T.expect_int()),
-        K(s.K.expect_int()),
-        E(s.E.expect_int()),
-        H(s.H.expect_int()),
-        I(s.I.expect_int()),
-        width(s.width.expect_int()) {}
-  /// Nothing to compute: every result and every gradient is 0.
-  bool nothing() const { return T == 0 || K == 0 || E == 0 || H == 0; }
-  int64_t products() const { return T * K * H * I; }
-};
-
-inline at::TensorOptions contiguous_like(const Tensor& like) {
-  return like.options().memory_format(at::MemoryFormat::Contiguous);
-}
-
-/// Assignments sorted by expert, and those of each expert cut into segments.
-struct SortedPlan {
-  Tensor permutation;            // (T·K)
-  std::vector<int64_t> offsets;  // (E+1)
-  std::vector<Segment> segments;
-
-  SortedPlan(const Tensor& ids, const ExpertSizes& s);
-  /// Assignments that have an expert.
-  int64_t rows() const { return offsets.back(); }
-  const int32_t* assignments() const { return permutation.const_data_ptr<int32_t>(); }
-  /// Rows of (T, …), sorted.
-  SortedRows gathered(const Tensor& rows, const ExpertSizes& s) const {
-    return {matrix(rows), assignments(), s.K, false};
-  }
-};
-
-/// What both passes tell the hidden layer's kernels; x is still to come.
-HiddenParams hidden_params(const ExpertSizes& s, const SortedPlan& plan, const ExpertsArgs& a);
-
-/// A matrix of operands: of `like`'s type where products take that, else of the accumulation type.
+/// Bytes of an operand: of the call's dtype where products take that, else of the accumulation type.
+int64_t operand_bytes(const HiddenParams& p);
+/// A matrix of operands for tensors like `like`. Rows stand a cache line farther apart than they are wide: those of a power of two
+/// would share cache sets. They end in zeros up to a whole step.
 Tensor operands(const HiddenParams& p, int64_t rows, int64_t columns, const Tensor& like);
-/// Rows of (T,H), sorted, as operands.
-Tensor gather_operands(const HiddenParams& p, const SortedPlan& plan, const Tensor& rows,
-                       const ExpertSizes& s);
+/// A part's rows of (T,H), sorted, as operands in `to`.
+void gather_operands(const HiddenParams& p, const ExpertsPart& part, int64_t K, const Tensor& rows,
+                     const Tensor& to);
 
-/// The forward of every segment: hidden, activated, or both.
-void run_hidden(const HiddenParams& p, const ExpertSizes& s, const SortedPlan& plan);
+/// The forward of a part: hidden, activated, or both.
+void run_hidden(const HiddenParams& p, const ExpertsPart& part);
 /// The gradients of the hidden layer, w·h, or both.
-void run_grad_hidden(const HiddenParams& p, const ExpertSizes& s, const SortedPlan& plan);
+void run_grad_hidden(const HiddenParams& p, const ExpertsPart& part);
 
-/// out (T,H) from rows of operands (T·K, depth and padding), b (depth,H) and bias (H) for each expert.
-void run_reduce(const ExpertSizes& s, const SortedPlan& plan, const Tensor& rows, int64_t depth,
-                const ExpertMatrices& b, const ExpertRows& bias, const void* weights,
-                const Tensor& out);
+/// Sums over the experts of each token, part by part.
+class TokenSums {
+ public:
+  /// Of `out` (T,H).
+  TokenSums(const ExpertSizes& s, const SortedPlan& plan, const Tensor& out);
+  /// Adds rows of operands (depth and padding) times b (depth,H) and bias (H) of their experts; with the last part, out is written.
+  void add(const ExpertsPart& part, const Tensor& rows, int64_t depth, const ExpertMatrices& b,
+           const ExpertRows& bias, const void* weights) const;
+
+ private:
+  const ExpertSizes& s_;
+  Tensor out_, between_;  // (T,H); of the accumulation type, where there is more than one part
+};
 
 /// (T,K) in the accumulation type.
 Tensor accumulation_weights(const ExpertsArgs& a);

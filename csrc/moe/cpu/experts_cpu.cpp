@@ -13,21 +13,25 @@ namespace {
 /// y, and the hidden layer of every sorted row where `hidden` (T·K,width) is there.
 Tensor forward(const ExpertSizes& s, const ExpertsArgs& a, const Tensor& hidden) {
   if (s.nothing()) return at::zeros(a.x.sizes(), contiguous_like(a.x));
-  Tensor y = on_huge_pages(fresh_like(a.x));
-  const SortedPlan plan(a.ids, s);
-  const Tensor w = accumulation_weights(a);
-  HiddenParams p = hidden_params(s, plan, a);
-  const Tensor x = gather_operands(p, plan, a.x, s);
+  const Tensor y = on_huge_pages(fresh_like(a.x)), w = accumulation_weights(a);
+  HiddenParams p = hidden_params(s, a);
+  const SortedPlan plan(a.ids, s, operand_bytes(p) * (s.H + s.I));
+  const TokenSums sums(s, plan, y);
+  const Tensor x = operands(p, plan.most_rows, s.H, a.x);
+  const Tensor activated = operands(p, plan.most_rows, s.I, a.x);
   p.x = operand_rows(x);
-  const Tensor activated = operands(p, s.T * s.K, s.I, a.x);
   p.activated = activated.mutable_data_ptr();
   p.row_width = activated.size(1);
-  p.hidden = hidden.defined() ? hidden.mutable_data_ptr() : nullptr;
-  run_hidden(p, s, plan);
-  if (hidden.defined() && plan.rows() < hidden.size(0))
-    hidden.narrow(0, plan.rows(), hidden.size(0) - plan.rows()).zero_();
-  run_reduce(s, plan, activated, s.I, matrices(a.w_out, !a.transposed), p.b_out, w.const_data_ptr(),
-             y);
+  for (const ExpertsPart& part : plan.parts) {
+    set_part(p, part, a);
+    p.hidden = hidden.defined() ? part.positions(hidden).mutable_data_ptr() : nullptr;
+    gather_operands(p, part, s.K, a.x, x);
+    run_hidden(p, part);
+    sums.add(part, activated, s.I, matrices(part.of(a.w_out), !a.transposed), p.b_out,
+             w.const_data_ptr());
+  }
+  if (hidden.defined() && plan.rows < hidden.size(0))
+    hidden.narrow(0, plan.rows, hidden.size(0) - plan.rows).zero_();
   return y;
 }
 

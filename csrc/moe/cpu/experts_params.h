@@ -105,7 +105,10 @@ struct ReduceParams {
   ExpertMatrices b;     // (depth,H) for each expert
   ExpertRows bias;      // (E,H), or none
   const void* weights;  // (T,K) of the accumulation type; null: all 1
-  void* out;            // (T,H)
+  // (T,H) of the accumulation type, where the experts come in parts; null before the first one and after the last
+  const void* before;  // the sums begin with these
+  void* after;         // and go here, not to out
+  void* out;           // (T,H)
 };
 using ReduceTaskFn = void(const ReduceParams&, int64_t task, void* scratch);
 using ReduceLayoutFn = void(const ReduceParams&, int64_t* scratch_bytes);

@@ -82,6 +82,23 @@ void reduce_expert(const ReduceParams& p, int64_t e, int64_t begin, int64_t end,
   });
 }
 
+/// Sums of tokens [t0, t1) in columns [h0, h0 + n): 0, or what earlier parts left.
+template <class S, class T = Accumulate<S>>
+void begin_sums(const ReduceParams& p, int64_t t0, int64_t t1, int64_t h0, int64_t n, T* sums) {
+  if (!p.before) {
+    __builtin_memset(sums, 0, sizeof(T) * (t1 - t0) * kHiddenBlock);
+    return;
+  }
+  for (int64_t t = t0; t < t1; ++t, sums += kHiddenBlock)
+    for_row<T>(static_cast<const T*>(p.before) + t * p.H + h0, 1, n,
+               [sums](int64_t c, Native<T> v) { store(sums + c, v); });
+}
+
+template <class To, class T>
+void end_sums(To* to, int64_t H, int64_t t0, int64_t t1, int64_t h0, int64_t n, const T* sums) {
+  for (int64_t t = t0; t < t1; ++t, sums += kHiddenBlock) store_row(to + t * H + h0, sums, n);
+}
+
 template <class S>
 void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
   using T = Accumulate<S>;
@@ -90,14 +107,15 @@ void reduce_task(const ReduceParams& p, int64_t task, void* scratch) {
   const int64_t blocks = ceil_div(p.H, kHiddenBlock);
   const int64_t t0 = task / blocks * p.token_range, t1 = at_most(p.T, t0 + p.token_range);
   const int64_t h0 = task % blocks * kHiddenBlock, n = at_most(kHiddenBlock, p.H - h0);
-  __builtin_memset(w.sums, 0, sizeof(T) * (t1 - t0) * kHiddenBlock);
+  begin_sums<S>(p, t0, t1, h0, n, w.sums);
   for (int64_t e = 0; e < p.E; ++e) {
     const int64_t begin = position_of_token(p, e, t0), end = position_of_token(p, e, t1);
     if (begin < end) reduce_expert<S>(p, e, begin, end, h0, n, t0, w);
   }
-  S* const out = static_cast<S*>(p.out);
-  for (int64_t t = t0; t < t1; ++t)
-    store_row(out + t * p.H + h0, w.sums + (t - t0) * kHiddenBlock, n);
+  if (p.after)
+    end_sums(static_cast<T*>(p.after), p.H, t0, t1, h0, n, w.sums);
+  else
+    end_sums(static_cast<S*>(p.out), p.H, t0, t1, h0, n, w.sums);
 }
 
 // ---- gradients of the weights

@@ -190,6 +190,28 @@ TEST_CASE("rows reduce to tokens in ranges of tokens") {
                                              &c.w_out[(e * Case::H + o) * Case::I], Case::I) +
                                    bias[e * Case::H + o])));
     }
+
+  SECTION("and go on from part to part") {
+    const Rows whole = out;
+    Sums sums(Case::T * Case::H, -1.0);
+    ReduceParams part = p;
+    part.E = 1;
+    part.after = sums.data();
+    part.out = nullptr;
+    run(moe_experts_reduce, part, 4 * ceil_div(Case::H, kHiddenBlock), scratch);
+    const std::vector<int64_t> offsets{0, Case::rows};
+    part.offsets = offsets.data();
+    part.permutation += Case::rows;
+    part.rows = rows.data() + Case::rows * Case::width;
+    part.b.data = c.w_out.data() + Case::H * Case::I;
+    part.bias.data = bias.data() + Case::H;
+    part.before = sums.data();
+    part.after = nullptr;
+    part.out = out.data();
+    out.assign(out.size(), -1.0);
+    run(moe_experts_reduce, part, 4 * ceil_div(Case::H, kHiddenBlock), scratch);
+    for (size_t i = 0; i < whole.size(); ++i) REQUIRE(double{out[i]} == double{whole[i]});
+  }
 }
 
 TEST_CASE("gradients of the weights") {
