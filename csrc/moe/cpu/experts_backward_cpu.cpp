@@ -43,9 +43,9 @@ ExpertsGradients gradients(const ExpertsBackwardArgs& a, const Fresh& fresh) {
 struct Backward {
   const ExpertsBackwardArgs& a;
   ExpertSizes s;
-  HiddenParams params;
   SortedPlan plan;
   Tensor weights;  // (T,K) of the accumulation type
+  HiddenParams params;
   // for the assignments of a part, in order
   Tensor gathered;     // (rows,H) operands: x where the hidden layer is computed again, then dout
   Tensor hidden;       // (rows,width); (T·K,width) where it was saved
@@ -56,9 +56,9 @@ struct Backward {
   Backward(const ExpertsBackwardArgs& args, const ExpertSizes& sizes)
       : a(args),
         s(sizes),
-        params(hidden_params(s, a.forward)),
-        plan(a.forward.ids, s, operand_bytes(params) * (s.H + s.width + s.I)),
-        weights(accumulation_weights(a.forward)) {
+        plan(a.forward.ids, s),
+        weights(accumulation_weights(a.forward)),
+        params(hidden_params(s, a.forward)) {
     const ExpertsArgs& f = a.forward;
     const auto [want_x, want_weights, want_in, want_out, want_b_in, want_b_out] = a.output_mask;
     const auto rows = [&](bool wanted) { return wanted ? plan.most_rows : 0; };

@@ -69,8 +69,6 @@ void set_part(HiddenParams& p, const ExpertsPart& part, const ExpertsArgs& a) {
   p.b_out = expert_rows(part.of(a.b_out));
 }
 
-int64_t operand_bytes(const HiddenParams& p) { return layout_of(p).operand_bytes; }
-
 Tensor operands(const HiddenParams& p, int64_t rows, int64_t columns, const Tensor& like) {
   const HiddenLayout layout = layout_of(p);
   const auto options = operand_options(layout, like);

@@ -10,9 +10,7 @@ HiddenParams hidden_params(const ExpertSizes& s, const ExpertsArgs& a);
 /// And of one; operands are the caller's.
 void set_part(HiddenParams& p, const ExpertsPart& part, const ExpertsArgs& a);
 
-/// Bytes of an operand: of the call's dtype where products take that, else of the accumulation type.
-int64_t operand_bytes(const HiddenParams& p);
-/// A matrix of operands for tensors like `like`. Rows stand a cache line farther apart than they are wide: those of a power of two
+/// A matrix of operands: of `like`'s type where products take that, else of the accumulation type. Rows stand a cache line farther apart than they are wide: those of a power of two
 /// would share cache sets. They end in zeros up to a whole step.
 Tensor operands(const HiddenParams& p, int64_t rows, int64_t columns, const Tensor& like);
 /// A part's rows of (T,H), sorted, as operands in `to`.

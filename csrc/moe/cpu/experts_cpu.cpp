@@ -14,9 +14,9 @@ namespace {
 Tensor forward(const ExpertSizes& s, const ExpertsArgs& a, const Tensor& hidden) {
   if (s.nothing()) return at::zeros(a.x.sizes(), contiguous_like(a.x));
   const Tensor y = on_huge_pages(fresh_like(a.x)), w = accumulation_weights(a);
-  HiddenParams p = hidden_params(s, a);
-  const SortedPlan plan(a.ids, s, operand_bytes(p) * (s.H + s.I));
+  const SortedPlan plan(a.ids, s);
   const TokenSums sums(s, plan, y);
+  HiddenParams p = hidden_params(s, a);
   const Tensor x = operands(p, plan.most_rows, s.H, a.x);
   const Tensor activated = operands(p, plan.most_rows, s.I, a.x);
   p.x = operand_rows(x);

@@ -3,18 +3,21 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include "common/isa.h"
 #include "moe/cpu/plan.h"
 
 namespace fulgurite {
 namespace {
 
-/// How many parts: their kernels keep every thread busy for much longer than threads wait for each other in between, their
-/// operands are worth the trouble, and as each part reads and writes the sums of every token, there are at most K.
-int64_t count_parts(int64_t rows, int64_t T, int64_t row_bytes) {
-  constexpr int64_t kRowsPerThread = 256, kBytes = 8 << 20;
-  const int64_t least = std::max(
-      {T, kRowsPerThread * at::get_num_threads(), kBytes / std::max<int64_t>(row_bytes, 1)});
-  return std::max<int64_t>(rows / least, 1);
+/// How many parts. Threads wait for each other after every kernel, so kernels are long beside what is worth waking a thread; a part
+/// reads and writes the sums of every token, so there are at most K.
+int64_t count_parts(int64_t rows, const ExpertSizes& s) {
+  constexpr double kLong = 3072,
+                   kReading = 16;  // multiplications that take as long as reading one weight
+  const double work = (rows + kReading * s.E) * s.H * s.I,
+               least = kLong * inline_cost() * at::get_num_threads();
+  const int64_t most = std::max<int64_t>(rows / s.T, 1);
+  return work >= most * least ? most : std::max<int64_t>(work / least, 1);
 }
 
 ExpertsPart part_of(const std::vector<int64_t>& offsets, int64_t first_expert, int64_t last_expert,
@@ -35,13 +38,13 @@ ExpertsPart part_of(const std::vector<int64_t>& offsets, int64_t first_expert, i
 
 }  // namespace
 
-SortedPlan::SortedPlan(const Tensor& ids, const ExpertSizes& s, int64_t row_bytes)
+SortedPlan::SortedPlan(const Tensor& ids, const ExpertSizes& s)
     : permutation(at::empty({s.T * s.K}, contiguous_like(ids).dtype(at::kInt))), most_rows(0) {
   std::vector<int64_t> offsets(s.E + 1);
   int32_t* const assignments = permutation.mutable_data_ptr<int32_t>();
   make_plan(ids, s.E, assignments, nullptr, offsets.data());
   rows = offsets[s.E];
-  const int64_t count = count_parts(rows, s.T, row_bytes);
+  const int64_t count = count_parts(rows, s);
   int64_t first = 0;
   for (int64_t e = 1; e <= s.E; ++e) {
     const bool last = static_cast<int64_t>(parts.size()) + 1 == count;

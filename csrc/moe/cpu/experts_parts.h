@@ -59,8 +59,7 @@ struct SortedPlan {
   int64_t rows;       // that have an expert
   int64_t most_rows;  // of a part
 
-  /// row_bytes: of the operands of an assignment.
-  SortedPlan(const Tensor& ids, const ExpertSizes& s, int64_t row_bytes);
+  SortedPlan(const Tensor& ids, const ExpertSizes& s);
 };
 
 }  // namespace fulgurite

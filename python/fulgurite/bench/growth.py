@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 from fulgurite.bench.harness import MemoryCase
 
@@ -20,12 +21,18 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def grown_mib(family: str, index: int, side: str, quick: bool) -> float:
-    """Of a new process, without results; 0 where the system does not tell (Linux does)."""
+    """Of a new process, without results: the median of three, as a few MiB depend on where the
+    system puts things. 0 where it does not tell (Linux does)."""
     if not _RESET.exists():
         return 0.0
     command = [sys.executable, "-m", "fulgurite.bench.growth", family, str(index), side]
-    done = subprocess.run(command + ["--quick"] * quick, check=True, capture_output=True, text=True)
-    return float(done.stdout)
+    command += ["--quick"] * quick
+
+    def grown() -> float:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return float(done.stdout)
+
+    return median(grown() for _ in range(1 if quick else 3))
 
 
 def _resident_mib(field: str) -> float:
