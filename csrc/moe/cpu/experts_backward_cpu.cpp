@@ -14,7 +14,7 @@ FULGURITE_KERNEL(moe_experts_bias, moe_experts_bias_dots, HiddenTaskFn);
 
 namespace {
 
-/// dw of a part's assignments: their parts of sums in order.
+/// dw of a part's assignments: the sums of their blocks of columns, in order.
 template <class T>
 void sum_dots(const ExpertsPart& part, const Tensor& dots, const Tensor& grad_weights) {
   const T* dot = dots.const_data_ptr<T>();
@@ -51,7 +51,7 @@ struct Backward {
   Tensor hidden;       // (rows,width); (T·K,width) where it was saved
   Tensor grad_hidden;  // (rows,width) operands
   Tensor activated;    // (rows,I) operands: w·h
-  Tensor dots;         // (rows,parts)
+  Tensor dots;         // (rows,blocks of columns), and b_out's
 
   Backward(const ExpertsBackwardArgs& args, const ExpertSizes& sizes)
       : a(args),
@@ -108,7 +108,7 @@ struct Backward {
     run_hidden(p, part);
   }
 
-  void add_grad_weights(const ExpertsPart& part, const Tensor& grad) const {
+  void store_grad_weights(const ExpertsPart& part, const Tensor& grad) const {
     if (grad.scalar_type() == at::kDouble)
       sum_dots<double>(part, dots, grad);
     else
@@ -138,13 +138,13 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
   const auto [want_x, want_weights, want_in, want_out, want_b_in, want_b_out] = a.output_mask;
   Backward b(a, s);
   const TokenSums sums(s, b.plan, grad_x);
-  const Tensor weight_sums = at::zeros(grad_weights.sizes(), contiguous_like(b.weights));
+  const Tensor assignment_grads = at::zeros(grad_weights.sizes(), contiguous_like(b.weights));
   const SortedRows grad_hidden = operand_rows(b.grad_hidden), activated = operand_rows(b.activated);
   for (const ExpertsPart& part : b.plan.parts) {
     const SortedRows x = part.gathered(f.x, s.K), grad = part.gathered(a.grad, s.K);
     const int64_t* const offsets = part.offsets.data();
     b.run(part);
-    if (want_weights) b.add_grad_weights(part, weight_sums);
+    if (want_weights) b.store_grad_weights(part, assignment_grads);
     if (want_x)
       sums.add(part, b.grad_hidden, s.width, matrices(part.of(f.w_in), f.transposed), {}, nullptr);
     if (want_in) b.run_weight(part, grad_hidden, x, grad_w_in);
@@ -153,7 +153,7 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
     if (want_b_out && f.b_out)
       run_grad_bias(offsets, grad, b.weights.const_data_ptr(), part.of(grad_b_out));
   }
-  if (want_weights) grad_weights = weight_sums.to(f.weights.scalar_type());
+  if (want_weights) grad_weights = assignment_grads.to(f.weights.scalar_type());
   return {grad_x, grad_weights, grad_w_in, grad_w_out, grad_b_in, grad_b_out};
 }
 

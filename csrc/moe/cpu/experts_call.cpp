@@ -100,7 +100,7 @@ TokenSums::TokenSums(const ExpertSizes& s, const SortedPlan& plan, const Tensor&
   if (plan.parts.size() > 1)
     between_ = sums == out.scalar_type()
                    ? out
-                   : on_huge_pages(at::empty({s.T, s.H}, contiguous_like(out).dtype(sums)));
+                   : on_huge_pages(at::empty(out.sizes(), contiguous_like(out).dtype(sums)));
 }
 
 void TokenSums::add(const ExpertsPart& part, const Tensor& rows, int64_t depth,

@@ -25,7 +25,7 @@ void run_grad_hidden(const HiddenParams& p, const ExpertsPart& part);
 /// Sums over the experts of each token, part by part.
 class TokenSums {
  public:
-  /// Of `out` (T,H).
+  /// Of `out` (T,H), or of nothing where out is a gradient that nobody asked for.
   TokenSums(const ExpertSizes& s, const SortedPlan& plan, const Tensor& out);
   /// Adds rows of operands (depth and padding) times b (depth,H) and bias (H) of their experts; with the last part, out is written.
   void add(const ExpertsPart& part, const Tensor& rows, int64_t depth, const ExpertMatrices& b,

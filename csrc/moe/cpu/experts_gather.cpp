@@ -1,5 +1,4 @@
-// Rows sorted by expert, as operands: every block of columns of a hidden layer reads them again. They stand a cache line
-// farther apart than they are wide, so that rows of a power of two do not share cache sets.
+// Rows sorted by expert, as operands: every block of columns of a hidden layer reads them again.
 #include "moe/cpu/experts_tile.h"
 
 namespace fulgurite {

@@ -20,7 +20,7 @@ def ids_of(load: str, T: int, E: int, K: int) -> Tensor:
     """Choices that cut into parts in different ways; the first and the last experts get nothing."""
     generator = torch.Generator().manual_seed(1)
     choices = torch.stack([torch.randperm(E - 4, generator=generator)[:K] + 2 for _ in range(T)])
-    if load == "skewed":  # one expert fills more than a part, those before and behind it none
+    if load == "skewed":  # one expert has twice the assignments of a part
         choices[:, 1:3] = E // 2
     if load == "sentinels":
         choices[torch.rand(T, K, generator=generator) < 0.3] = -1
@@ -32,7 +32,7 @@ def ids_of(load: str, T: int, E: int, K: int) -> Tensor:
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
 )
 def test_parts_change_no_bits(isa: str, dtype: torch.dtype, load: str) -> None:
-    """Small calls are one part; those that must use every thread are K."""
+    """Small calls are one part; those that must use every thread are up to K."""
     T, E, K, H, I = 120, 20, 8, 70, 40
     inputs = experts_inputs(0, T=T, E=E, H=H, I=I, K=K, dtype=dtype)
     ids, grad = ids_of(load, T, E, K), torch.randn(T, H).to(dtype)
