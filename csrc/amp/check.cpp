@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "common/check.h"
-#include "common/walk.h"
+#include "cpu/walk.h"
 
 namespace fulgurite {
 namespace {

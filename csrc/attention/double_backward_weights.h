@@ -9,6 +9,7 @@
 //             Ṗ = a'∘ṡ    S = a'∘A    E = a''∘A∘ṡ + a'∘Ȧ
 #pragma once
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 
 #include <cmath>

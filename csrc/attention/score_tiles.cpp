@@ -2,6 +2,7 @@
 
 #include "attention/cpu/call.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/args.h"
-#include "attention/scores.h"
+#include "attention/rules/scores.h"
 
 #include <c10/core/TensorOptions.h>
 

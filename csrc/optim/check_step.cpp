@@ -2,7 +2,7 @@
 
 #include <unordered_set>
 
-#include "common/walk.h"
+#include "cpu/walk.h"
 
 namespace fulgurite {
 namespace {

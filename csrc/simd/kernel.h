@@ -14,7 +14,11 @@ FULGURITE_INLINE void with_storage(Dtype dtype, const Visitor& visitor) {
   visitor(BFloat16{});
 #else
   switch (dtype) {
+#if FULGURITE_FLOAT64
     case Dtype::kFloat64: return visitor(double{});
+#else
+    case Dtype::kFloat64: __builtin_trap();  // a set that serves float64 is called (cpu/isa.h)
+#endif
     case Dtype::kFloat32: return visitor(float{});
     case Dtype::kBFloat16: return visitor(BFloat16{});
     case Dtype::kFloat16: return visitor(Half{});

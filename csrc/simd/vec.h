@@ -24,13 +24,18 @@
 #endif
 #define FULGURITE_INLINE inline __attribute__((always_inline))
 
+// Whether kernels of this set serve float64 (cmake/isas.cmake).
+#ifndef FULGURITE_FLOAT64
+#define FULGURITE_FLOAT64 1
+#endif
+
 #if defined(__FMA__) || defined(__aarch64__)
 #define FULGURITE_HAS_FMA 1
 #else
 #define FULGURITE_HAS_FMA 0
 #endif
 
-// Kernels of a set that multiplies pairs of bfloat16, in vectors or in tiles, serve no other type (common/isa.h). Tests
+// Kernels of a set that multiplies pairs of bfloat16, in vectors or in tiles, serve no other type (cpu/isa.h). Tests
 // define either for sets without the instructions: the emulations compute what they compute.
 #if !defined(FULGURITE_TILE_PRODUCTS)
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)

@@ -1,9 +1,9 @@
 // Loss scaling on the CPU, torch side.
 #include "amp/check.h"
-#include "amp/cpu/params.h"
+#include "amp/cpu/kernels/params.h"
 #include "common/dtype.h"
-#include "common/tasks.h"
-#include "common/walk.h"
+#include "cpu/tasks.h"
+#include "cpu/walk.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(TensorList grads,
   const GradStatsParams p{list.walks(),   list.layouts(),
                           tensors.data(), inv_scale ? scalar(*inv_scale) : 1.0,
                           sums.get(),     bad.get()};
-  const auto stats = amp_grad_stats_kernel.get();
+  const auto stats = amp_grad_stats_kernel.get(Dtype::kFloat32);
   run_tasks(amp_grad_stats_kernel, {ceil_div(blocks, kBlocksPerTask), 4 * list.elements()},
             [&](int64_t task, void*) {
               const int64_t first = task * kBlocksPerTask,
@@ -111,7 +111,7 @@ void unscale_cpu(TensorList grads, const Tensor& found_inf, const Tensor& inv_sc
   const UnscaleParams p{list.walks(), list.layouts(), tensors.data(), list.count(),
                         scalar(inv_scale)};
   std::atomic<bool> bad{false};
-  const auto unscale = amp_unscale_kernel.get();
+  const auto unscale = amp_unscale_kernel.get(Dtype::kFloat32);
   run_tasks(amp_unscale_kernel,
             {ceil_div(list.positions(), kPositionsPerTask), 4 * list.elements()},
             [&](int64_t task, void*) {

@@ -3,7 +3,7 @@
 #include "attention/check.h"
 #include "common/check.h"
 #include "common/dtype.h"
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "attention/args.h"
-#include "attention/cpu/params.h"
+#include "attention/cpu/kernels/params.h"
 #include "common/ceil_div.h"
-#include "common/isa.h"
+#include "cpu/isa.h"
 
 namespace fulgurite {
 

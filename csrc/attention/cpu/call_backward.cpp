@@ -1,7 +1,7 @@
 // The backward's order of kernels.
 #include "attention/cpu/call.h"
 #include "attention/cpu/query_parts.h"
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>

@@ -1,9 +1,9 @@
 // Decoding on the CPU, torch side: reads lengths and pages, cuts the caches into splits.
 #include "attention/cpu/call.h"
-#include "attention/cpu/decode.h"
+#include "attention/cpu/kernels/decode.h"
 #include "attention/decode.h"
 #include "common/check.h"
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -72,7 +72,7 @@ AttentionResult decode_cpu(const DecodeArgs& args) {
   d.attention.lse = head_output(lse, batch_strides(lse));
 
   DecodeLayout layout{};
-  attention_decode_layout_kernel.get()(d, &layout);
+  attention_decode_layout_kernel.get(dtype_of(d))(d, &layout);
   const int64_t tasks = d.attention.key_blocks * d.attention.Hkv;
   const Tensor partial = at::empty({tasks * d.rows, layout.acc_row}, acc),
                statistics = at::empty({2, tasks * d.rows}, acc);

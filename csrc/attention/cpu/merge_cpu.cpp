@@ -1,9 +1,9 @@
 // Merging on the CPU, torch side.
-#include "attention/cpu/merge.h"
+#include "attention/cpu/kernels/merge.h"
 #include "attention/merge.h"
 #include "common/dtype.h"
 #include "common/fresh.h"
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 
 #include <torch/library.h>
 

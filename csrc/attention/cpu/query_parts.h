@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "attention/args.h"
-#include "attention/cpu/blocks.h"
+#include "attention/cpu/kernels/blocks.h"
 
 namespace fulgurite {
 

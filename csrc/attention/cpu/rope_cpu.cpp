@@ -1,9 +1,9 @@
 // Rotary position embedding on the CPU, torch side.
 #include "attention/check.h"
-#include "attention/cpu/params.h"
+#include "attention/cpu/kernels/params.h"
 #include "common/dtype.h"
 #include "common/fresh.h"
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>

@@ -11,6 +11,7 @@ namespace fulgurite {
 
 struct KernelReport {
   std::string name;
+  std::string device;                 // "cpu"
   std::vector<std::string> variants;  // instruction sets that the kernel is compiled for
   std::string active;                 // the one that a call in bfloat16 runs now
   std::string ran;                    // the one that the last call ran

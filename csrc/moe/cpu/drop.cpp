@@ -13,7 +13,7 @@
 #include <limits>
 #include <vector>
 
-#include "moe/cpu/order.h"
+#include "moe/rules/order.h"
 #include "moe/cpu/plan.h"
 #include "moe/cpu/tensors.h"
 

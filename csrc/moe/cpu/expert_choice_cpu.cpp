@@ -1,11 +1,11 @@
 // Expert choice on the CPU, torch side: scores by the kernel, then each expert selects and sorts its tokens.
-#include "moe/cpu/expert_choice.h"
+#include "moe/cpu/kernels/expert_choice.h"
 
 #include "common/check.h"
 #include "common/dtype.h"
 #include "common/fresh.h"
-#include "common/tasks.h"
-#include "moe/cpu/order.h"
+#include "cpu/tasks.h"
+#include "moe/rules/order.h"
 #include "moe/cpu/plan.h"
 #include "moe/cpu/tensors.h"
 #include "moe/expert_choice.h"
@@ -33,7 +33,7 @@ ExpertChoiceParams common_params(const Tensor& logits) {
 
 void run_tokens(Kernel<ExpertChoiceFn>& kernel, const ExpertChoiceParams& p) {
   const int64_t rows = rows_per_task(p.E);
-  const auto fn = kernel.get();
+  const auto fn = kernel.get(p.dtype);
   run_tasks(kernel,
             {ceil_div(p.T, rows), p.T * p.E * kLogitCost,
              kExpertChoiceRows * padded_row(p.E) * int64_t{sizeof(double)}},

@@ -1,7 +1,7 @@
 // The experts' backward on the CPU, torch side.
 #include "common/fresh.h"
-#include "common/huge_pages.h"
-#include "common/tasks.h"
+#include "cpu/huge_pages.h"
+#include "cpu/tasks.h"
 #include "moe/cpu/experts_call.h"
 
 #include <ATen/ops/empty.h>

@@ -4,8 +4,8 @@
 #include <ATen/ops/zeros.h>
 
 #include "common/dtype.h"
-#include "common/huge_pages.h"
-#include "common/tasks.h"
+#include "cpu/huge_pages.h"
+#include "cpu/tasks.h"
 
 namespace fulgurite {
 

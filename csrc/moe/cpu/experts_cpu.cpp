@@ -1,6 +1,6 @@
 // The experts' feed-forward on the CPU, torch side.
 #include "common/fresh.h"
-#include "common/huge_pages.h"
+#include "cpu/huge_pages.h"
 #include "moe/cpu/experts_call.h"
 
 #include <ATen/ops/empty.h>

@@ -3,7 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
-#include "common/isa.h"
+#include "cpu/isa.h"
 #include "moe/cpu/plan.h"
 
 namespace fulgurite {

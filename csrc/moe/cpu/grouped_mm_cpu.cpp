@@ -2,8 +2,8 @@
 #include "common/check.h"
 #include "common/dtype.h"
 #include "common/fresh.h"
-#include "common/huge_pages.h"
-#include "common/tasks.h"
+#include "cpu/huge_pages.h"
+#include "cpu/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/sorted.h"
 

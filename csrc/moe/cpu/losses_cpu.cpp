@@ -1,7 +1,7 @@
 // Router losses and the selection bias on the CPU, torch side.
 #include "common/check.h"
 #include "common/dtype.h"
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/tensors.h"
 
@@ -48,7 +48,7 @@ int64_t parts(const LossParams& p) { return ceil_div(p.T, rows_per_task(p.E)); }
 
 void run_rows(Kernel<LossTaskFn>& kernel, const LossParams& p) {
   const int64_t rows = rows_per_task(p.E);
-  const auto fn = kernel.get();
+  const auto fn = kernel.get(p.dtype);
   run_tasks(kernel, {parts(p), p.T * p.E * kLogitCost, kRowBuffers * padded_row(p.E) * 8},
             [&](int64_t task, void* scratch) {
               fn(p, task, task * rows, std::min(p.T, (task + 1) * rows), scratch);
@@ -240,7 +240,7 @@ void update_bias_cpu(const Tensor& bias, const Tensor& counts, double rate, std:
   p.rate = rate;
   p.proportional = rule == "proportional";
   p.center = center;
-  const auto fn = moe_update_bias_kernel.get();
+  const auto fn = moe_update_bias_kernel.get(p.dtype);
   run_tasks(moe_update_bias_kernel, {1, p.E}, [&](int64_t, void*) { fn(p); });
 }
 

@@ -1,7 +1,7 @@
 // Plan, permute and combine on the CPU, torch side.
 #include "common/check.h"
 #include "common/dtype.h"
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/drop.h"
 #include "moe/cpu/plan.h"
@@ -38,7 +38,7 @@ PlanResult plan_cpu(const PlanArgs& args) {
 
 void run_rows(Kernel<CombineTaskFn>& kernel, const CombineParams& p, int64_t rows) {
   const int64_t per_task = rows_per_task(p.H);
-  const auto fn = kernel.get();
+  const auto fn = kernel.get(p.dtype);
   run_tasks(kernel, {ceil_div(rows, per_task), p.T * p.K * p.H, padded_row(p.H) * 8},
             [&](int64_t task, void* scratch) {
               fn(p, task * per_task, std::min(rows, (task + 1) * per_task), scratch);

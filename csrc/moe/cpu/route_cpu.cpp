@@ -1,7 +1,7 @@
 // Routing on the CPU, torch side: tensors to RouteParams, outputs, tasks.
 #include "common/check.h"
 #include "common/dtype.h"
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/tensors.h"
 
@@ -37,9 +37,9 @@ RouteParams common_params(const RouteShape& s, const Tensor& logits, std::string
 
 void run_rows(Kernel<RouteTaskFn>& kernel, const RouteParams& p) {
   const int64_t rows = rows_per_task(p.E);
-  const auto fn = kernel.get();
+  const auto fn = kernel.get(p.dtype);
   int64_t scratch_bytes = 0;
-  moe_route_layout_kernel.get()(p, &scratch_bytes);
+  moe_route_layout_kernel.get(p.dtype)(p, &scratch_bytes);
   run_tasks(kernel, {ceil_div(p.T, rows), p.T * p.E * kLogitCost, scratch_bytes},
             [&](int64_t task, void* scratch) {
               fn(p, task * rows, std::min(p.T, (task + 1) * rows), scratch);

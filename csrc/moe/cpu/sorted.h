@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "moe/cpu/experts_params.h"
+#include "moe/cpu/kernels/experts_params.h"
 #include "moe/cpu/tensors.h"
 
 namespace fulgurite {

@@ -1,7 +1,7 @@
 #include "moe/cpu/sorted.h"
 
 #include "common/dtype.h"
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 
 namespace fulgurite {
 

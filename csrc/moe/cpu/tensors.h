@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "common/ceil_div.h"
-#include "moe/cpu/params.h"
+#include "moe/cpu/kernels/params.h"
 
 namespace fulgurite {
 

@@ -1,5 +1,5 @@
 // AdamW on the CPU, torch side: all tensors in one parallel region.
-#include "common/tasks.h"
+#include "cpu/tasks.h"
 #include "optim/check.h"
 #include "optim/check_step.h"
 #include "optim/cpu/call.h"
@@ -95,7 +95,8 @@ void adamw_8bit_cpu(const Adamw8bitArgs& a) {
 
 constexpr int64_t kSplitPerTask = 65536;
 
-void run_split(KernelInfo& kernel, SplitTaskFn* fn, const SplitParams& p, int64_t n) {
+void run_split(Kernel<SplitTaskFn>& kernel, const SplitParams& p, int64_t n) {
+  SplitTaskFn* const fn = kernel.get(Dtype::kFloat32);
   run_tasks(kernel, {ceil_div(n, kSplitPerTask), 8 * n}, [&](int64_t task, void*) {
     fn(p, task * kSplitPerTask, std::min(n, (task + 1) * kSplitPerTask));
   });
@@ -110,7 +111,7 @@ std::tuple<Tensor, Tensor> split_master_cpu(const Tensor& master) {
   Tensor low =
       at::empty(master.sizes(),
                 master.options().dtype(at::kShort).memory_format(at::MemoryFormat::Contiguous));
-  run_split(split_master_kernel, split_master_kernel.get(),
+  run_split(split_master_kernel,
             {const_cast<float*>(dense.const_data_ptr<float>()),
              static_cast<uint16_t*>(high.mutable_data_ptr()), low.mutable_data_ptr<int16_t>()},
             dense.numel());
@@ -122,7 +123,7 @@ Tensor join_master_cpu(const Tensor& high, const Tensor& low) {
   const Tensor dense_high = high.contiguous(), dense_low = low.contiguous();
   Tensor master = at::empty(
       high.sizes(), high.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
-  run_split(join_master_kernel, join_master_kernel.get(),
+  run_split(join_master_kernel,
             {master.mutable_data_ptr<float>(),
              static_cast<uint16_t*>(const_cast<void*>(dense_high.const_data_ptr())),
              const_cast<int16_t*>(dense_low.const_data_ptr<int16_t>())},

@@ -7,9 +7,9 @@
 #include <deque>
 #include <vector>
 
-#include "common/walk.h"
+#include "cpu/walk.h"
 #include "optim/args.h"
-#include "optim/cpu/params.h"
+#include "optim/cpu/kernels/params.h"
 
 namespace fulgurite {
 

@@ -3,7 +3,7 @@
 #include <limits>
 #include <vector>
 
-#include "amp/cpu/params.h"
+#include "amp/cpu/kernels/params.h"
 #include "catch.h"
 
 namespace fulgurite {

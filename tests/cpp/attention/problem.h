@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "attention/cpu/params.h"
+#include "attention/cpu/kernels/params.h"
 #include "catch.h"
 #include "stored.h"
 

@@ -1,5 +1,5 @@
 // The activations against the C library, and their slopes against differences.
-#include "moe/cpu/activations.h"
+#include "moe/cpu/kernels/activations.h"
 
 #include <cmath>
 #include <limits>

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "catch.h"
-#include "moe/cpu/expert_choice.h"
-#include "moe/cpu/order.h"
+#include "moe/cpu/kernels/expert_choice.h"
+#include "moe/rules/order.h"
 #include "simd/kernel.h"
 
 namespace fulgurite {

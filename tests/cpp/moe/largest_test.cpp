@@ -1,5 +1,5 @@
 // The two lists of a token's largest keys: the packed one is the other's wherever it answers, and answers where it should.
-#include "moe/cpu/largest_packed.h"
+#include "moe/cpu/kernels/largest_packed.h"
 
 #include <limits>
 #include <random>

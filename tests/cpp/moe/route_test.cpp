@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "catch.h"
-#include "moe/cpu/rows.h"
+#include "moe/cpu/kernels/rows.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "catch.h"
-#include "optim/cpu/stochastic.h"
+#include "optim/cpu/kernels/stochastic.h"
 #include "optim/values.h"
 
 namespace fulgurite {

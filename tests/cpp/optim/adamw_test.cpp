@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "catch.h"
-#include "optim/cpu/split.h"
+#include "optim/cpu/kernels/split.h"
 #include "optim/values.h"
 
 namespace fulgurite {

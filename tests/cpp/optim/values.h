@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "optim/cpu/params.h"
+#include "optim/cpu/kernels/params.h"
 
 namespace fulgurite {
 namespace {

@@ -131,7 +131,7 @@ def adamw_8bit_(
 
 
 def dynamic_map(signed: bool) -> Tensor:
-    """The 256 values of the dynamic map, sorted, as float64: see csrc/optim/dynamic_map.h."""
+    """The 256 values of the dynamic map, sorted, as float64: see csrc/optim/rules/dynamic_map.h."""
     values = [0.0, 1.0]
     for i in range(7):
         parts = 2**i if signed else 2 ** (i + 1)

@@ -1,0 +1,125 @@
+// What the kernels are told: plain pointers, sizes and strides.
+//
+// Legend: B batch, Hq query heads, Hkv key/value heads, group = Hq/Hkv, N queries, M keys, D query/key width, Dv value width.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/rules/scores.h"
+#include "simd/types.h"
+
+namespace fulgurite {
+
+/// A tensor of heads of rows, any strides, in elements: (batch, head, row, column). Packed sequences have batch stride 0.
+struct Tensor4 {
+  const void* data;
+  int64_t strides[4];
+};
+struct Output4 {
+  void* data;          // null: not wanted
+  int64_t strides[3];  // the last dimension is contiguous
+};
+
+inline constexpr int64_t kMostQueryRows = 192;  // of a tile, on any instruction set
+inline constexpr int64_t kKeyBlock =
+    128;  // columns of a tile: whole panels on every instruction set
+
+// Key blocks of a head add to dQ in as many chains, block j in chain j mod kQueryParts: each chain holds a part of dQ.
+inline constexpr int64_t kQueryParts = 4;
+
+inline constexpr int64_t kBiasChunk = 4096;  // elements of dbias that one task sums
+
+/// One problem: a batch entry, or one of the packed sequences. Blocks are numbered over all sequences.
+struct Sequence {
+  int64_t query_start, N, key_start, M;
+  int64_t query_rows;              // of a query block
+  int64_t query_block, key_block;  // numbers of its first blocks
+  int64_t packed_start,
+      packed_keys;  // its keys in the packed copies, M rounded up to whole vectors
+};
+
+struct AttentionParams {
+  Dtype dtype;
+  int64_t Hq, Hkv, group, D, Dv;
+  double scale, softcap, score_scale;
+  // Without softcap, bias and slopes the scores are left as the bare products, and softmax multiplies them by their unit,
+  // the scale, on the way. Else the unit is 1.
+  bool plain_scores;
+  double score_unit;
+  ScoreKind score;
+  ScoreRule rule;  // M and shift: of the sequence at hand, set by the task
+  bool bottom_right;
+  DropoutRule dropout;
+
+  int64_t* tiles_seen;  // atomic counters, for explain
+  int64_t* tiles_skipped;
+
+  const Sequence* sequences;            // B of them
+  int64_t B, query_blocks, key_blocks;  // over all sequences
+
+  Tensor4 query, key, value;  // (B,Hq,N,D) (B,Hkv,M,D) (B,Hkv,M,Dv)
+  const void* sink;           // (Hq) of the accumulation type, or null
+  const void* alibi_slopes;   // (1 or B, Hq) of the accumulation type, or null
+  int64_t alibi_batch_stride;
+
+  // Keys and values as operands, block by block of each key/value head (packed.h): packed by the task that reads them, or
+  // before, null where a pass does not need it.
+  bool packs_in_tasks;
+  void *key_transposed, *key_rows, *value_transposed, *value_rows;
+  bool *key_finite, *value_finite;  // per block: every element is finite
+
+  // forward
+  Output4 out;  // (B,Hq,N,Dv) of dtype
+  Output4 lse;  // (B,Hq,N) of the accumulation type
+
+  // backward: out and lse of the forward; an incoming gradient that is not there has null data
+  Tensor4 saved_out, grad_out;  // (B,Hq,N,Dv)
+  Tensor4 saved_lse, grad_lse;  // (B,Hq,N,·)
+  // Of every block of query rows: δ in the accumulation type, query_block_rows each, and whether its rows are finite.
+  void* delta;
+  bool *query_finite, *grad_out_finite;
+  int64_t query_block_rows;
+  Output4 grad_query, grad_key, grad_value;  // of dtype
+  // kQueryParts of every sequence and key/value head, of the group's dQ: rows of query_part elements of the accumulation type.
+  void* const* query_parts;
+  int64_t* query_steps;  // how far each task of the backward has come, atomic (query_order.h)
+  void* grad_bias;       // contiguous, in the bias's shape and dtype
+  // With parts, the tasks of the backward add dbias up themselves: task q of a head takes the batch entries q, q +
+  // batch_stride, … in order and has a part of its own. Without, batch_stride is B.
+  void* grad_bias_parts;
+  bool stores_bias;  // every element of dbias is one dS: the tasks write it where it belongs
+  int64_t batch_stride;
+  int64_t bias_shape[4];
+  void* grad_sink;  // (Hq) of the accumulation type
+};
+
+/// Sizes that depend on the instruction set.
+struct AttentionLayout {
+  int64_t forward_rows, backward_rows;                             // of a tile, at most
+  int64_t key_multiple;                                            // of packed keys
+  int64_t key_transposed, key_rows, value_transposed, value_rows;  // bytes of one packed key
+  int64_t query_part;  // elements of a row of dQ's parts, of the accumulation type
+  int64_t forward_scratch, backward_scratch, reduce_query_scratch,
+      grad_bias_scratch;  // bytes of one task
+};
+
+using AttentionLayoutFn = void(const AttentionParams&, AttentionLayout*);
+using AttentionTaskFn = void(const AttentionParams&, int64_t task, void* scratch);
+
+inline constexpr int kRopeDims = 16;
+
+struct RopeParams {
+  Dtype dtype;
+  bool float32_tables;  // cos and sin are float32 beside another dtype of x
+  bool interleaved, conjugate;
+  int64_t D, R;  // width of x, rotated width
+  // The dimensions before the last: rows are their product; a row's offset is Σ index·stride.
+  int dims;
+  int64_t sizes[kRopeDims], x_strides[kRopeDims], cos_strides[kRopeDims], sin_strides[kRopeDims];
+  int64_t x_step, cos_step, sin_step;  // strides of the last dimension
+  const void *x, *cos, *sin;
+  void* out;  // contiguous
+};
+using RopeTaskFn = void(const RopeParams&, int64_t first_row, int64_t last_row);
+
+}  // namespace fulgurite

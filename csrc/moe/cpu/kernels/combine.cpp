@@ -1,0 +1,109 @@
+// Rows sorted by expert and back.
+//
+//   permute    y_p = x_{permutation[p] / K}, 0 where no expert takes the assignment
+//   combine    out_t = Σ_j w_tj · y_{inverse[t,j]}, j in order, in the accumulation type, rounded once
+//   backward   dy_p = w_tj · dout_t        dw_tj = dout_t · y_{inverse[t,j]}
+
+#include "moe/cpu/kernels/rows.h"
+
+namespace fulgurite {
+namespace FULGURITE_VARIANT {
+namespace {
+
+template <class S>
+void copy_row(S* to, const S* from, int64_t stride, int64_t n) {
+  if (stride == 1) {
+    __builtin_memcpy(to, from, sizeof(S) * n);
+  } else {
+    for (int64_t c = 0; c < n; ++c) to[c] = from[c * stride];
+  }
+}
+
+template <class S>
+void permute_rows(const CombineParams& p, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    S* const to = static_cast<S*>(p.out) + row * p.H;
+    const int64_t a = p.permutation[row];
+    if (p.inverse[a] == row)
+      copy_row(to, static_cast<const S*>(p.x.data) + a / p.K * p.x.row_stride, p.x.column_stride,
+               p.H);
+    else
+      __builtin_memset(to, 0, sizeof(S) * p.H);
+  }
+}
+
+template <class S>
+void combine_rows(const CombineParams& p, int64_t first, int64_t last, void* scratch) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  T* const acc = static_cast<T*>(scratch);
+  for (int64_t t = first; t < last; ++t) {
+    for (int64_t c = 0; c < padded_row(p.H); c += kLanes<T>) store(acc + c, V{});
+    for (int64_t j = 0; j < p.K; ++j) {
+      const int64_t row = p.inverse[t * p.K + j];
+      if (row < 0) continue;
+      const V weight = splat<V>(p.weights ? static_cast<const T*>(p.weights)[t * p.K + j] : T(1));
+      for_row<T>(static_cast<const S*>(p.y.data) + row * p.y.row_stride, p.y.column_stride, p.H,
+                 [&](int64_t c, V v) { store(acc + c, madd(weight, v, load<V>(acc + c))); });
+    }
+    store_row(static_cast<S*>(p.out) + t * p.H, acc, p.H);
+  }
+}
+
+template <class S>
+void grad_y_rows(const CombineParams& p, int64_t first, int64_t last, void* scratch) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  T* const row_grad = static_cast<T*>(scratch);
+  for (int64_t row = first; row < last; ++row) {
+    const int64_t a = p.owner[row];
+    S* const to = static_cast<S*>(p.out) + row * p.H;
+    if (a < 0) {
+      __builtin_memset(to, 0, sizeof(S) * p.H);
+      continue;
+    }
+    const T weight = p.weights ? static_cast<const T*>(p.weights)[a] : T(1);
+    for_row<T>(static_cast<const S*>(p.grad.data) + a / p.K * p.grad.row_stride,
+               p.grad.column_stride, p.H, [&](int64_t c, V v) { store(row_grad + c, v * weight); });
+    store_row(to, row_grad, p.H);
+  }
+}
+
+template <class S>
+void grad_weight_rows(const CombineParams& p, int64_t first, int64_t last, void* scratch) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  T* const g = static_cast<T*>(scratch);
+  for (int64_t t = first; t < last; ++t) {
+    load_row<S>(p.grad, t, p.H, T(0), g);
+    for (int64_t j = 0; j < p.K; ++j) {
+      const int64_t row = p.inverse[t * p.K + j];
+      V dot{};
+      if (row >= 0)
+        for_row<T>(static_cast<const S*>(p.y.data) + row * p.y.row_stride, p.y.column_stride, p.H,
+                   [&](int64_t c, V v) { dot = madd(v, load<V>(g + c), dot); });
+      static_cast<T*>(p.grad_weights)[t * p.K + j] = sum(dot);
+    }
+  }
+}
+
+}  // namespace
+
+void moe_permute(const CombineParams& p, int64_t first, int64_t last, void*) {
+  with_storage(p.dtype, [&](auto s) { permute_rows<decltype(s)>(p, first, last); });
+}
+
+void moe_combine(const CombineParams& p, int64_t first, int64_t last, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { combine_rows<decltype(s)>(p, first, last, scratch); });
+}
+
+void moe_combine_grad_y(const CombineParams& p, int64_t first, int64_t last, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { grad_y_rows<decltype(s)>(p, first, last, scratch); });
+}
+
+void moe_combine_grad_weights(const CombineParams& p, int64_t first, int64_t last, void* scratch) {
+  with_storage(p.dtype, [&](auto s) { grad_weight_rows<decltype(s)>(p, first, last, scratch); });
+}
+
+}  // namespace FULGURITE_VARIANT
+}  // namespace fulgurite
