@@ -46,10 +46,12 @@ function(_fulgurite_kernel_target isa)
   endif()
 endfunction()
 
-# family: a folder of csrc with cpu/kernels in it; "cpu" is the runtime's own, csrc/cpu/kernels.
+# family: a folder of csrc with cpu/kernels in it; "cpu" is the runtime's own, csrc/cpu/kernels, and "simd" what kernels share.
 function(fulgurite_cpu_kernels family)
   cmake_parse_arguments(ARG "" "" "PRODUCTS;VECTORS" ${ARGN})
-  if(family STREQUAL "cpu")
+  if(family STREQUAL "simd")
+    set(folder csrc/simd)
+  elseif(family STREQUAL "cpu")
     set(folder csrc/cpu/kernels)
   else()
     set(folder csrc/${family}/cpu/kernels)

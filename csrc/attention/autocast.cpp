@@ -16,7 +16,7 @@ AttentionResult lowered(const Args& args) {
   cast.query = lower(args.query);
   cast.key = lower(args.key);
   cast.value = lower(args.value);
-  return cast.call();
+  return call(cast);
 }
 
 /// A cache is never copied.
@@ -24,13 +24,13 @@ AttentionResult decode_autocast(const DecodeArgs& args) {
   const AutocastTo cache(args.query.device().type(), args.key_cache.scalar_type());
   DecodeArgs cast = args;
   cast.query = cache(args.query);
-  return cast.call();
+  return call(cast);
 }
 
 void register_autocast(torch::Library& m) {
-  m.impl("attention", attention_from_schema<lowered<AttentionArgs>>);
-  m.impl("attention_varlen", varlen_from_schema<lowered<VarlenArgs>>);
-  m.impl("attention_decode", decode_from_schema<decode_autocast>);
+  implement<lowered<AttentionArgs>>(m);
+  implement<lowered<VarlenArgs>>(m);
+  implement<decode_autocast>(m);
 }
 
 }  // namespace

@@ -1,11 +1,10 @@
 // Gradients. attention can be differentiated twice: _attention_backward has a function of its own, whose backward is
 // _attention_double_backward. That one has none: differentiating three times raises.
 #include "attention/double_backward.h"
-#include "attention/saved_scores.h"
-#include "common/check.h"
+#include "attention/slopes.h"
+#include "common/saved_arguments.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 namespace fulgurite {
@@ -19,9 +18,9 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
                                const Tensor& value, const OptionalTensor& bias,
                                const OptionalTensor& sink, const AttentionArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto [out, lse] = args.call();
-    variable_list saved{query, key, value, out, lse};
-    save_scores(ctx, args.scores, bias, sink, saved);
+    const auto [out, lse] = call(args);
+    variable_list saved{saved_output(out), saved_output(lse)};
+    save(ctx, args, saved);
     ctx->save_for_backward(saved);
     ctx->set_materialize_grads(false);
     if (args.scores.score != "softmax") ctx->mark_non_differentiable({lse});
@@ -29,35 +28,23 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined() && !grads[1].defined()) return variable_list(6);
+    if (!grads[0].defined() && !grads[1].defined())
+      return variable_list(kInputs<AttentionArgs> + 1);
     const variable_list saved = ctx->get_saved_variables();
-    const ScoreArgs scores = saved_scores(ctx, saved, 5);
-    // Edges are numbered over the tensors that were given.
-    const size_t sink_edge = scores.bias ? 4 : 3;
-    const AttentionBackwardArgs args{
-        if_defined(grads[0]),
-        if_defined(grads[1]),
-        saved[0],
-        saved[1],
-        saved[2],
-        saved[3],
-        saved[4],
-        scores,
-        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-         scores.bias && ctx->needs_input_grad(3), scores.sink && ctx->needs_input_grad(sink_edge)}};
-    const auto [grad_query, grad_key, grad_value, grad_bias, grad_sink] = args.call();
-    const auto wanted = [&](AttentionInput input, const Tensor& grad) {
-      return args.output_mask[input] ? grad : Tensor();
-    };
-    return {wanted(kQuery, grad_query), wanted(kKey, grad_key),   wanted(kValue, grad_value),
-            wanted(kBias, grad_bias),   wanted(kSink, grad_sink), Tensor()};
+    const auto forward = saved_arguments<AttentionArgs>(ctx, saved, 2);
+    const auto wanted = wanted_inputs(ctx, forward);
+    const BelowAutogradUnlessRecorded below;
+    return gradient_list(
+        call(AttentionBackwardArgs{if_defined(grads[0]), if_defined(grads[1]), forward.query,
+                                   forward.key, forward.value, saved[0], saved[1], forward.scores,
+                                   wanted}),
+        wanted);
   }
 };
 
 AttentionResult attention_autograd(const AttentionArgs& args) {
   check_slopes_need_no_gradient("attention", args.scores.alibi_slopes);
-  const variable_list results = AttentionFunction::apply(args.query, args.key, args.value,
-                                                         args.scores.bias, args.scores.sink, args);
+  const variable_list results = apply<AttentionFunction>(args);
   return {results[0], results[1]};
 }
 
@@ -66,91 +53,61 @@ struct AttentionBackwardFunction : torch::autograd::Function<AttentionBackwardFu
   static variable_list forward(AutogradContext* ctx, const OptionalTensor& grad_out,
                                const OptionalTensor& grad_lse, const Tensor& query,
                                const Tensor& key, const Tensor& value, const OptionalTensor& bias,
-                               const OptionalTensor& sink, const AttentionBackwardArgs& args,
-                               bool recorded) {
+                               const OptionalTensor& sink, const AttentionBackwardArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto [grad_query, grad_key, grad_value, grad_bias, grad_sink] = args.call();
-    if (recorded) {
-      variable_list saved{grad_out.value_or(Tensor()), grad_lse.value_or(Tensor()), query, key,
-                          value};
-      save_scores(ctx, args.scores, bias, sink, saved);
-      ctx->save_for_backward(saved);
-      ctx->saved_data["output_mask"] = args.output_mask;
-      ctx->set_materialize_grads(false);
-    }
+    const auto [grad_query, grad_key, grad_value, grad_bias, grad_sink] = call(args);
+    variable_list saved;
+    save(ctx, args, saved);
+    ctx->save_for_backward(saved);
+    ctx->set_materialize_grads(false);
     return {grad_query, grad_key, grad_value, grad_bias, grad_sink};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    AttentionDoubleBackwardArgs args{{},
-                                     if_defined(saved[0]),
-                                     if_defined(saved[1]),
-                                     saved[2],
-                                     saved[3],
-                                     saved[4],
-                                     saved_scores(ctx, saved, 5),
-                                     {}};
-    const c10::List<bool> computed = ctx->saved_data["output_mask"].toBoolList();
+    const auto first = saved_arguments<AttentionBackwardArgs>(ctx, ctx->get_saved_variables(), 0);
+    AttentionDoubleBackwardArgs args{{},           first.grad_out, first.grad_lse, first.query,
+                                     first.key,    first.value,    first.scores,   {}};
     bool any = false;
     for (int i = 0; i < kAttentionInputs; ++i) {
-      if (computed[i]) args.grads[i] = if_defined(grads[i]);
+      if (first.output_mask[i]) args.grads[i] = if_defined(grads[i]);
       any |= args.grads[i].has_value();
     }
-    if (!any) return variable_list(kDoubleBackwardInputs + 2);
-    // Edges are numbered over the tensors that were given.
-    size_t edge = 0;
-    for (int i = 0; i < kDoubleBackwardInputs; ++i)
-      args.output_mask[i] = args.input(i) && ctx->needs_input_grad(edge++);
-    return as_list(args.call(), args.output_mask);
-  }
-
- private:
-  static variable_list as_list(const AttentionDoubleGradients& results,
-                               const std::array<bool, kDoubleBackwardInputs>& wanted) {
-    variable_list list = std::apply(
-        [](const auto&... tensors) { return variable_list{tensors..., Tensor(), Tensor()}; },
-        results);
-    for (int i = 0; i < kDoubleBackwardInputs; ++i)
-      if (!wanted[i]) list[i] = Tensor();
-    return list;
+    if (!any) return variable_list(kInputs<AttentionBackwardArgs> + 1);
+    args.output_mask = wanted_inputs(ctx, first);
+    return gradient_list(call(args), args.output_mask);
   }
 };
 
 AttentionGradients attention_backward_autograd(const AttentionBackwardArgs& args) {
   check_slopes_need_no_gradient("_attention_backward", args.scores.alibi_slopes);
-  const variable_list results = AttentionBackwardFunction::apply(
-      args.grad_out, args.grad_lse, args.query, args.key, args.value, args.scores.bias,
-      args.scores.sink, args, at::GradMode::is_enabled());
+  const variable_list results = apply<AttentionBackwardFunction>(args);
   return {results[0], results[1], results[2], results[3], results[4]};
 }
 
 struct RopeFunction : torch::autograd::Function<RopeFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin,
-                        bool interleaved, bool conjugate) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const RopeArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({cos, sin});
-    ctx->saved_data["interleaved"] = interleaved;
-    ctx->saved_data["conjugate"] = conjugate;
-    return call_rope(x, cos, sin, interleaved, conjugate);
+    ctx->save_for_backward({args.cos, args.sin});
+    ctx->saved_data["interleaved"] = args.interleaved;
+    ctx->saved_data["conjugate"] = args.conjugate;
+    return call(args);
   }
 
   /// A rotation's transpose rotates back.
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    return {call_rope(grads[0], saved[0], saved[1], ctx->saved_data["interleaved"].toBool(),
-                      !ctx->saved_data["conjugate"].toBool()),
-            Tensor(), Tensor(), Tensor(), Tensor()};
+    return {call(RopeArgs{grads[0], saved[0], saved[1], ctx->saved_data["interleaved"].toBool(),
+                          !ctx->saved_data["conjugate"].toBool()}),
+            Tensor()};
   }
 };
 
-Tensor rope_autograd(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
-                     bool conjugate) {
+Tensor rope_autograd(const RopeArgs& args) {
   constexpr const char* op = "rope";
   FULGURITE_CHECK_SERVED(
-      !at::GradMode::is_enabled() || !(cos.requires_grad() || sin.requires_grad()),
+      !at::GradMode::is_enabled() || !(args.cos.requires_grad() || args.sin.requires_grad()),
       "the gradient of cos and sin is not supported; pass them detached");
-  return RopeFunction::apply(x, cos, sin, interleaved, conjugate);
+  return RopeFunction::apply(args.x, args);
 }
 
 }  // namespace
@@ -158,8 +115,8 @@ Tensor rope_autograd(const Tensor& x, const Tensor& cos, const Tensor& sin, bool
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   using namespace fulgurite;
-  m.impl("attention", attention_from_schema<attention_autograd>);
-  m.impl("_attention_backward", attention_backward_from_schema<attention_backward_autograd>);
+  implement<attention_autograd>(m);
+  implement<attention_backward_autograd>(m);
+  implement<rope_autograd>(m);
   m.impl("_attention_double_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("rope", rope_autograd);
 }

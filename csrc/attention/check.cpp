@@ -126,6 +126,9 @@ void check_score_values(const char* op, const ScoreArgs& a, const AttentionShape
   FULGURITE_CHECK_VALUE(softmax || a.score == "relu2" || a.score == "laplace",
                         "expected score 'softmax', 'relu2' or 'laplace', got '", a.score, "'");
   FULGURITE_CHECK_VALUE(a.scale || s.D != 0, "expected scale with D = 0, got none");
+  if (a.scale) check_finite(op, "scale", *a.scale);
+  check_finite(op, "softcap", a.softcap);
+  check_finite(op, "score_scale", a.score_scale);
   FULGURITE_CHECK_VALUE(a.dropout_p >= 0 && a.dropout_p < 1, "expected dropout_p in [0, 1), got ",
                         a.dropout_p);
   FULGURITE_CHECK_VALUE(a.dropout_p == 0 || a.philox,
@@ -237,8 +240,9 @@ double attention_scale(const std::optional<double>& scale, const Tensor& query) 
   return scale ? *scale : 1.0 / std::sqrt(static_cast<double>(query.size(-1)));
 }
 
-void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+void check_rope(const RopeArgs& a) {
   constexpr const char* op = "rope";
+  const Tensor &x = a.x, &cos = a.cos, &sin = a.sin;
   check_float(op, "x", x);
   FULGURITE_CHECK_TYPE(cos.scalar_type() == x.scalar_type() || cos.scalar_type() == at::kFloat,
                        "expected cos of x's dtype ", x.scalar_type(), " or float32, got ",

@@ -13,7 +13,7 @@ struct AttentionShape {
 AttentionShape check_attention(const AttentionArgs& args);
 AttentionShape check_attention_backward(const AttentionBackwardArgs& args);
 void check_attention_double_backward(const AttentionDoubleBackwardArgs& args);
-void check_rope(const Tensor& x, const Tensor& cos, const Tensor& sin);
+void check_rope(const RopeArgs& args);
 
 // Parts that the operators of the family share.
 void check_score_types(const char* op, const ScoreArgs& scores, const Tensor& query);

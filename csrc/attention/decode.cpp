@@ -83,7 +83,7 @@ AttentionResult decode_meta(const DecodeArgs& args) {
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
-  m.impl("attention_decode", fulgurite::decode_from_schema<fulgurite::decode_meta>);
+  fulgurite::implement<fulgurite::decode_meta>(m);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {

@@ -300,7 +300,5 @@ AttentionDoubleGradients attention_double_backward(const AttentionDoubleBackward
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, CompositeExplicitAutograd, m) {
-  using namespace fulgurite;
-  m.impl("_attention_double_backward",
-         attention_double_backward_from_schema<attention_double_backward>);
+  fulgurite::implement<fulgurite::attention_double_backward>(m);
 }

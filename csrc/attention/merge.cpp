@@ -6,6 +6,7 @@
 #include "common/fresh.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 namespace fulgurite {
@@ -40,49 +41,45 @@ void check_partials(const char* op, TensorList outs, TensorList lses) {
 
 }  // namespace
 
-void check_merge(TensorList outs, TensorList lses) {
-  check_partials("attention_merge", outs, lses);
-}
+void check_merge(const MergeArgs& a) { check_partials("attention_merge", a.outs, a.lses); }
 
-void check_merge_backward(const OptionalTensor& grad_out, const OptionalTensor& grad_lse,
-                          TensorList outs, TensorList lses, const Tensor& lse,
-                          const c10::List<bool>& output_mask) {
+void check_merge_backward(const MergeBackwardArgs& a) {
   constexpr const char* op = "_attention_merge_backward";
-  check_partials(op, outs, lses);
+  check_partials(op, a.outs, a.lses);
   const auto check_like = [&](const char* name, const Tensor& tensor, const Tensor& like) {
     check_same_dtype(op, name, tensor, "the result", like);
     check_sizes(op, name, tensor, like.sym_sizes());
   };
-  if (grad_out) check_like("grad_out", *grad_out, outs[0]);
-  if (grad_lse) check_like("grad_lse", *grad_lse, lses[0]);
-  check_like("lse", lse, lses[0]);
-  FULGURITE_CHECK_VALUE(output_mask.size() == 2 * outs.size(), "expected output_mask of ",
-                        2 * outs.size(), " entries, outs and then lses, got ", output_mask.size());
+  if (a.grad_out) check_like("grad_out", *a.grad_out, a.outs[0]);
+  if (a.grad_lse) check_like("grad_lse", *a.grad_lse, a.lses[0]);
+  check_like("lse", a.lse, a.lses[0]);
+  FULGURITE_CHECK_VALUE(a.output_mask.size() == 2 * a.outs.size(), "expected output_mask of ",
+                        2 * a.outs.size(), " entries, outs and then lses, got ",
+                        a.output_mask.size());
 }
 
 namespace {
 
-AttentionResult merge_meta(TensorList outs, TensorList lses) {
-  check_merge(outs, lses);
-  return {fresh_like(outs[0]), fresh_like(lses[0])};
+AttentionResult merge_meta(const MergeArgs& args) {
+  check_merge(args);
+  return {fresh_like(args.outs[0]), fresh_like(args.lses[0])};
 }
 
 /// A list without tensors reaches no device; it is refused here.
-AttentionResult merge_empty(TensorList outs, TensorList lses) {
-  check_merge(outs, lses);
+AttentionResult merge_empty(const MergeArgs& args) {
+  check_merge(args);
   constexpr const char* op = "attention_merge";
-  FULGURITE_CHECK_SERVED(false, "no kernel for device ", outs[0].device());
+  FULGURITE_CHECK_SERVED(false, "no kernel for device ", args.outs[0].device());
 }
 
-MergeGradients merge_backward_meta(const OptionalTensor& grad_out, const OptionalTensor& grad_lse,
-                                   TensorList outs, TensorList lses, const Tensor& lse,
-                                   const c10::List<bool>& output_mask) {
-  check_merge_backward(grad_out, grad_lse, outs, lses, lse, output_mask);
+MergeGradients merge_backward_meta(const MergeBackwardArgs& args) {
+  check_merge_backward(args);
+  const size_t R = args.outs.size();
   MergeGradients grads;
   auto& [grad_outs, grad_lses] = grads;
-  for (size_t r = 0; r < outs.size(); ++r) {
-    grad_outs.push_back(fresh_gradient(output_mask[r], outs[r]));
-    grad_lses.push_back(fresh_gradient(output_mask[outs.size() + r], lses[r]));
+  for (size_t r = 0; r < R; ++r) {
+    grad_outs.push_back(fresh_gradient(args.output_mask[r], args.outs[r]));
+    grad_lses.push_back(fresh_gradient(args.output_mask[R + r], args.lses[r]));
   }
   return grads;
 }
@@ -90,11 +87,10 @@ MergeGradients merge_backward_meta(const OptionalTensor& grad_out, const Optiona
 struct MergeFunction : torch::autograd::Function<MergeFunction> {
   static variable_list forward(AutogradContext* ctx, TensorList outs, TensorList lses) {
     at::AutoDispatchBelowADInplaceOrView below;
-    static const auto merge = op_handle<MergeSignature>("attention_merge");
-    const auto [out, lse] = merge.call(outs, lses);
+    const auto [out, lse] = call(MergeArgs{outs, lses});
     variable_list saved(outs.begin(), outs.end());
     saved.insert(saved.end(), lses.begin(), lses.end());
-    saved.push_back(lse);
+    saved.push_back(saved_output(lse));
     ctx->save_for_backward(saved);
     ctx->set_materialize_grads(false);
     return {out, lse};
@@ -108,10 +104,9 @@ struct MergeFunction : torch::autograd::Function<MergeFunction> {
     const TensorList all(saved);
     c10::List<bool> mask;
     for (size_t i = 0; i < 2 * R; ++i) mask.push_back(ctx->needs_input_grad(i));
-    static const auto op = op_handle<MergeBackwardSignature>("_attention_merge_backward");
     const auto [grad_outs, grad_lses] =
-        op.call(if_defined(grads[0]), if_defined(grads[1]), all.slice(0, R), all.slice(R, R),
-                saved.back(), mask);
+        call(MergeBackwardArgs{if_defined(grads[0]), if_defined(grads[1]), all.slice(0, R),
+                               all.slice(R, R), saved.back(), mask});
     for (size_t r = 0; r < R; ++r) {
       if (mask[r]) result[r] = grad_outs[r];
       if (mask[R + r]) result[R + r] = grad_lses[r];
@@ -120,8 +115,8 @@ struct MergeFunction : torch::autograd::Function<MergeFunction> {
   }
 };
 
-AttentionResult merge_autograd(TensorList outs, TensorList lses) {
-  const variable_list results = MergeFunction::apply(outs, lses);
+AttentionResult merge_autograd(const MergeArgs& args) {
+  const variable_list results = MergeFunction::apply(args.outs, args.lses);
   return {results[0], results[1]};
 }
 
@@ -129,15 +124,15 @@ AttentionResult merge_autograd(TensorList outs, TensorList lses) {
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
-  m.impl("attention_merge", fulgurite::merge_meta);
-  m.impl("_attention_merge_backward", fulgurite::merge_backward_meta);
+  fulgurite::implement<fulgurite::merge_meta>(m);
+  fulgurite::implement<fulgurite::merge_backward_meta>(m);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, CompositeExplicitAutograd, m) {
-  m.impl("attention_merge", fulgurite::merge_empty);
+  fulgurite::implement<fulgurite::merge_empty>(m);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
-  m.impl("attention_merge", fulgurite::merge_autograd);
+  fulgurite::implement<fulgurite::merge_autograd>(m);
   m.impl("_attention_merge_backward", torch::autograd::autogradNotImplementedFallback());
 }

@@ -9,16 +9,26 @@
 
 namespace fulgurite {
 
-using at::TensorList;
 using MergeGradients = std::tuple<std::vector<Tensor>, std::vector<Tensor>>;
-using MergeSignature = AttentionResult(TensorList, TensorList);
-using MergeBackwardSignature = MergeGradients(const OptionalTensor&, const OptionalTensor&,
-                                              TensorList, TensorList, const Tensor&,
-                                              const c10::List<bool>&);
 
-void check_merge(TensorList outs, TensorList lses);
-void check_merge_backward(const OptionalTensor& grad_out, const OptionalTensor& grad_lse,
-                          TensorList outs, TensorList lses, const Tensor& lse,
-                          const c10::List<bool>& output_mask);
+struct MergeArgs {
+  static constexpr const char* kName = "attention_merge";
+  using Result = AttentionResult;
+  TensorList outs, lses;
+  FULGURITE_MEMBERS(outs, lses)
+};
+
+struct MergeBackwardArgs {
+  static constexpr const char* kName = "_attention_merge_backward";
+  using Result = MergeGradients;
+  OptionalTensor grad_out, grad_lse;
+  TensorList outs, lses;
+  Tensor lse;
+  c10::List<bool> output_mask = c10::List<bool>();  // of outs, then of lses
+  FULGURITE_MEMBERS(grad_out, grad_lse, outs, lses, lse, output_mask)
+};
+
+void check_merge(const MergeArgs& args);
+void check_merge_backward(const MergeBackwardArgs& args);
 
 }  // namespace fulgurite

@@ -36,9 +36,9 @@ AttentionDoubleGradients attention_double_backward_meta(const AttentionDoubleBac
           gradient(kOfValue),   gradient(kOfBias),    gradient(kOfSink)};
 }
 
-Tensor rope_meta(const Tensor& x, const Tensor& cos, const Tensor& sin, bool, bool) {
-  check_rope(x, cos, sin);
-  return fresh_like(x);
+Tensor rope_meta(const RopeArgs& args) {
+  check_rope(args);
+  return fresh_like(args.x);
 }
 
 }  // namespace
@@ -46,9 +46,8 @@ Tensor rope_meta(const Tensor& x, const Tensor& cos, const Tensor& sin, bool, bo
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
   using namespace fulgurite;
-  m.impl("attention", attention_from_schema<attention_meta>);
-  m.impl("_attention_backward", attention_backward_from_schema<attention_backward_meta>);
-  m.impl("_attention_double_backward",
-         attention_double_backward_from_schema<attention_double_backward_meta>);
-  m.impl("rope", rope_meta);
+  implement<attention_meta>(m);
+  implement<attention_backward_meta>(m);
+  implement<attention_double_backward_meta>(m);
+  implement<rope_meta>(m);
 }

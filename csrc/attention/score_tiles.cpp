@@ -63,7 +63,7 @@ Tensor ScoreTiles::in_reach(const RowTile& t) const {
 /// (1 or heads, rows, keys)
 Tensor ScoreTiles::in_layout(const RowTile& t) const {
   const auto blocks = [&](int64_t begin, int64_t size) {
-    return positions(begin, size).div(scores_.block_size, "floor");
+    return positions(begin, size).div(rule_.block_size, "floor");
   };
   Tensor layout = *scores_.block_layout;
   if (layout.size(0) != 1) layout = layout.narrow(0, t.h, t.heads);

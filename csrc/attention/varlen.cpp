@@ -1,13 +1,12 @@
 // Attention over packed sequences: checks, Meta and gradients. Its schemas stand in ops.cpp.
 #include "attention/varlen.h"
 
-#include "attention/saved_scores.h"
-#include "common/check.h"
+#include "attention/slopes.h"
 #include "common/fresh.h"
+#include "common/saved_arguments.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 namespace fulgurite {
@@ -118,44 +117,31 @@ struct VarlenFunction : torch::autograd::Function<VarlenFunction> {
                                const Tensor& value, const OptionalTensor& sink,
                                const VarlenArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto [out, lse] = args.call();
-    variable_list saved{query, key, value, out, lse, args.cu_seqlens_q, args.cu_seqlens_k};
-    save_scores(ctx, args.scores, {}, sink, saved);
+    const auto [out, lse] = call(args);
+    variable_list saved{saved_output(out), saved_output(lse)};
+    save(ctx, args, saved);
     ctx->save_for_backward(saved);
     ctx->set_materialize_grads(false);
     return {out, lse};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined() && !grads[1].defined()) return variable_list(5);
+    if (!grads[0].defined() && !grads[1].defined()) return variable_list(kInputs<VarlenArgs> + 1);
     const variable_list saved = ctx->get_saved_variables();
-    const ScoreArgs scores = saved_scores(ctx, saved, 7);
-    const VarlenBackwardArgs args{
-        if_defined(grads[0]),
-        if_defined(grads[1]),
-        saved[0],
-        saved[1],
-        saved[2],
-        saved[3],
-        saved[4],
-        saved[5],
-        saved[6],
-        scores,
-        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2),
-         scores.sink && ctx->needs_input_grad(3)}};
-    const auto [grad_query, grad_key, grad_value, grad_sink] = args.call();
-    const auto wanted = [&](VarlenInput input, const Tensor& grad) {
-      return args.output_mask[input] ? grad : Tensor();
-    };
-    return {wanted(kVarlenQuery, grad_query), wanted(kVarlenKey, grad_key),
-            wanted(kVarlenValue, grad_value), wanted(kVarlenSink, grad_sink), Tensor()};
+    const auto forward = saved_arguments<VarlenArgs>(ctx, saved, 2);
+    const auto wanted = wanted_inputs(ctx, forward);
+    return gradient_list(
+        call(VarlenBackwardArgs{if_defined(grads[0]), if_defined(grads[1]), forward.query,
+                                forward.key, forward.value, saved[0], saved[1],
+                                forward.cu_seqlens_q, forward.cu_seqlens_k, forward.scores,
+                                wanted}),
+        wanted);
   }
 };
 
 AttentionResult varlen_autograd(const VarlenArgs& args) {
   check_slopes_need_no_gradient("attention_varlen", args.scores.alibi_slopes);
-  const variable_list results =
-      VarlenFunction::apply(args.query, args.key, args.value, args.scores.sink, args);
+  const variable_list results = apply<VarlenFunction>(args);
   return {results[0], results[1]};
 }
 
@@ -163,12 +149,11 @@ AttentionResult varlen_autograd(const VarlenArgs& args) {
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
-  using namespace fulgurite;
-  m.impl("attention_varlen", varlen_from_schema<varlen_meta>);
-  m.impl("_attention_varlen_backward", varlen_backward_from_schema<varlen_backward_meta>);
+  fulgurite::implement<fulgurite::varlen_meta>(m);
+  fulgurite::implement<fulgurite::varlen_backward_meta>(m);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
-  m.impl("attention_varlen", fulgurite::varlen_from_schema<fulgurite::varlen_autograd>);
+  fulgurite::implement<fulgurite::varlen_autograd>(m);
   m.impl("_attention_varlen_backward", torch::autograd::autogradNotImplementedFallback());
 }

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <optional>
 
 #define FULGURITE_CHECK_TYPE(cond, ...) TORCH_CHECK_TYPE(cond, "fulgurite::", op, ": ", __VA_ARGS__)
@@ -37,6 +38,11 @@ inline void check_same_dtype(const char* op, const char* name, const at::Tensor&
                              const char* as, const at::Tensor& other) {
   FULGURITE_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), "expected ", name, " of ", as,
                        "'s dtype ", other.scalar_type(), ", got ", tensor.scalar_type());
+}
+
+/// A number that is computed with: NaN or Inf in it would be NaN in every result.
+inline void check_finite(const char* op, const char* name, double value) {
+  FULGURITE_CHECK_VALUE(std::isfinite(value), "expected ", name, " finite, got ", value);
 }
 
 /// Dense and on the device of the operator's first tensor.

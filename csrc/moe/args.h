@@ -1,28 +1,17 @@
-// The arguments of each operator as one struct, so that the long lists of the schemas stand in C++
-// once: here. x_from_schema<f> is the function to register: it gathers the arguments and calls
-// f(args).
+// The arguments of routing, losses and plans (common/arguments.h). Those of the experts: experts_args.h.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/core/SymInt.h>
-
-#include <array>
-#include <optional>
-#include <string_view>
-#include <tuple>
-
-#include "common/op_handle.h"
+#include "common/arguments.h"
 
 namespace fulgurite {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // ---- routing
 
 using RouteResult = std::tuple<Tensor, Tensor, Tensor>;  // weights, ids, counts
 
 struct RouteArgs {
+  static constexpr const char* kName = "moe_route";
+  using Result = RouteResult;
   Tensor logits;
   int64_t k;
   OptionalTensor bias;
@@ -32,151 +21,127 @@ struct RouteArgs {
   bool renormalize;
   double eps, scale;
   OptionalTensor token_mask, forced_ids;
-
-  using Signature = RouteResult(const Tensor&, int64_t, const OptionalTensor&, std::string_view,
-                                int64_t, int64_t, std::string_view, bool, double, double,
-                                const OptionalTensor&, const OptionalTensor&);
-  RouteResult call() const {
-    static const auto op = op_handle<Signature>("moe_route");
-    return op.call(logits, k, bias, score, n_group, topk_group, group_score, renormalize, eps,
-                   scale, token_mask, forced_ids);
-  }
+  FULGURITE_MEMBERS(logits, k, bias, score, n_group, topk_group, group_score, renormalize, eps,
+                    scale, token_mask, forced_ids)
+  FULGURITE_INPUTS(logits)
 };
 
-template <RouteResult (*f)(const RouteArgs&)>
-RouteResult route_from_schema(const Tensor& logits, int64_t k, const OptionalTensor& bias,
-                              std::string_view score, int64_t n_group, int64_t topk_group,
-                              std::string_view group_score, bool renormalize, double eps,
-                              double scale, const OptionalTensor& token_mask,
-                              const OptionalTensor& forced_ids) {
-  return f({logits, k, bias, score, n_group, topk_group, group_score, renormalize, eps, scale,
-            token_mask, forced_ids});
-}
-
 struct RouteBackwardArgs {
+  static constexpr const char* kName = "_moe_route_backward";
+  using Result = Tensor;
   Tensor grad_weights, logits, ids;
   std::string_view score;
   bool renormalize;
   double eps, scale;
   std::array<bool, 1> output_mask;
-
-  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, std::string_view, bool,
-                           double, double, std::array<bool, 1>);
-  Tensor call() const {
-    static const auto op = op_handle<Signature>("_moe_route_backward");
-    return op.call(grad_weights, logits, ids, score, renormalize, eps, scale, output_mask);
-  }
+  FULGURITE_MEMBERS(grad_weights, logits, ids, score, renormalize, eps, scale, output_mask)
 };
 
-template <Tensor (*f)(const RouteBackwardArgs&)>
-Tensor route_backward_from_schema(const Tensor& grad_weights, const Tensor& logits,
-                                  const Tensor& ids, std::string_view score, bool renormalize,
-                                  double eps, double scale, std::array<bool, 1> output_mask) {
-  return f({grad_weights, logits, ids, score, renormalize, eps, scale, output_mask});
-}
+using ExpertChoiceResult = std::tuple<Tensor, Tensor>;  // weights, token_ids
+
+struct ExpertChoiceArgs {
+  static constexpr const char* kName = "moe_route_expert_choice";
+  using Result = ExpertChoiceResult;
+  Tensor logits;
+  c10::SymInt capacity;
+  FULGURITE_MEMBERS(logits, capacity)
+};
+
+struct ExpertChoiceBackwardArgs {
+  static constexpr const char* kName = "_moe_route_expert_choice_backward";
+  using Result = Tensor;
+  Tensor grad_weights, logits, token_ids;
+  std::array<bool, 1> output_mask;
+  FULGURITE_MEMBERS(grad_weights, logits, token_ids, output_mask)
+};
 
 // ---- losses
 
 struct BalanceArgs {
+  static constexpr const char* kName = "moe_balance_loss";
+  using Result = Tensor;
   Tensor logits, ids;
   std::string_view score, kind;
   OptionalTensor sequence_ids, token_mask;
   double eps;
-
-  using Signature = Tensor(const Tensor&, const Tensor&, std::string_view, std::string_view,
-                           const OptionalTensor&, const OptionalTensor&, double);
-  Tensor call() const {
-    static const auto op = op_handle<Signature>("moe_balance_loss");
-    return op.call(logits, ids, score, kind, sequence_ids, token_mask, eps);
-  }
-
-  using BackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, std::string_view,
-                                   std::string_view, const OptionalTensor&, const OptionalTensor&,
-                                   double, std::array<bool, 1>);
-  Tensor call_backward(const Tensor& grad) const {
-    static const auto op = op_handle<BackwardSignature>("_moe_balance_loss_backward");
-    return op.call(grad, logits, ids, score, kind, sequence_ids, token_mask, eps, {true});
-  }
+  FULGURITE_MEMBERS(logits, ids, score, kind, sequence_ids, token_mask, eps)
+  FULGURITE_INPUTS(logits)
 };
 
-template <Tensor (*f)(const BalanceArgs&)>
-Tensor balance_from_schema(const Tensor& logits, const Tensor& ids, std::string_view score,
-                           std::string_view kind, const OptionalTensor& sequence_ids,
-                           const OptionalTensor& token_mask, double eps) {
-  return f({logits, ids, score, kind, sequence_ids, token_mask, eps});
-}
+struct BalanceBackwardArgs {
+  static constexpr const char* kName = "_moe_balance_loss_backward";
+  using Result = Tensor;
+  Tensor grad;  // of the 0-dim loss
+  BalanceArgs forward;
+  std::array<bool, 1> output_mask;
+  FULGURITE_MEMBERS(grad, forward, output_mask)
+};
 
-template <Tensor (*f)(const Tensor&, const BalanceArgs&, bool)>
-Tensor balance_backward_from_schema(const Tensor& grad, const Tensor& logits, const Tensor& ids,
-                                    std::string_view score, std::string_view kind,
-                                    const OptionalTensor& sequence_ids,
-                                    const OptionalTensor& token_mask, double eps,
-                                    std::array<bool, 1> output_mask) {
-  return f(grad, {logits, ids, score, kind, sequence_ids, token_mask, eps}, output_mask[0]);
-}
+struct ZLossArgs {
+  static constexpr const char* kName = "moe_z_loss";
+  using Result = Tensor;
+  Tensor logits;
+  OptionalTensor token_mask;
+  FULGURITE_MEMBERS(logits, token_mask)
+  FULGURITE_INPUTS(logits)
+};
 
-inline Tensor call_z_loss(const Tensor& logits, const OptionalTensor& token_mask) {
-  static const auto op = op_handle<Tensor(const Tensor&, const OptionalTensor&)>("moe_z_loss");
-  return op.call(logits, token_mask);
-}
-inline Tensor call_z_loss_backward(const Tensor& grad, const Tensor& logits,
-                                   const OptionalTensor& token_mask) {
-  static const auto op =
-      op_handle<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, std::array<bool, 1>)>(
-          "_moe_z_loss_backward");
-  return op.call(grad, logits, token_mask, {true});
-}
+struct ZLossBackwardArgs {
+  static constexpr const char* kName = "_moe_z_loss_backward";
+  using Result = Tensor;
+  Tensor grad;
+  ZLossArgs forward;
+  std::array<bool, 1> output_mask;
+  FULGURITE_MEMBERS(grad, forward, output_mask)
+};
 
-inline void call_update_bias(const Tensor& bias, const Tensor& counts, double rate,
-                             std::string_view rule, bool center) {
-  static const auto op =
-      op_handle<void(const Tensor&, const Tensor&, double, std::string_view, bool)>(
-          "moe_update_bias_");
-  op.call(bias, counts, rate, rule, center);
-}
+struct UpdateBiasArgs {
+  static constexpr const char* kName = "moe_update_bias_";
+  using Result = void;
+  Tensor bias, counts;
+  double rate;
+  std::string_view rule;
+  bool center;
+  FULGURITE_MEMBERS(bias, counts, rate, rule, center)
+};
 
 // ---- plan, permute, combine
 
 using PlanResult = std::tuple<Tensor, Tensor, Tensor>;  // permutation, inverse, offsets
 
 struct PlanArgs {
+  static constexpr const char* kName = "moe_plan";
+  using Result = PlanResult;
   Tensor ids;
   c10::SymInt num_experts, capacity;
   std::string_view drop;
   OptionalTensor weights;
-
-  using Signature = PlanResult(const Tensor&, c10::SymInt, c10::SymInt, std::string_view,
-                               const OptionalTensor&);
-  PlanResult call() const {
-    static const auto op = op_handle<Signature>("moe_plan");
-    return op.call(ids, num_experts, capacity, drop, weights);
-  }
+  FULGURITE_MEMBERS(ids, num_experts, capacity, drop, weights)
 };
 
-template <PlanResult (*f)(const PlanArgs&)>
-PlanResult plan_from_schema(const Tensor& ids, c10::SymInt num_experts, c10::SymInt capacity,
-                            std::string_view drop, const OptionalTensor& weights) {
-  return f({ids, std::move(num_experts), std::move(capacity), drop, weights});
-}
+struct PermuteArgs {
+  static constexpr const char* kName = "moe_permute";
+  using Result = Tensor;
+  Tensor x, permutation, inverse;
+  FULGURITE_MEMBERS(x, permutation, inverse)
+};
 
-inline Tensor call_permute(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
-  static const auto op =
-      op_handle<Tensor(const Tensor&, const Tensor&, const Tensor&)>("moe_permute");
-  return op.call(x, permutation, inverse);
-}
-inline Tensor call_combine(const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
-  static const auto op =
-      op_handle<Tensor(const Tensor&, const Tensor&, const OptionalTensor&)>("moe_combine");
-  return op.call(y, inverse, weights);
-}
-inline std::tuple<Tensor, Tensor> call_combine_backward(const Tensor& grad, const Tensor& y,
-                                                        const Tensor& inverse,
-                                                        const OptionalTensor& weights,
-                                                        std::array<bool, 2> output_mask) {
-  static const auto op = op_handle<std::tuple<Tensor, Tensor>(
-      const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, std::array<bool, 2>)>(
-      "_moe_combine_backward");
-  return op.call(grad, y, inverse, weights, output_mask);
-}
+struct CombineArgs {
+  static constexpr const char* kName = "moe_combine";
+  using Result = Tensor;
+  Tensor y, inverse;
+  OptionalTensor weights;
+  FULGURITE_MEMBERS(y, inverse, weights)
+  FULGURITE_INPUTS(y, weights)
+};
+
+struct CombineBackwardArgs {
+  static constexpr const char* kName = "_moe_combine_backward";
+  using Result = std::tuple<Tensor, Tensor>;  // of y, of weights
+  Tensor grad;
+  CombineArgs forward;
+  std::array<bool, 2> output_mask;
+  FULGURITE_MEMBERS(grad, forward, output_mask)
+};
 
 }  // namespace fulgurite

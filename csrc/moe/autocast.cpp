@@ -12,19 +12,19 @@ RouteResult route_autocast(const RouteArgs& args) {
   const AutocastTo float32(args.logits.device().type(), at::kFloat);
   RouteArgs cast = args;
   cast.logits = float32(args.logits);
-  return cast.call();
+  return call(cast);
 }
 
 Tensor balance_autocast(const BalanceArgs& args) {
   const AutocastTo float32(args.logits.device().type(), at::kFloat);
   BalanceArgs cast = args;
   cast.logits = float32(args.logits);
-  return cast.call();
+  return call(cast);
 }
 
-Tensor z_loss_autocast(const Tensor& logits, const OptionalTensor& token_mask) {
-  const AutocastTo float32(logits.device().type(), at::kFloat);
-  return call_z_loss(float32(logits), token_mask);
+Tensor z_loss_autocast(const ZLossArgs& args) {
+  const AutocastTo float32(args.logits.device().type(), at::kFloat);
+  return call(ZLossArgs{float32(args.logits), args.token_mask});
 }
 
 Tensor experts_autocast(const ExpertsArgs& args) {
@@ -35,22 +35,21 @@ Tensor experts_autocast(const ExpertsArgs& args) {
   cast.w_out = lower(args.w_out);
   cast.b_in = lower(args.b_in);
   cast.b_out = lower(args.b_out);
-  return cast.call();
+  return call(cast);
 }
 
 Tensor grouped_mm_autocast(const GroupedMmArgs& args) {
   const AutocastTo lower(args.x.device().type());
-  return GroupedMmArgs{lower(args.x), lower(args.weight), args.offsets, lower(args.bias),
-                       args.transposed}
-      .call();
+  return call(GroupedMmArgs{lower(args.x), lower(args.weight), args.offsets, lower(args.bias),
+                            args.transposed});
 }
 
 void register_autocast(torch::Library& m) {
-  m.impl("moe_route", route_from_schema<route_autocast>);
-  m.impl("moe_balance_loss", balance_from_schema<balance_autocast>);
-  m.impl("moe_z_loss", z_loss_autocast);
-  m.impl("moe_experts", experts_from_schema<experts_autocast>);
-  m.impl("moe_grouped_mm", grouped_mm_from_schema<grouped_mm_autocast>);
+  implement<route_autocast>(m);
+  implement<balance_autocast>(m);
+  implement<z_loss_autocast>(m);
+  implement<experts_autocast>(m);
+  implement<grouped_mm_autocast>(m);
 }
 
 }  // namespace

@@ -1,11 +1,10 @@
 // Gradients. The backward operators have none of their own: differentiating twice raises. The
 // exception is permute, whose gradient is moe_combine. Those of the experts: autograd_experts.cpp.
-#include "common/autograd.h"
 #include "common/mutation.h"
+#include "common/saved_arguments.h"
 #include "moe/args.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 namespace fulgurite {
@@ -19,8 +18,8 @@ using torch::autograd::variable_list;
 struct RouteFunction : torch::autograd::Function<RouteFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const RouteArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto [weights, ids, counts] = args.call();
-    ctx->save_for_backward({logits, ids});
+    const auto [weights, ids, counts] = call(args);
+    ctx->save_for_backward({logits, saved_output(ids)});
     ctx->saved_data["score"] = std::string(args.score);
     ctx->saved_data["renormalize"] = args.renormalize;
     ctx->saved_data["eps"] = args.eps;
@@ -33,133 +32,101 @@ struct RouteFunction : torch::autograd::Function<RouteFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined() || !ctx->needs_input_grad(0)) return variable_list(2);
     const variable_list saved = ctx->get_saved_variables();
-    const std::string score = ctx->saved_data["score"].toStringRef();
     const BelowAutogradUnlessRecorded below;
-    const RouteBackwardArgs args{grads[0],
-                                 saved[0],
-                                 saved[1],
-                                 score,
-                                 ctx->saved_data["renormalize"].toBool(),
-                                 ctx->saved_data["eps"].toDouble(),
-                                 ctx->saved_data["scale"].toDouble(),
-                                 {true}};
-    return {args.call(), Tensor()};
+    return {call(RouteBackwardArgs{grads[0],
+                                   saved[0],
+                                   saved[1],
+                                   ctx->saved_data["score"].toStringRef(),
+                                   ctx->saved_data["renormalize"].toBool(),
+                                   ctx->saved_data["eps"].toDouble(),
+                                   ctx->saved_data["scale"].toDouble(),
+                                   {true}}),
+            Tensor()};
   }
 };
 
 RouteResult route_autograd(const RouteArgs& args) {
-  if (!at::GradMode::is_enabled() || !args.logits.requires_grad()) {
+  if (!is_recorded(args)) {
     at::AutoDispatchBelowADInplaceOrView below;
-    return args.call();
+    return call(args);
   }
-  const variable_list results = RouteFunction::apply(args.logits, args);
+  const variable_list results = apply<RouteFunction>(args);
   return {results[0], results[1], results[2]};
 }
 
 // ---- losses
 
-struct BalanceFunction : torch::autograd::Function<BalanceFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& logits, const BalanceArgs& args) {
+/// A loss of logits alone: Args its operator's, BackwardArgs its gradient's.
+template <class Args, class BackwardArgs>
+struct LossFunction : torch::autograd::Function<LossFunction<Args, BackwardArgs>> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& logits, const Args& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({logits, args.ids, args.sequence_ids.value_or(Tensor()),
-                            args.token_mask.value_or(Tensor())});
-    ctx->saved_data["score"] = std::string(args.score);
-    ctx->saved_data["kind"] = std::string(args.kind);
-    ctx->saved_data["eps"] = args.eps;
-    return args.call();
+    variable_list saved;
+    save(ctx, args, saved);
+    ctx->save_for_backward(saved);
+    return {call(args)};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const std::string score = ctx->saved_data["score"].toStringRef(),
-                      kind = ctx->saved_data["kind"].toStringRef();
-    const BalanceArgs args{saved[0],
-                           saved[1],
-                           score,
-                           kind,
-                           if_defined(saved[2]),
-                           if_defined(saved[3]),
-                           ctx->saved_data["eps"].toDouble()};
-    return {args.call_backward(grads[0]), Tensor()};
+    const auto forward = saved_arguments<Args>(ctx, ctx->get_saved_variables(), 0);
+    return {call(BackwardArgs{grads[0], forward, {true}}), Tensor()};
   }
 };
 
 Tensor balance_autograd(const BalanceArgs& args) {
-  return BalanceFunction::apply(args.logits, args);
+  return apply<LossFunction<BalanceArgs, BalanceBackwardArgs>>(args)[0];
 }
 
-struct ZLossFunction : torch::autograd::Function<ZLossFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& logits,
-                        const OptionalTensor& token_mask) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({logits, token_mask.value_or(Tensor())});
-    return call_z_loss(logits, token_mask);
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    return {call_z_loss_backward(grads[0], saved[0], if_defined(saved[1])), Tensor()};
-  }
-};
-
-Tensor z_loss_autograd(const Tensor& logits, const OptionalTensor& token_mask) {
-  return ZLossFunction::apply(logits, token_mask);
+Tensor z_loss_autograd(const ZLossArgs& args) {
+  return apply<LossFunction<ZLossArgs, ZLossBackwardArgs>>(args)[0];
 }
 
 // ---- permute, combine
 
 struct PermuteFunction : torch::autograd::Function<PermuteFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& permutation,
-                        const Tensor& inverse) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const PermuteArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({inverse});
-    return call_permute(x, permutation, inverse);
+    ctx->save_for_backward({args.inverse});
+    return call(args);
   }
 
   /// Every token adds up what its copies received.
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    return {call_combine(grads[0], ctx->get_saved_variables()[0], std::nullopt), Tensor(),
-            Tensor()};
+    return {call(CombineArgs{grads[0], ctx->get_saved_variables()[0], std::nullopt}), Tensor()};
   }
 };
 
-Tensor permute_autograd(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
-  return PermuteFunction::apply(x, permutation, inverse);
-}
+Tensor permute_autograd(const PermuteArgs& args) { return PermuteFunction::apply(args.x, args); }
 
 struct CombineFunction : torch::autograd::Function<CombineFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& inverse,
-                        const OptionalTensor& weights) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& y, const OptionalTensor& weights,
+                               const CombineArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({y, inverse, weights.value_or(Tensor())});
-    return call_combine(y, inverse, weights);
+    variable_list saved;
+    save(ctx, args, saved);
+    ctx->save_for_backward(saved);
+    return {call(args)};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const OptionalTensor weights = if_defined(saved[2]);
-    const std::array<bool, 2> wanted{ctx->needs_input_grad(0),
-                                     weights.has_value() && ctx->needs_input_grad(2)};
-    const auto [grad_y, grad_weights] =
-        call_combine_backward(grads[0], saved[0], saved[1], weights, wanted);
-    return {wanted[0] ? grad_y : Tensor(), Tensor(), wanted[1] ? grad_weights : Tensor()};
+    const auto forward = saved_arguments<CombineArgs>(ctx, ctx->get_saved_variables(), 0);
+    const auto wanted = wanted_inputs(ctx, forward);
+    return gradient_list(call(CombineBackwardArgs{grads[0], forward, wanted}), wanted);
   }
 };
 
-Tensor combine_autograd(const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
-  return CombineFunction::apply(y, inverse, weights);
-}
+Tensor combine_autograd(const CombineArgs& args) { return apply<CombineFunction>(args)[0]; }
 
 }  // namespace
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   using namespace fulgurite;
-  m.impl("moe_route", route_from_schema<route_autograd>);
-  m.impl("moe_balance_loss", balance_from_schema<balance_autograd>);
-  m.impl("moe_z_loss", z_loss_autograd);
-  m.impl("moe_permute", permute_autograd);
-  m.impl("moe_combine", combine_autograd);
+  implement<route_autograd>(m);
+  implement<balance_autograd>(m);
+  implement<z_loss_autograd>(m);
+  implement<permute_autograd>(m);
+  implement<combine_autograd>(m);
   for (const char* name : {"_moe_route_backward", "_moe_balance_loss_backward",
                            "_moe_z_loss_backward", "_moe_combine_backward"})
     m.impl(name, torch::autograd::autogradNotImplementedFallback());

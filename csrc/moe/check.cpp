@@ -39,6 +39,8 @@ void check_route_values(const char* op, const RouteArgs& a, const RouteShape& s)
   FULGURITE_CHECK_VALUE(s.E / a.n_group * a.topk_group >= a.k,
                         "expected topk_group groups to hold at least k = ", a.k, " experts, got ",
                         s.E / a.n_group * a.topk_group);
+  check_finite(op, "eps", a.eps);
+  check_finite(op, "scale", a.scale);
 }
 
 /// dtypes and shapes of logits and ids.
@@ -75,6 +77,7 @@ RouteShape check_balance_as(const char* op, const BalanceArgs& a) {
   FULGURITE_CHECK_VALUE((a.kind == "sequence") == a.sequence_ids.has_value(),
                         "expected sequence_ids with kind 'sequence' and only there, got kind '",
                         a.kind, "'");
+  check_finite(op, "eps", a.eps);
   return s;
 }
 
@@ -119,14 +122,17 @@ RouteShape check_balance(const BalanceArgs& args) {
   return check_balance_as("moe_balance_loss", args);
 }
 
-RouteShape check_balance_backward(const Tensor& grad, const BalanceArgs& args) {
+RouteShape check_balance_backward(const BalanceBackwardArgs& args) {
   constexpr const char* op = "_moe_balance_loss_backward";
-  const RouteShape s = check_balance_as(op, args);
-  check_scalar_grad(op, grad, args.logits);
+  const RouteShape s = check_balance_as(op, args.forward);
+  check_scalar_grad(op, args.grad, args.forward.logits);
   return s;
 }
 
-void check_z_loss(const char* op, const Tensor& logits, const OptionalTensor& token_mask) {
+namespace {
+
+void check_z_loss_as(const char* op, const ZLossArgs& args) {
+  const auto& [logits, token_mask] = args;
   check_float(op, "logits", logits);
   check_mask_dtype(op, token_mask);
   check_dim(op, "logits", logits, 2, "[T, E]");
@@ -135,15 +141,19 @@ void check_z_loss(const char* op, const Tensor& logits, const OptionalTensor& to
     check_shape(op, "token_mask", *token_mask, c10::SymDimVector{logits.sym_size(0)}, logits);
 }
 
-void check_z_loss_backward(const Tensor& grad, const Tensor& logits,
-                           const OptionalTensor& token_mask) {
+}  // namespace
+
+void check_z_loss(const ZLossArgs& args) { check_z_loss_as("moe_z_loss", args); }
+
+void check_z_loss_backward(const ZLossBackwardArgs& args) {
   constexpr const char* op = "_moe_z_loss_backward";
-  check_z_loss(op, logits, token_mask);
-  check_scalar_grad(op, grad, logits);
+  check_z_loss_as(op, args.forward);
+  check_scalar_grad(op, args.grad, args.forward.logits);
 }
 
-void check_update_bias(const Tensor& bias, const Tensor& counts, std::string_view rule) {
+void check_update_bias(const UpdateBiasArgs& args) {
   constexpr const char* op = "moe_update_bias_";
+  const auto& [bias, counts, rate, rule, center] = args;
   check_float(op, "bias", bias);
   check_ids_dtype(op, "counts", counts);
   check_dim(op, "bias", bias, 1, "[E]");
@@ -151,6 +161,7 @@ void check_update_bias(const Tensor& bias, const Tensor& counts, std::string_vie
   check_shape(op, "counts", counts, bias.sym_sizes(), bias);
   FULGURITE_CHECK_VALUE(rule == "sign" || rule == "proportional",
                         "expected rule 'sign' or 'proportional', got '", rule, "'");
+  check_finite(op, "rate", rate);
 }
 
 // ---- plan, permute, combine
@@ -173,8 +184,9 @@ void check_plan(const PlanArgs& a) {
                         "expected weights with drop '", a.drop, "', got none");
 }
 
-void check_permute(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
+void check_permute(const PermuteArgs& args) {
   constexpr const char* op = "moe_permute";
+  const auto& [x, permutation, inverse] = args;
   check_float(op, "x", x);
   check_int32(op, "permutation", permutation);
   check_int32(op, "inverse", inverse);
@@ -187,8 +199,10 @@ void check_permute(const Tensor& x, const Tensor& permutation, const Tensor& inv
   check_shape(op, "permutation", permutation, c10::SymDimVector{T * K}, x);
 }
 
-void check_combine(const char* op, const Tensor& y, const Tensor& inverse,
-                   const OptionalTensor& weights) {
+namespace {
+
+void check_combine_as(const char* op, const CombineArgs& args) {
+  const auto& [y, inverse, weights] = args;
   check_float(op, "y", y);
   check_int32(op, "inverse", inverse);
   if (weights) check_weights_dtype(op, *weights, "y", y);
@@ -203,13 +217,17 @@ void check_combine(const char* op, const Tensor& y, const Tensor& inverse,
   if (weights) check_shape(op, "weights", *weights, inverse.sym_sizes(), y);
 }
 
-void check_combine_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse,
-                            const OptionalTensor& weights) {
+}  // namespace
+
+void check_combine(const CombineArgs& args) { check_combine_as("moe_combine", args); }
+
+void check_combine_backward(const CombineBackwardArgs& args) {
   constexpr const char* op = "_moe_combine_backward";
+  const auto& [y, inverse, weights] = args.forward;
   check_float(op, "y", y);
-  check_same_dtype(op, "grad", grad, "y", y);
-  check_combine(op, y, inverse, weights);
-  check_shape(op, "grad", grad, c10::SymDimVector{inverse.sym_size(0), y.sym_size(1)}, y);
+  check_same_dtype(op, "grad", args.grad, "y", y);
+  check_combine_as(op, args.forward);
+  check_shape(op, "grad", args.grad, c10::SymDimVector{inverse.sym_size(0), y.sym_size(1)}, y);
 }
 
 }  // namespace fulgurite

@@ -13,19 +13,15 @@ struct RouteShape {
 RouteShape check_route(const RouteArgs& args);
 RouteShape check_route_backward(const RouteBackwardArgs& args);
 RouteShape check_balance(const BalanceArgs& args);
-/// grad: the gradient of the 0-dim loss.
-RouteShape check_balance_backward(const Tensor& grad, const BalanceArgs& args);
-void check_z_loss(const char* op, const Tensor& logits, const OptionalTensor& token_mask);
-void check_z_loss_backward(const Tensor& grad, const Tensor& logits,
-                           const OptionalTensor& token_mask);
-void check_update_bias(const Tensor& bias, const Tensor& counts, std::string_view rule);
+RouteShape check_balance_backward(const BalanceBackwardArgs& args);
+void check_z_loss(const ZLossArgs& args);
+void check_z_loss_backward(const ZLossBackwardArgs& args);
+void check_update_bias(const UpdateBiasArgs& args);
 
 void check_plan(const PlanArgs& args);
-void check_permute(const Tensor& x, const Tensor& permutation, const Tensor& inverse);
-void check_combine(const char* op, const Tensor& y, const Tensor& inverse,
-                   const OptionalTensor& weights);
-void check_combine_backward(const Tensor& grad, const Tensor& y, const Tensor& inverse,
-                            const OptionalTensor& weights);
+void check_permute(const PermuteArgs& args);
+void check_combine(const CombineArgs& args);
+void check_combine_backward(const CombineBackwardArgs& args);
 
 // ---- check_experts.cpp
 
@@ -34,7 +30,7 @@ struct ExpertsShape {
   c10::SymInt width;  // of the hidden layer: 2I with gates, I without
 };
 
-ExpertsShape check_experts(const char* op, const ExpertsArgs& args);
+ExpertsShape check_experts(const ExpertsArgs& args);
 ExpertsShape check_experts_backward(const ExpertsBackwardArgs& args);
 
 struct GroupedMmShape {

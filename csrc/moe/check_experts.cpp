@@ -52,6 +52,7 @@ void check_experts_values(const char* op, const ExpertsArgs& a) {
       known,
       "expected activation 'silu', 'gelu', 'gelu_tanh', 'relu', 'relu2' or 'swiglu_oai', got '",
       a.activation, "'");
+  check_finite(op, "alpha", a.alpha);
   FULGURITE_CHECK_VALUE(a.limit >= 0, "expected limit >= 0, got ", a.limit);
   const bool oai = a.activation == "swiglu_oai";
   FULGURITE_CHECK_VALUE(oai || (a.limit == 0 && a.alpha == 1),
@@ -61,14 +62,17 @@ void check_experts_values(const char* op, const ExpertsArgs& a) {
   FULGURITE_CHECK_VALUE(a.gated || !a.interleaved, "expected gated with interleaved");
 }
 
-}  // namespace
-
-ExpertsShape check_experts(const char* op, const ExpertsArgs& a) {
+ExpertsShape check_experts_as(const char* op, const ExpertsArgs& a) {
   check_experts_types(op, a);
   const ExpertsShape s = check_experts_shapes(op, a);
   check_experts_values(op, a);
   return s;
 }
+
+}  // namespace
+
+/// What is called while gradients are recorded, _moe_experts_forward, is named as users know it.
+ExpertsShape check_experts(const ExpertsArgs& a) { return check_experts_as("moe_experts", a); }
 
 ExpertsShape check_experts_backward(const ExpertsBackwardArgs& a) {
   constexpr const char* op = "_moe_experts_backward";
@@ -79,7 +83,7 @@ ExpertsShape check_experts_backward(const ExpertsBackwardArgs& a) {
     FULGURITE_CHECK_TYPE(a.hidden->scalar_type() == accumulate_type(f.x.scalar_type()),
                          "expected hidden of dtype ", accumulate_type(f.x.scalar_type()), ", got ",
                          a.hidden->scalar_type());
-  const ExpertsShape s = check_experts(op, f);
+  const ExpertsShape s = check_experts_as(op, f);
   check_shape(op, "grad", a.grad, f.x.sym_sizes(), f.x);
   if (a.hidden) check_shape(op, "hidden", *a.hidden, c10::SymDimVector{s.T * s.K, s.width}, f.x);
   return s;

@@ -1,25 +1,19 @@
-// Expert choice: schema, checks, Meta, gradients, autocast and the C++ function.
+// Expert choice: schema, checks, Meta, gradients and autocast.
 #include "moe/expert_choice.h"
 
 #include "common/autocast.h"
 #include "common/check.h"
 #include "common/fresh.h"
-#include "fulgurite/moe.h"
+#include "common/saved_arguments.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 namespace fulgurite {
 
-ExpertChoiceResult call_expert_choice(const Tensor& logits, const c10::SymInt& capacity) {
-  static const auto op =
-      op_handle<ExpertChoiceResult(const Tensor&, c10::SymInt)>("moe_route_expert_choice");
-  return op.call(logits, capacity);
-}
-
-void check_expert_choice(const Tensor& logits, const c10::SymInt& capacity) {
+void check_expert_choice(const ExpertChoiceArgs& args) {
   constexpr const char* op = "moe_route_expert_choice";
+  const auto& [logits, capacity] = args;
   check_float(op, "logits", logits);
   check_dim(op, "logits", logits, 2, "[T, E]");
   check_place(op, "logits", logits, logits);
@@ -27,9 +21,9 @@ void check_expert_choice(const Tensor& logits, const c10::SymInt& capacity) {
                         "expected capacity in [0, ", logits.sym_size(0), "], got ", capacity);
 }
 
-void check_expert_choice_backward(const Tensor& grad_weights, const Tensor& logits,
-                                  const Tensor& token_ids) {
+void check_expert_choice_backward(const ExpertChoiceBackwardArgs& args) {
   constexpr const char* op = "_moe_route_expert_choice_backward";
+  const auto& [grad_weights, logits, token_ids, output_mask] = args;
   check_float(op, "logits", logits);
   const at::ScalarType accumulate = accumulate_type(logits.scalar_type());
   FULGURITE_CHECK_TYPE(grad_weights.scalar_type() == accumulate, "expected grad_weights of dtype ",
@@ -51,26 +45,25 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-ExpertChoiceResult expert_choice_meta(const Tensor& logits, c10::SymInt capacity) {
-  check_expert_choice(logits, capacity);
-  const c10::SymDimVector shape{logits.sym_size(1), capacity};  // (E,C)
-  const auto options = logits.options();
-  return {at::empty_symint(shape, options.dtype(accumulate_type(logits.scalar_type()))),
+ExpertChoiceResult expert_choice_meta(const ExpertChoiceArgs& args) {
+  check_expert_choice(args);
+  const c10::SymDimVector shape{args.logits.sym_size(1), args.capacity};  // (E,C)
+  const auto options = args.logits.options();
+  return {at::empty_symint(shape, options.dtype(accumulate_type(args.logits.scalar_type()))),
           at::empty_symint(shape, options.dtype(at::kInt))};
 }
 
-Tensor expert_choice_backward_meta(const Tensor& grad_weights, const Tensor& logits,
-                                   const Tensor& token_ids, std::array<bool, 1> output_mask) {
-  check_expert_choice_backward(grad_weights, logits, token_ids);
-  return fresh_gradient(output_mask[0], logits);
+Tensor expert_choice_backward_meta(const ExpertChoiceBackwardArgs& args) {
+  check_expert_choice_backward(args);
+  return fresh_gradient(args.output_mask[0], args.logits);
 }
 
 struct ExpertChoiceFunction : torch::autograd::Function<ExpertChoiceFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& logits,
-                               const c10::SymInt& capacity) {
+                               const ExpertChoiceArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto [weights, token_ids] = call_expert_choice(logits, capacity);
-    ctx->save_for_backward({logits, token_ids});
+    const auto [weights, token_ids] = call(args);
+    ctx->save_for_backward({logits, saved_output(token_ids)});
     ctx->mark_non_differentiable({token_ids});
     ctx->set_materialize_grads(false);
     return {weights, token_ids};
@@ -78,30 +71,22 @@ struct ExpertChoiceFunction : torch::autograd::Function<ExpertChoiceFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined() || !ctx->needs_input_grad(0)) return variable_list(2);
-    static const auto op =
-        op_handle<Tensor(const Tensor&, const Tensor&, const Tensor&, std::array<bool, 1>)>(
-            "_moe_route_expert_choice_backward");
     const variable_list saved = ctx->get_saved_variables();
-    return {op.call(grads[0], saved[0], saved[1], {true}), Tensor()};
+    return {call(ExpertChoiceBackwardArgs{grads[0], saved[0], saved[1], {true}}), Tensor()};
   }
 };
 
-ExpertChoiceResult expert_choice_autograd(const Tensor& logits, c10::SymInt capacity) {
-  const variable_list results = ExpertChoiceFunction::apply(logits, capacity);
+ExpertChoiceResult expert_choice_autograd(const ExpertChoiceArgs& args) {
+  const variable_list results = ExpertChoiceFunction::apply(args.logits, args);
   return {results[0], results[1]};
 }
 
-ExpertChoiceResult expert_choice_autocast(const Tensor& logits, c10::SymInt capacity) {
-  const AutocastTo float32(logits.device().type(), at::kFloat);
-  return call_expert_choice(float32(logits), capacity);
+ExpertChoiceResult expert_choice_autocast(const ExpertChoiceArgs& args) {
+  const AutocastTo float32(args.logits.device().type(), at::kFloat);
+  return call(ExpertChoiceArgs{float32(args.logits), args.capacity});
 }
 
 }  // namespace
-
-std::tuple<Tensor, Tensor> moe_route_expert_choice(const Tensor& logits, int64_t capacity) {
-  return call_expert_choice(logits, capacity);
-}
-
 }  // namespace fulgurite
 
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
@@ -117,19 +102,19 @@ TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
-  m.impl("moe_route_expert_choice", fulgurite::expert_choice_meta);
-  m.impl("_moe_route_expert_choice_backward", fulgurite::expert_choice_backward_meta);
+  fulgurite::implement<fulgurite::expert_choice_meta>(m);
+  fulgurite::implement<fulgurite::expert_choice_backward_meta>(m);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
-  m.impl("moe_route_expert_choice", fulgurite::expert_choice_autograd);
+  fulgurite::implement<fulgurite::expert_choice_autograd>(m);
   m.impl("_moe_route_expert_choice_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, AutocastCPU, m) {
-  m.impl("moe_route_expert_choice", fulgurite::expert_choice_autocast);
+  fulgurite::implement<fulgurite::expert_choice_autocast>(m);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, AutocastCUDA, m) {
-  m.impl("moe_route_expert_choice", fulgurite::expert_choice_autocast);
+  fulgurite::implement<fulgurite::expert_choice_autocast>(m);
 }

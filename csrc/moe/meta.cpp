@@ -33,26 +33,22 @@ Tensor balance_meta(const BalanceArgs& args) {
   return scalar_loss(args.logits);
 }
 
-Tensor balance_backward_meta(const Tensor& grad, const BalanceArgs& args, bool wanted) {
-  check_balance_backward(grad, args);
-  return fresh_gradient(wanted, args.logits);
+Tensor balance_backward_meta(const BalanceBackwardArgs& args) {
+  check_balance_backward(args);
+  return fresh_gradient(args.output_mask[0], args.forward.logits);
 }
 
-Tensor z_loss_meta(const Tensor& logits, const OptionalTensor& token_mask) {
-  check_z_loss("moe_z_loss", logits, token_mask);
-  return scalar_loss(logits);
+Tensor z_loss_meta(const ZLossArgs& args) {
+  check_z_loss(args);
+  return scalar_loss(args.logits);
 }
 
-Tensor z_loss_backward_meta(const Tensor& grad, const Tensor& logits,
-                            const OptionalTensor& token_mask, std::array<bool, 1> output_mask) {
-  check_z_loss_backward(grad, logits, token_mask);
-  return fresh_gradient(output_mask[0], logits);
+Tensor z_loss_backward_meta(const ZLossBackwardArgs& args) {
+  check_z_loss_backward(args);
+  return fresh_gradient(args.output_mask[0], args.forward.logits);
 }
 
-void update_bias_meta(const Tensor& bias, const Tensor& counts, double, std::string_view rule,
-                      bool) {
-  check_update_bias(bias, counts, rule);
-}
+void update_bias_meta(const UpdateBiasArgs& args) { check_update_bias(args); }
 
 PlanResult plan_meta(const PlanArgs& args) {
   check_plan(args);
@@ -63,32 +59,32 @@ PlanResult plan_meta(const PlanArgs& args) {
           at::empty_symint({args.num_experts + 1}, options.dtype(at::kLong))};  // offsets (E+1)
 }
 
-Tensor permute_meta(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
-  check_permute(x, permutation, inverse);
-  return at::empty_symint({permutation.sym_size(0), x.sym_size(1)}, x.options());  // (T·K,H)
+Tensor permute_meta(const PermuteArgs& args) {
+  check_permute(args);
+  return at::empty_symint({args.permutation.sym_size(0), args.x.sym_size(1)},
+                          args.x.options());  // (T·K,H)
 }
 
-Tensor combine_meta(const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
-  check_combine("moe_combine", y, inverse, weights);
-  return at::empty_symint({inverse.sym_size(0), y.sym_size(1)}, y.options());  // (T,H)
+Tensor combine_meta(const CombineArgs& args) {
+  check_combine(args);
+  return at::empty_symint({args.inverse.sym_size(0), args.y.sym_size(1)},
+                          args.y.options());  // (T,H)
 }
 
-std::tuple<Tensor, Tensor> combine_backward_meta(const Tensor& grad, const Tensor& y,
-                                                 const Tensor& inverse,
-                                                 const OptionalTensor& weights,
-                                                 std::array<bool, 2> output_mask) {
-  check_combine_backward(grad, y, inverse, weights);
-  return {fresh_gradient(output_mask[0], y),
-          fresh_gradient(output_mask[1] && weights, weights.value_or(y))};
+std::tuple<Tensor, Tensor> combine_backward_meta(const CombineBackwardArgs& args) {
+  check_combine_backward(args);
+  const CombineArgs& f = args.forward;
+  return {fresh_gradient(args.output_mask[0], f.y),
+          fresh_gradient(args.output_mask[1] && f.weights, f.weights.value_or(f.y))};
 }
 
 Tensor experts_meta(const ExpertsArgs& args) {
-  check_experts("moe_experts", args);
+  check_experts(args);
   return fresh_like(args.x);  // (T,H)
 }
 
-std::tuple<Tensor, Tensor> experts_forward_meta(const ExpertsArgs& args) {
-  const ExpertsShape s = check_experts("_moe_experts_forward", args);
+std::tuple<Tensor, Tensor> experts_forward_meta(const ExpertsForwardArgs& args) {
+  const ExpertsShape s = check_experts(args);
   const auto wide = args.x.options().dtype(accumulate_type(args.x.scalar_type()));
   return {fresh_like(args.x),                             // y (T,H)
           at::empty_symint({s.T * s.K, s.width}, wide)};  // hidden (T·K,width)
@@ -125,20 +121,20 @@ GroupedMmGradients grouped_mm_backward_meta(const GroupedMmBackwardArgs& args) {
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
   using namespace fulgurite;
-  m.impl("moe_route", route_from_schema<route_meta>);
-  m.impl("_moe_route_backward", route_backward_from_schema<route_backward_meta>);
-  m.impl("moe_plan", plan_from_schema<plan_meta>);
-  m.impl("moe_permute", permute_meta);
-  m.impl("moe_combine", combine_meta);
-  m.impl("_moe_combine_backward", combine_backward_meta);
-  m.impl("moe_experts", experts_from_schema<experts_meta>);
-  m.impl("_moe_experts_forward", experts_forward_from_schema<experts_forward_meta>);
-  m.impl("_moe_experts_backward", experts_backward_from_schema<experts_backward_meta>);
-  m.impl("moe_grouped_mm", grouped_mm_from_schema<grouped_mm_meta>);
-  m.impl("_moe_grouped_mm_backward", grouped_mm_backward_from_schema<grouped_mm_backward_meta>);
-  m.impl("moe_balance_loss", balance_from_schema<balance_meta>);
-  m.impl("_moe_balance_loss_backward", balance_backward_from_schema<balance_backward_meta>);
-  m.impl("moe_z_loss", z_loss_meta);
-  m.impl("_moe_z_loss_backward", z_loss_backward_meta);
-  m.impl("moe_update_bias_", update_bias_meta);
+  implement<route_meta>(m);
+  implement<route_backward_meta>(m);
+  implement<plan_meta>(m);
+  implement<permute_meta>(m);
+  implement<combine_meta>(m);
+  implement<combine_backward_meta>(m);
+  implement<experts_meta>(m);
+  implement<experts_forward_meta>(m);
+  implement<experts_backward_meta>(m);
+  implement<grouped_mm_meta>(m);
+  implement<grouped_mm_backward_meta>(m);
+  implement<balance_meta>(m);
+  implement<balance_backward_meta>(m);
+  implement<z_loss_meta>(m);
+  implement<z_loss_backward_meta>(m);
+  implement<update_bias_meta>(m);
 }

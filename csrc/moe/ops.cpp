@@ -85,49 +85,51 @@ namespace fulgurite {
 
 std::tuple<Tensor, Tensor, Tensor> moe_route(const Tensor& logits, int64_t k,
                                              const MoeRouteOptions& o) {
-  return RouteArgs{
-      logits,        k,     o.bias,  o.score,      o.n_group,   o.topk_group, o.group_score,
-      o.renormalize, o.eps, o.scale, o.token_mask, o.forced_ids}
-      .call();
+  return call(arguments_of<RouteArgs>(logits, k, o.bias, o.score, o.n_group, o.topk_group,
+                                      o.group_score, o.renormalize, o.eps, o.scale, o.token_mask,
+                                      o.forced_ids));
+}
+
+std::tuple<Tensor, Tensor> moe_route_expert_choice(const Tensor& logits, int64_t capacity) {
+  return call(ExpertChoiceArgs{logits, capacity});
 }
 
 std::tuple<Tensor, Tensor, Tensor> moe_plan(const Tensor& ids, int64_t num_experts,
                                             const MoePlanOptions& o) {
-  return PlanArgs{ids, num_experts, o.capacity, o.drop, o.weights}.call();
+  return call(PlanArgs{ids, num_experts, o.capacity, o.drop, o.weights});
 }
 
 Tensor moe_permute(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
-  return call_permute(x, permutation, inverse);
+  return call(PermuteArgs{x, permutation, inverse});
 }
 
 Tensor moe_combine(const Tensor& y, const Tensor& inverse, const std::optional<Tensor>& weights) {
-  return call_combine(y, inverse, weights);
+  return call(CombineArgs{y, inverse, weights});
 }
 
 Tensor moe_experts(const Tensor& x, const Tensor& ids, const Tensor& weights, const Tensor& w_in,
                    const Tensor& w_out, const MoeExpertsOptions& o) {
-  return ExpertsArgs{x,       ids,          weights, w_in,          w_out,        o.b_in,
-                     o.b_out, o.activation, o.gated, o.interleaved, o.transposed, o.alpha,
-                     o.limit, o.save_hidden}
-      .call();
+  return call(arguments_of<ExpertsArgs>(x, ids, weights, w_in, w_out, o.b_in, o.b_out, o.activation,
+                                        o.gated, o.interleaved, o.transposed, o.alpha, o.limit,
+                                        o.save_hidden));
 }
 
 Tensor moe_grouped_mm(const Tensor& x, const Tensor& weight, const Tensor& offsets,
                       const std::optional<Tensor>& bias, bool transposed) {
-  return GroupedMmArgs{x, weight, offsets, bias, transposed}.call();
+  return call(GroupedMmArgs{x, weight, offsets, bias, transposed});
 }
 
 Tensor moe_balance_loss(const Tensor& logits, const Tensor& ids, const MoeBalanceLossOptions& o) {
-  return BalanceArgs{logits, ids, o.score, o.kind, o.sequence_ids, o.token_mask, o.eps}.call();
+  return call(BalanceArgs{logits, ids, o.score, o.kind, o.sequence_ids, o.token_mask, o.eps});
 }
 
 Tensor moe_z_loss(const Tensor& logits, const std::optional<Tensor>& token_mask) {
-  return call_z_loss(logits, token_mask);
+  return call(ZLossArgs{logits, token_mask});
 }
 
 void moe_update_bias_(const Tensor& bias, const Tensor& counts, double rate,
                       const std::string& rule, bool center) {
-  call_update_bias(bias, counts, rate, rule, center);
+  call(UpdateBiasArgs{bias, counts, rate, rule, center});
 }
 
 }  // namespace fulgurite

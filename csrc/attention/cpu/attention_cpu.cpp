@@ -76,6 +76,6 @@ AttentionGradients attention_backward_cpu(const AttentionBackwardArgs& args) {
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("attention", attention_from_schema<attention_cpu>);
-  m.impl("_attention_backward", attention_backward_from_schema<attention_backward_cpu>);
+  implement<attention_cpu>(m);
+  implement<attention_backward_cpu>(m);
 }

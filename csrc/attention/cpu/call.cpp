@@ -18,13 +18,13 @@ FULGURITE_KERNEL(attention_backward, attention_backward_layout, AttentionLayoutF
 ScoreRule score_rule(const ScoreArgs& a, int64_t widest) {
   ScoreRule rule{};
   rule.causal = a.causal;
-  rule.window_left = std::min(a.window_left, widest);
-  rule.window_right = std::min(a.window_right, widest);
-  rule.sink_tokens = a.sink_tokens;
-  rule.chunk_size = a.chunk_size;
+  rule.window_left = std::min(a.window_left.expect_int(), widest);
+  rule.window_right = std::min(a.window_right.expect_int(), widest);
+  rule.sink_tokens = a.sink_tokens.expect_int();
+  rule.chunk_size = a.chunk_size.expect_int();
   rule.mask = score_tensor(a.mask);
   rule.layout = score_tensor(a.block_layout);
-  rule.block_size = a.block_size;
+  rule.block_size = a.block_size.expect_int();
   rule.bias = score_tensor(a.bias);
   if (a.bias) rule.bias_dtype = kernel_dtype(a.bias->scalar_type());
   return rule;

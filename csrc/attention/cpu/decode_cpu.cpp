@@ -92,5 +92,5 @@ AttentionResult decode_cpu(const DecodeArgs& args) {
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
-  m.impl("attention_decode", fulgurite::decode_from_schema<fulgurite::decode_cpu>);
+  fulgurite::implement<fulgurite::decode_cpu>(m);
 }

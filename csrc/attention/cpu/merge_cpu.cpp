@@ -44,8 +44,9 @@ void run(Kernel<MergeFn>& kernel, const MergeParams& p) {
   run_rows(kernel, p, p.rows, per_task, p.rows * (p.D + 1) * p.R);
 }
 
-AttentionResult merge_cpu(TensorList outs, TensorList lses) {
-  check_merge(outs, lses);
+AttentionResult merge_cpu(const MergeArgs& args) {
+  check_merge(args);
+  const TensorList outs = args.outs, lses = args.lses;
   const Partials contiguous_outs(outs), contiguous_lses(lses);
   MergeParams p = merge_params(outs, lses, contiguous_outs, contiguous_lses);
   Tensor out = fresh_like(outs[0]), lse = fresh_like(lses[0]);
@@ -55,10 +56,9 @@ AttentionResult merge_cpu(TensorList outs, TensorList lses) {
   return {out, lse};
 }
 
-MergeGradients merge_backward_cpu(const OptionalTensor& grad_out, const OptionalTensor& grad_lse,
-                                  TensorList outs, TensorList lses, const Tensor& lse,
-                                  const c10::List<bool>& output_mask) {
-  check_merge_backward(grad_out, grad_lse, outs, lses, lse, output_mask);
+MergeGradients merge_backward_cpu(const MergeBackwardArgs& args) {
+  check_merge_backward(args);
+  const auto& [grad_out, grad_lse, outs, lses, lse, output_mask] = args;
   const Partials contiguous_outs(outs), contiguous_lses(lses);
   MergeParams p = merge_params(outs, lses, contiguous_outs, contiguous_lses);
   const Tensor saved = lse.contiguous(), out_rows = grad_out ? grad_out->contiguous() : Tensor(),
@@ -88,6 +88,6 @@ MergeGradients merge_backward_cpu(const OptionalTensor& grad_out, const Optional
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
-  m.impl("attention_merge", fulgurite::merge_cpu);
-  m.impl("_attention_merge_backward", fulgurite::merge_backward_cpu);
+  fulgurite::implement<fulgurite::merge_cpu>(m);
+  fulgurite::implement<fulgurite::merge_backward_cpu>(m);
 }

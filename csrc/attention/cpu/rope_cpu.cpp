@@ -22,16 +22,16 @@ void row_strides(const Tensor& table, const Tensor& x, int64_t* strides) {
   }
 }
 
-Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
-                bool conjugate) {
-  check_rope(x, cos, sin);
+Tensor rope_cpu(const RopeArgs& args) {
+  check_rope(args);
+  const Tensor &x = args.x, &cos = args.cos, &sin = args.sin;
   Tensor out = fresh_like(x);
   if (out.numel() == 0) return out;
   RopeParams p{};
   p.dtype = kernel_dtype(x.scalar_type());
   p.float32_tables = cos.scalar_type() == at::kFloat;
-  p.interleaved = interleaved;
-  p.conjugate = conjugate;
+  p.interleaved = args.interleaved;
+  p.conjugate = args.conjugate;
   p.D = x.size(-1);
   p.R = 2 * cos.size(-1);
   p.dims = static_cast<int>(x.dim() - 1);
@@ -55,4 +55,4 @@ Tensor rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inte
 }  // namespace
 }  // namespace fulgurite
 
-TORCH_LIBRARY_IMPL(fulgurite, CPU, m) { m.impl("rope", fulgurite::rope_cpu); }
+TORCH_LIBRARY_IMPL(fulgurite, CPU, m) { fulgurite::implement<fulgurite::rope_cpu>(m); }

@@ -97,6 +97,6 @@ VarlenGradients varlen_backward_cpu(const VarlenBackwardArgs& args) {
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("attention_varlen", varlen_from_schema<varlen_cpu>);
-  m.impl("_attention_varlen_backward", varlen_backward_from_schema<varlen_backward_cpu>);
+  implement<varlen_cpu>(m);
+  implement<varlen_backward_cpu>(m);
 }

@@ -73,9 +73,10 @@ void take_all(const ExpertChoiceParams& p, int64_t capacity, Tensor& weights, Te
   });
 }
 
-ExpertChoiceResult expert_choice_cpu(const Tensor& logits, c10::SymInt symbolic) {
-  check_expert_choice(logits, symbolic);
-  const int64_t capacity = symbolic.expect_int();
+ExpertChoiceResult expert_choice_cpu(const ExpertChoiceArgs& args) {
+  check_expert_choice(args);
+  const Tensor& logits = args.logits;
+  const int64_t capacity = args.capacity.expect_int();
   ExpertChoiceParams p = common_params(logits);
   const auto options = logits.options();
   const at::ScalarType accumulate = accumulate_type(logits.scalar_type());
@@ -110,9 +111,9 @@ void scatter(const Tensor& grad_weights, const Tensor& token_ids, Tensor& grad_s
     }
 }
 
-Tensor expert_choice_backward_cpu(const Tensor& grad_weights, const Tensor& logits,
-                                  const Tensor& token_ids, std::array<bool, 1> output_mask) {
-  check_expert_choice_backward(grad_weights, logits, token_ids);
+Tensor expert_choice_backward_cpu(const ExpertChoiceBackwardArgs& args) {
+  check_expert_choice_backward(args);
+  const auto& [grad_weights, logits, token_ids, output_mask] = args;
   Tensor grad = fresh_gradient(output_mask[0], logits);
   if (!output_mask[0]) return grad;
   ExpertChoiceParams p = common_params(logits);
@@ -134,6 +135,7 @@ Tensor expert_choice_backward_cpu(const Tensor& grad_weights, const Tensor& logi
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
-  m.impl("moe_route_expert_choice", fulgurite::expert_choice_cpu);
-  m.impl("_moe_route_expert_choice_backward", fulgurite::expert_choice_backward_cpu);
+  using namespace fulgurite;
+  implement<expert_choice_cpu>(m);
+  implement<expert_choice_backward_cpu>(m);
 }

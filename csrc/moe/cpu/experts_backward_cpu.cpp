@@ -162,5 +162,5 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("_moe_experts_backward", experts_backward_from_schema<experts_backward_cpu>);
+  implement<experts_backward_cpu>(m);
 }

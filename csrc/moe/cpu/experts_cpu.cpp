@@ -36,11 +36,11 @@ Tensor forward(const ExpertSizes& s, const ExpertsArgs& a, const Tensor& hidden)
 }
 
 Tensor experts_cpu(const ExpertsArgs& a) {
-  return forward(ExpertSizes(check_experts("moe_experts", a)), a, Tensor());
+  return forward(ExpertSizes(check_experts(a)), a, Tensor());
 }
 
-std::tuple<Tensor, Tensor> experts_forward_cpu(const ExpertsArgs& a) {
-  const ExpertSizes s(check_experts("_moe_experts_forward", a));
+std::tuple<Tensor, Tensor> experts_forward_cpu(const ExpertsForwardArgs& a) {
+  const ExpertSizes s(check_experts(a));
   const auto options = contiguous_like(a.x).dtype(accumulate_type(a.x.scalar_type()));
   const Tensor hidden = s.nothing() ? at::zeros({s.T * s.K, s.width}, options)
                                     : on_huge_pages(at::empty({s.T * s.K, s.width}, options));
@@ -52,6 +52,6 @@ std::tuple<Tensor, Tensor> experts_forward_cpu(const ExpertsArgs& a) {
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("moe_experts", experts_from_schema<experts_cpu>);
-  m.impl("_moe_experts_forward", experts_forward_from_schema<experts_forward_cpu>);
+  implement<experts_cpu>(m);
+  implement<experts_forward_cpu>(m);
 }

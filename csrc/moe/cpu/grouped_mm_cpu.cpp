@@ -80,6 +80,6 @@ GroupedMmGradients grouped_mm_backward_cpu(const GroupedMmBackwardArgs& a) {
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("moe_grouped_mm", grouped_mm_from_schema<grouped_mm_cpu>);
-  m.impl("_moe_grouped_mm_backward", grouped_mm_backward_from_schema<grouped_mm_backward_cpu>);
+  implement<grouped_mm_cpu>(m);
+  implement<grouped_mm_backward_cpu>(m);
 }

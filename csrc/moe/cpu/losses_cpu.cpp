@@ -187,14 +187,15 @@ Tensor balance_cpu(const BalanceArgs& args) {
                 args.logits);
 }
 
-Tensor balance_backward_cpu(const Tensor& grad, const BalanceArgs& args, bool wanted) {
-  check_balance_backward(grad, args);
-  Tensor grad_logits = empty_gradient(args.logits, wanted);
-  if (!wanted) return grad_logits;
+Tensor balance_backward_cpu(const BalanceBackwardArgs& backward) {
+  check_balance_backward(backward);
+  const BalanceArgs& args = backward.forward;
+  Tensor grad_logits = empty_gradient(args.logits, backward.output_mask[0]);
+  if (!backward.output_mask[0]) return grad_logits;
   LossParams p = common_params(args.logits, args.token_mask);
   Coefficients c;
   const Tensor table = prepare_balance(p, args, c);
-  p.grad = scalar_value(grad);
+  p.grad = scalar_value(backward.grad);
   p.grad_logits = grad_logits.mutable_data_ptr();
   run_rows(moe_balance_loss_backward_kernel, p);
   return grad_logits;
@@ -202,22 +203,23 @@ Tensor balance_backward_cpu(const Tensor& grad, const BalanceArgs& args, bool wa
 
 // ---- z-loss
 
-Tensor z_loss_cpu(const Tensor& logits, const OptionalTensor& token_mask) {
-  check_z_loss("moe_z_loss", logits, token_mask);
+Tensor z_loss_cpu(const ZLossArgs& args) {
+  check_z_loss(args);
+  const auto& [logits, token_mask] = args;
   LossParams p = common_params(logits, token_mask);
   const int64_t tokens = kept_tokens(p);
   return scalar(tokens ? run_sums(moe_z_loss_kernel, p, 1)[0] / static_cast<double>(tokens) : 0.0,
                 logits);
 }
 
-Tensor z_loss_backward_cpu(const Tensor& grad, const Tensor& logits,
-                           const OptionalTensor& token_mask, std::array<bool, 1> output_mask) {
-  check_z_loss_backward(grad, logits, token_mask);
-  Tensor grad_logits = empty_gradient(logits, output_mask[0]);
-  if (!output_mask[0]) return grad_logits;
+Tensor z_loss_backward_cpu(const ZLossBackwardArgs& args) {
+  check_z_loss_backward(args);
+  const auto& [logits, token_mask] = args.forward;
+  Tensor grad_logits = empty_gradient(logits, args.output_mask[0]);
+  if (!args.output_mask[0]) return grad_logits;
   LossParams p = common_params(logits, token_mask);
   const int64_t tokens = kept_tokens(p);
-  p.grad = tokens ? scalar_value(grad) / static_cast<double>(tokens) : 0.0;
+  p.grad = tokens ? scalar_value(args.grad) / static_cast<double>(tokens) : 0.0;
   p.grad_logits = grad_logits.mutable_data_ptr();
   run_rows(moe_z_loss_backward_kernel, p);
   return grad_logits;
@@ -225,9 +227,9 @@ Tensor z_loss_backward_cpu(const Tensor& grad, const Tensor& logits,
 
 // ---- selection bias
 
-void update_bias_cpu(const Tensor& bias, const Tensor& counts, double rate, std::string_view rule,
-                     bool center) {
-  check_update_bias(bias, counts, rule);
+void update_bias_cpu(const UpdateBiasArgs& args) {
+  check_update_bias(args);
+  const auto& [bias, counts, rate, rule, center] = args;
   std::vector<int64_t> load(static_cast<size_t>(counts.size(0)));
   const Ids given(counts);
   for (int64_t e = 0; e < counts.size(0); ++e) load[e] = given(e);
@@ -249,9 +251,9 @@ void update_bias_cpu(const Tensor& bias, const Tensor& counts, double rate, std:
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("moe_balance_loss", balance_from_schema<balance_cpu>);
-  m.impl("_moe_balance_loss_backward", balance_backward_from_schema<balance_backward_cpu>);
-  m.impl("moe_z_loss", z_loss_cpu);
-  m.impl("_moe_z_loss_backward", z_loss_backward_cpu);
-  m.impl("moe_update_bias_", update_bias_cpu);
+  implement<balance_cpu>(m);
+  implement<balance_backward_cpu>(m);
+  implement<z_loss_cpu>(m);
+  implement<z_loss_backward_cpu>(m);
+  implement<update_bias_cpu>(m);
 }

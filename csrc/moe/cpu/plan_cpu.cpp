@@ -58,9 +58,10 @@ CombineParams common_params(const Tensor& rows, int64_t T, int64_t K) {
   return p;
 }
 
-Tensor permute_cpu(const Tensor& x, const Tensor& permutation, const Tensor& inverse) {
+Tensor permute_cpu(const PermuteArgs& args) {
   constexpr const char* op = "moe_permute";
-  check_permute(x, permutation, inverse);
+  check_permute(args);
+  const auto& [x, permutation, inverse] = args;
   const Tensor sorted = permutation.contiguous(), back = inverse.contiguous();
   CombineParams p = common_params(x, x.size(0), inverse.size(1));
   p.permutation = sorted.const_data_ptr<int32_t>();
@@ -99,14 +100,14 @@ Tensor accumulation_weights(const Tensor& weights, const Tensor& y) {
   return weights.to(accumulate_type(y.scalar_type())).contiguous();
 }
 
-Tensor combine_cpu(const Tensor& y, const Tensor& inverse, const OptionalTensor& weights) {
-  constexpr const char* op = "moe_combine";
-  check_combine(op, y, inverse, weights);
+Tensor combine_cpu(const CombineArgs& args) {
+  check_combine(args);
+  const auto& [y, inverse, weights] = args;
   const Tensor back = inverse.contiguous(),
                w = weights ? accumulation_weights(*weights, y) : Tensor();
   CombineParams p = common_params(y, inverse.size(0), inverse.size(1));
   p.inverse = back.const_data_ptr<int32_t>();
-  row_owners(op, p.inverse, p.T * p.K);
+  row_owners("moe_combine", p.inverse, p.T * p.K);
   p.y = matrix(y);
   p.weights = weights ? w.const_data_ptr() : nullptr;
   Tensor out = empty_like_contiguous(y, {p.T, p.H});
@@ -115,11 +116,9 @@ Tensor combine_cpu(const Tensor& y, const Tensor& inverse, const OptionalTensor&
   return out;
 }
 
-std::tuple<Tensor, Tensor> combine_backward_cpu(const Tensor& grad, const Tensor& y,
-                                                const Tensor& inverse,
-                                                const OptionalTensor& weights,
-                                                std::array<bool, 2> output_mask) {
-  check_combine_backward(grad, y, inverse, weights);
+std::tuple<Tensor, Tensor> combine_backward_cpu(const CombineBackwardArgs& args) {
+  check_combine_backward(args);
+  const auto& [y, inverse, weights] = args.forward;
   const Tensor back = inverse.contiguous(),
                w = weights ? accumulation_weights(*weights, y) : Tensor();
   CombineParams p = common_params(y, inverse.size(0), inverse.size(1));
@@ -128,13 +127,13 @@ std::tuple<Tensor, Tensor> combine_backward_cpu(const Tensor& grad, const Tensor
   p.owner = owner.data();
   p.y = matrix(y);
   p.weights = weights ? w.const_data_ptr() : nullptr;
-  p.grad = matrix(grad);
-  Tensor grad_y = empty_like_contiguous(y, output_mask[0] ? y.sizes() : at::IntArrayRef{0});
-  if (output_mask[0]) {
+  p.grad = matrix(args.grad);
+  Tensor grad_y = empty_like_contiguous(y, args.output_mask[0] ? y.sizes() : at::IntArrayRef{0});
+  if (args.output_mask[0]) {
     p.out = grad_y.mutable_data_ptr();
     run_rows(moe_combine_grad_y_kernel, p, p.T * p.K);
   }
-  if (!weights || !output_mask[1]) return {grad_y, empty_like_contiguous(weights.value_or(y), {0})};
+  if (!weights || !args.output_mask[1]) return {grad_y, empty_like_contiguous(weights.value_or(y), {0})};
   Tensor grad_weights = empty_like_contiguous(w, {p.T, p.K});
   p.grad_weights = grad_weights.mutable_data_ptr();
   run_rows(moe_combine_grad_weights_kernel, p, p.T);
@@ -146,8 +145,8 @@ std::tuple<Tensor, Tensor> combine_backward_cpu(const Tensor& grad, const Tensor
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("moe_plan", plan_from_schema<plan_cpu>);
-  m.impl("moe_permute", permute_cpu);
-  m.impl("moe_combine", combine_cpu);
-  m.impl("_moe_combine_backward", combine_backward_cpu);
+  implement<plan_cpu>(m);
+  implement<permute_cpu>(m);
+  implement<combine_cpu>(m);
+  implement<combine_backward_cpu>(m);
 }

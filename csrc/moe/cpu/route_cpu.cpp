@@ -121,6 +121,6 @@ Tensor route_backward_cpu(const RouteBackwardArgs& args) {
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("moe_route", route_from_schema<route_cpu>);
-  m.impl("_moe_route_backward", route_backward_from_schema<route_backward_cpu>);
+  implement<route_cpu>(m);
+  implement<route_backward_cpu>(m);
 }

@@ -1,0 +1,102 @@
+// What an autograd function keeps of its operator's arguments (common/arguments.h), and which of them want a gradient.
+#pragma once
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "common/arguments.h"
+#include "common/autograd.h"
+
+namespace fulgurite {
+
+template <class Args>
+inline constexpr size_t kInputs =
+    std::tuple_size_v<decltype(std::declval<const Args&>().inputs())>;
+
+/// An autograd function is applied to the inputs and to the struct, whose own are of no interest to it: F::apply(inputs…, args).
+template <class F, class Args>
+torch::autograd::variable_list apply(const Args& args) {
+  return std::apply([&](const auto&... input) { return F::apply(input..., args); }, args.inputs());
+}
+
+/// Numbers and strings into ctx, tensors to `tensors`, which the caller saves.
+template <Arguments Args>
+void save(torch::autograd::AutogradContext* ctx, const Args& args,
+          torch::autograd::variable_list& tensors) {
+  c10::impl::GenericList numbers(c10::AnyType::get());
+  const auto keep = [&](const auto& member) {
+    using M = std::decay_t<decltype(member)>;
+    if constexpr (std::is_same_v<M, Tensor>)
+      tensors.push_back(member);
+    else if constexpr (std::is_same_v<M, OptionalTensor>)
+      tensors.push_back(member.value_or(Tensor()));
+    else if constexpr (std::is_same_v<M, std::string_view>)
+      numbers.emplace_back(std::string(member));
+    else
+      numbers.emplace_back(member);
+  };
+  std::apply([&](const auto&... member) { (keep(member), ...); }, flat(args));
+  ctx->saved_data["arguments"] = std::move(numbers);
+}
+
+/// The arguments again, strings as views of what ctx holds; their tensors stand in `tensors` from `next` on.
+template <Arguments Args>
+Args saved_arguments(torch::autograd::AutogradContext* ctx,
+                     const torch::autograd::variable_list& tensors, size_t next) {
+  Args args{};
+  const c10::ArrayRef<c10::IValue> numbers = ctx->saved_data["arguments"].toListRef();
+  size_t number = 0;
+  const auto restore = [&](auto& member) {
+    using M = std::decay_t<decltype(member)>;
+    if constexpr (std::is_same_v<M, Tensor>)
+      member = tensors[next++];
+    else if constexpr (std::is_same_v<M, OptionalTensor>)
+      member = if_defined(tensors[next++]);
+    else if constexpr (std::is_same_v<M, std::string_view>)
+      member = numbers[number++].toStringRef();
+    else
+      member = numbers[number++].template to<M>();
+  };
+  std::apply([&](auto&... member) { (restore(member), ...); }, flat(args));
+  return args;
+}
+
+/// Which inputs want a gradient. Autograd numbers its edges over the tensors that were given.
+template <class Args>
+std::array<bool, kInputs<Args>> wanted_inputs(torch::autograd::AutogradContext* ctx,
+                                              const Args& args) {
+  std::array<bool, kInputs<Args>> wanted{};
+  size_t edge = 0, i = 0;
+  const auto ask = [&](const auto& input) {
+    if constexpr (std::is_same_v<std::decay_t<decltype(input)>, Tensor>)
+      wanted[i++] = ctx->needs_input_grad(edge++);
+    else
+      wanted[i++] = input.has_value() && ctx->needs_input_grad(edge++);
+  };
+  std::apply([&](const auto&... input) { (ask(input), ...); }, args.inputs());
+  return wanted;
+}
+
+/// Whether a call is worth an autograd function: an input wants a gradient, or has a tangent, for which the function raises.
+template <class Args>
+bool is_recorded(const Args& args) {
+  const auto is_live = [](const OptionalTensor& t) {
+    return t && t->defined() && (t->requires_grad() || t->_fw_grad(/*level=*/0).defined());
+  };
+  return at::GradMode::is_enabled() &&
+         std::apply([&](const auto&... input) { return (is_live(input) || ...); }, args.inputs());
+}
+
+/// An operator's gradients as an autograd function returns them: undefined where nobody asked, and one more for the struct.
+template <size_t N, class... Gradient>
+torch::autograd::variable_list gradient_list(const std::tuple<Gradient...>& gradients,
+                                             const std::array<bool, N>& wanted) {
+  static_assert(sizeof...(Gradient) == N);
+  torch::autograd::variable_list list =
+      std::apply([](const auto&... t) { return torch::autograd::variable_list{t..., Tensor()}; },
+                 gradients);
+  for (size_t i = 0; i < N; ++i)
+    if (!wanted[i]) list[i] = Tensor();
+  return list;
+}
+
+}  // namespace fulgurite
