@@ -27,6 +27,13 @@ AttentionShape check_query_key_value(const char* op, const Tensor& query, const 
   return s;
 }
 
+/// A batch of masks may also be a divisor of B.
+bool fits_batch(const c10::SymInt& size, const c10::SymInt& B) {
+  if (TORCH_GUARD_OR_FALSE(size.sym_eq(B).sym_or(size.sym_eq(1)))) return true;
+  if (TORCH_GUARD_OR_FALSE(size.sym_eq(0))) return false;
+  return (B % size).sym_eq(0).expect_true(__FILE__, __LINE__);
+}
+
 /// Up to four dimensions, each 1 or that of the scores; the batch may also be a divisor of B (index b mod its size).
 void check_broadcast(const char* op, const char* name, const Tensor& tensor, const Tensor& query,
                      const AttentionShape& s) {
@@ -36,7 +43,7 @@ void check_broadcast(const char* op, const char* name, const Tensor& tensor, con
   for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
     const c10::SymInt size = tensor.sym_size(d);
     const int64_t axis = 4 - tensor.dim() + d;
-    fits = size == 1 || size == full[axis] || (axis == 0 && size > 0 && full[0] % size == 0);
+    fits = axis == 0 ? fits_batch(size, full[0]) : broadcasts(size, full[axis]);
   }
   FULGURITE_CHECK(fits, "expected ", name, " broadcastable to [", s.B, ", ", s.Hq, ", ", s.N, ", ",
                   s.M, "], got ", tensor.sym_sizes());
@@ -259,7 +266,7 @@ void check_rope(const RopeArgs& a) {
                   cos.sym_sizes());
   bool fits = cos.dim() <= x.dim();
   for (int64_t d = 2; fits && d <= cos.dim(); ++d)
-    fits = cos.sym_size(-d) == 1 || cos.sym_size(-d) == x.sym_size(-d);
+    fits = broadcasts(cos.sym_size(-d), x.sym_size(-d));
   FULGURITE_CHECK(fits, "expected cos broadcastable to x's rows ", x.sym_sizes(), ", got ",
                   cos.sym_sizes());
   check_place(op, "x", x, x);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymBool.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -58,6 +59,13 @@ inline void check_sizes(const char* op, const char* name, const at::Tensor& tens
                         c10::SymIntArrayRef sizes) {
   FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ",
                   tensor.sym_sizes());
+}
+
+/// Whether a dimension broadcasts to `full`. Sizes that only data decides are asked nothing that they cannot answer: the same symbol
+/// is known to fit, and what is not known is asserted when the program runs.
+inline bool broadcasts(const c10::SymInt& size, const c10::SymInt& full) {
+  const c10::SymBool fits = size.sym_eq(full).sym_or(size.sym_eq(1));
+  return TORCH_GUARD_OR_FALSE(fits) || fits.expect_true(__FILE__, __LINE__);
 }
 
 inline void check_dim(const char* op, const char* name, const at::Tensor& tensor, int64_t dim,

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-import fulgurite
+from fulgurite._runtime import Runtime
 
 
-def _extension() -> Any:
-    if fulgurite._C is None:
-        raise RuntimeError(
-            "fulgurite was built without its Python module _C: build facts are not available"
-        )
-    return fulgurite._C
+@functools.cache
+def runtime() -> Runtime:
+    """The library's facts and switches."""
+    return Runtime()
 
 
 def show_config() -> str:
@@ -26,7 +25,7 @@ def show_config() -> str:
         >>> print(fulgurite.show_config().splitlines()[0])  # doctest: +ELLIPSIS
         fulgurite ... built with torch ...
     """
-    c = _extension()
+    c = runtime()
     lines = [
         f"fulgurite {c.version()} built with torch {c.torch_version()} by {c.compiler()}, "
         f"running with torch {torch.__version__}",
@@ -61,7 +60,7 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> li
         >>> [row["kernel"] for row in fulgurite.explain("attention", q, q, q)]
         ['attention_pack', 'attention_forward']
     """
-    c = _extension()
+    c = runtime()
     run = getattr(torch.ops.fulgurite, function) if isinstance(function, str) else function
     before = {row["name"]: row for row in c.kernel_table()}
     run(*args, **kwargs)
