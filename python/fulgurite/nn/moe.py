@@ -8,14 +8,12 @@ from torch import Tensor, nn
 from fulgurite.nn import functional as F
 from fulgurite.nn.load import LoadStatistics
 from fulgurite.nn.moe_transformers import block_parts
-from fulgurite.nn.router import Router, jittered, state_without_graph
-
-ROUTER_BUFFERS = ("aux_loss", "load", "dropped", "selection_bias")
+from fulgurite.nn.router import COUNTS, Router, check_tokens, jittered, state_without_graph
 
 
-def share_router_buffers(module: nn.Module, _: Any = None) -> None:
+def share_router_tensors(module: nn.Module, _: Any = None) -> None:
     """The router's tensors under their own names in the layer too, in TorchScript as well."""
-    for name in ROUTER_BUFFERS:
+    for name in ("aux_loss", "selection_bias", *COUNTS):
         setattr(module, name, getattr(module.router, name))
 
 
@@ -128,14 +126,14 @@ class MoE(nn.Module):
         self.w_out = stacked(hidden_dim, dim) if transposed else stacked(dim, hidden_dim)
         self.b_in = stacked(rows) if expert_bias else None
         self.b_out = stacked(dim) if expert_bias else None
-        for name in ROUTER_BUFFERS:
-            self.register_buffer(name, getattr(self.router, name), persistent=False)
-        self.register_load_state_dict_post_hook(share_router_buffers)  # type: ignore[no-untyped-call]
+        self.register_buffer("selection_bias", self.router.selection_bias, persistent=False)
+        self.register_load_state_dict_post_hook(share_router_tensors)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every weight from N(0, 1/fan_in); biases are 0."""
+        """Draw every weight from N(0, 1/fan_in); biases, counts and losses are 0."""
         self.router.reset_parameters()
+        share_router_tensors(self)
         for weight in (self.w_in, self.w_out):
             nn.init.normal_(weight, std=weight.shape[1 if self.transposed else 2] ** -0.5)
         for bias in (self.b_in, self.b_out):
@@ -151,11 +149,15 @@ class MoE(nn.Module):
 
         Returns:
             (..., N, H), in x's dtype (autocast's, inside autocast).
+
+        Raises:
+            TypeError, RuntimeError (shapes): an x of another width, a mask that is not x's.
         """
+        check_tokens("MoE", x, self.router.weight.shape[1], token_mask)
         if self.training and self.input_jitter > 0.0:
             x = jittered(x, self.input_jitter)
         weights, ids = self.router(x, token_mask)  # (T, K)
-        if self.training:
+        if self.training or not torch.jit.is_scripting():  # type: ignore[attr-defined]
             self.aux_loss = self.router.aux_loss
         if self.num_shared_experts > 0:
             weights, ids = self.with_shared_experts(weights, ids, token_mask)
@@ -175,7 +177,9 @@ class MoE(nn.Module):
             limit=self.limit,
             save_hidden=self.save_hidden,
         )
-        return y.view(x.shape)
+        # Not y.view: in-place operations on views bypass the hooks of FSDP2. y itself is not used.
+        whole: Tensor = torch.ops.aten._unsafe_view(y, x.shape)
+        return whole
 
     def with_shared_experts(
         self, weights: Tensor, ids: Tensor, token_mask: Tensor | None
@@ -222,7 +226,7 @@ class MoE(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Moved or cast one by one, tensors of two names become two.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        share_router_buffers(self)
+        share_router_tensors(self)
         return self
 
     @torch.jit.unused
