@@ -127,6 +127,15 @@ class Ledger:
         entry.mark_done(loss)
         return loss
 
+    def recompute(self) -> None:
+        """A forward is repeated in a backward: it was promised, and is settled by this backward."""
+        if torch.is_grad_enabled():
+            promised = (entry for entry in self.waiting() if not entry.differentiable)
+            oldest = next(promised, None)
+            if oldest is not None:
+                oldest.done = True
+        self.begin()
+
     def begin(self, promised: Tensor | None = None, gradient: Tensor | None = None) -> None:
         """A backward has come to a loss; forwards until its end are recomputations."""
         if promised is not None and gradient is not None:
@@ -146,7 +155,8 @@ class Ledger:
             return self.open[0][1] if self.open else None
         values = torch.stack([value for value, _ in self.open])
         gradients = torch.stack([gradient for _, gradient in self.open])
-        return gradients[(values - loss.detach()).abs().argmin()]
+        nearest = (values - loss.detach()).abs().argmin(0, keepdim=True)
+        return gradients.gather(0, nearest).squeeze(0)
 
 
 class _Promise(torch.autograd.Function):

@@ -332,7 +332,7 @@ class Router(nn.Module):
                 ledger.latest = Entry(loss, ledger.latest, torch.is_grad_enabled())
         elif in_backward():
             self.aux_loss = loss
-            ledger.begin()
+            ledger.recompute()
         else:
             self.aux_loss = ledger.note(loss, weights)
         if ledger.open and loss.requires_grad:
