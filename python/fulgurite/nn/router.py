@@ -243,21 +243,25 @@ class Router(nn.Module):
             token_mask=mask,
         )
         length = x.shape[-2] if x.dim() > 1 else 1
-        if self.training:
-            loss = self.weighted_losses(logits, ids, mask, length)
-            if torch.jit.is_scripting():  # type: ignore[attr-defined]
-                self.load += counts
-                self.aux_loss = loss
-            else:
-                weights = self.note(weights, counts, loss)
-        elif not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            self.note_evaluation()
+        chosen = ids
         if mask is not None:
             ids = ids.masked_fill(~mask[:, None], -1)
         if self.training and self.random_second:
             weights, ids = draw_second(weights, ids)
+        served = ids
         if self.capacity is not None or self.capacity_factor is not None:
             weights, ids = self.within_capacity(weights, ids, length)
+        if self.training:  # last: a call that raises has counted nothing
+            loss = self.weighted_losses(logits, chosen, mask, length)
+            dropped = (served >= 0).sum() - (ids >= 0).sum()
+            if torch.jit.is_scripting():  # type: ignore[attr-defined]
+                self.load += counts
+                self.dropped += dropped
+                self.aux_loss = loss
+            else:
+                weights = self.note(weights, counts, dropped, loss)
+        elif not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            self.note_evaluation()
         return weights, ids
 
     def within_capacity(self, weights: Tensor, ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -279,12 +283,6 @@ class Router(nn.Module):
         num_slots = groups * self.num_experts
         inverse = F.moe_plan(slots, num_slots, capacity, self.drop, weights.detach())[1]
         full = inverse < 0
-        if self.training:
-            lost = torch.logical_and(full, ids >= 0).sum()
-            if torch.jit.is_scripting():  # type: ignore[attr-defined]
-                self.dropped += lost
-            else:
-                count(self.dropped, lost)
         return weights.masked_fill(full, 0.0), ids.masked_fill(full, -1)
 
     def sequence_ids(self, T: int, length: int, like: Tensor) -> Tensor:
@@ -314,10 +312,11 @@ class Router(nn.Module):
         return loss
 
     @torch.jit.unused
-    def note(self, weights: Tensor, counts: Tensor, loss: Tensor) -> Tensor:
+    def note(self, weights: Tensor, counts: Tensor, dropped: Tensor, loss: Tensor) -> Tensor:
         """Count a training forward and keep its loss; returns weights that carry what it owes."""
         self.to_device_of(counts)
         count(self.load, counts)
+        count(self.dropped, dropped)
         if self.balance_loss_weight == 0.0 and self.z_loss_weight == 0.0:
             self.aux_loss = loss
             return weights

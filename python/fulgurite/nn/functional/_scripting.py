@@ -33,5 +33,6 @@ def dispatch_on_return_lse(
 def philox_for(dropout_p: float, philox: Optional[Tensor], query: Tensor) -> Optional[Tensor]:
     """The given [seed, offset], or one from torch's default generator where dropout needs it."""
     if dropout_p > 0.0 and philox is None:
-        return torch.randint(0, 1 << 62, (2,), dtype=torch.int64).to(query.device)
+        drawn = torch.randint(0, 1 << 62, (2,), dtype=torch.int64, device="cpu")
+        return drawn.to(query.device)
     return philox
