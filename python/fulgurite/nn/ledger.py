@@ -43,7 +43,7 @@ def _count(total: Tensor, counts: Tensor) -> None:
 
 
 # In a compiled graph nothing in Python runs, so there the question is asked by an operator.
-_library = torch.library.Library("fulgurite_nn", "DEF")  # noqa: TOR901
+_library = torch.library.Library("fulgurite_nn", "DEF")
 _library.define("count_(Tensor(a!) total, Tensor counts) -> ()")
 _library.impl("count_", _count, "CompositeExplicitAutograd")
 _library.impl("count_", lambda total, counts: None, "Meta")
@@ -85,7 +85,7 @@ class Ledger:
     """Losses of a router whose gradients nobody has asked for yet. Copied and saved empty."""
 
     def __init__(self) -> None:
-        self.latest: Entry | None = None  # a chain: a list's length would be part of a compiled graph
+        self.latest: Entry | None = None  # a chain: compiled graphs would guard a list's length
         self.read: list[Entry] = []  # what the last call of aux_losses summed
         self.open: list[tuple[Tensor, Tensor]] = []  # promised losses and their gradients
         self.recomputing = False  # what a compiled forward sees of `in_backward`
@@ -146,13 +146,13 @@ class Ledger:
     def end(self) -> None:
         self.open, self.recomputing, self.recomputed = [], False, None
 
-    def gradient_of(self, loss: Tensor) -> Tensor | None:
-        """The gradient that was asked for a recomputed loss, if it is one that was promised.
+    def gradient_of(self, loss: Tensor) -> Tensor:
+        """The gradient that was asked for a recomputed loss, one of those that are open.
 
         Of several, the one whose value is nearest: recomputed it is the same, up to noise.
         """
-        if len(self.open) < 2:
-            return self.open[0][1] if self.open else None
+        if len(self.open) == 1:
+            return self.open[0][1]
         values = torch.stack([value for value, _ in self.open])
         gradients = torch.stack([gradient for _, gradient in self.open])
         nearest = (values - loss.detach()).abs().argmin(0, keepdim=True)
@@ -178,7 +178,7 @@ class _Promise(torch.autograd.Function):
 def promise(loss: Tensor, ledger: Ledger) -> Tensor:
     with torch.enable_grad():
         root = torch.zeros((), dtype=loss.dtype, device=loss.device, requires_grad=True)
-        promised: Tensor = _Promise.apply(root, loss.detach(), ledger)
+        promised: Tensor = _Promise.apply(root, loss.detach(), ledger)  # type: ignore[no-untyped-call]
     return promised
 
 
@@ -198,7 +198,7 @@ class _Hang(torch.autograd.Function):
 
 def hang(weights: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
     """``weights``; their backward gives the loss this gradient."""
-    hung: Tensor = _Hang.apply(weights, loss, gradient.to(loss.dtype))
+    hung: Tensor = _Hang.apply(weights, loss, gradient.to(loss.dtype))  # type: ignore[no-untyped-call]
     return hung
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
+from fulgurite.nn.counted import COUNTS, state_without_graph
 from fulgurite.nn.load import LoadStatistics
 from fulgurite.nn.moe_transformers import block_parts
-from fulgurite.nn.router import COUNTS, Router, check_tokens, jittered, state_without_graph
+from fulgurite.nn.router import Router, check_tokens, jittered
 
 
 def share_router_tensors(module: nn.Module, _: Any = None) -> None:
@@ -212,8 +213,9 @@ class MoE(nn.Module):
         x, weights = (
             torch.empty(0, width, dtype=self.w_in.dtype, device="meta") for width in (dim, chosen)
         )
-        b_in, b_out = (None if b is None else b.detach().to("meta") for b in (self.b_in, self.b_out))
         w_in, w_out = self.w_in.detach().to("meta"), self.w_out.detach().to("meta")
+        biases = (self.b_in, self.b_out)
+        b_in, b_out = (None if bias is None else bias.detach().to("meta") for bias in biases)
         self.experts(x, weights.to(torch.int32), weights, w_in, w_out, b_in, b_out)
 
     def with_shared_experts(

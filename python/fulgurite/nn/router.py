@@ -1,16 +1,14 @@
 """The router of a mixture of experts: who computes a token, with what weight, and at what load."""
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
-from fulgurite.nn.ledger import Entry, Ledger, count, hang, in_backward, sum_of_losses
+from fulgurite.nn.counted import Counted
 from fulgurite.nn.load import LoadStatistics, load_statistics
-
-COUNTS = ("load", "dropped")
 
 
 def jittered(x: Tensor, jitter: float) -> Tensor:
@@ -18,7 +16,7 @@ def jittered(x: Tensor, jitter: float) -> Tensor:
     return x * torch.empty_like(x).uniform_(1.0 - jitter, 1.0 + jitter)
 
 
-class Router(nn.Module):
+class Router(Counted):
     """Chooses ``top_k`` of E experts for every token, on :func:`fulgurite.nn.functional.moe_route`.
 
     ::
@@ -56,17 +54,16 @@ class Router(nn.Module):
         z_loss_weight: factor of the router z-loss in :attr:`aux_loss`.
         device, dtype: of the parameters. ``selection_bias`` is float32.
 
-    Parameters: ``weight`` (E, H) and ``bias`` (E) or None. Buffer: ``selection_bias`` (E) float32 or
-    None, which stays float32 whatever the module is cast to. Counts, in the state dict but no
-    buffers, so that data-parallel wrappers leave each process its own: ``load`` (E) int64, the
-    assignments that each expert was chosen for in training since the last :meth:`update_bias`;
-    ``dropped`` 0-dim int64, how many of them found no room. A forward that checkpointing repeats
-    counts once.
+    Parameters: ``weight`` (E, H) and ``bias`` (E) or None. Buffer: ``selection_bias`` (E) float32,
+    whatever the module is cast to, or None. Counts, in the state dict but no buffers, so that
+    data-parallel wrappers leave each process its own: ``load`` (E) int64, the assignments that each
+    expert was chosen for in training since the last :meth:`update_bias`; ``dropped`` 0-dim int64,
+    how many of them found no room. A forward that checkpointing repeats counts once.
 
     After a forward in training mode, ``aux_loss`` is its loss, a 0-dim tensor to add to the model's
     (0 after one in eval mode, which counts nothing). Where a layer runs more than once before the
-    backward, :func:`aux_losses` has the sum. Both have their gradient under either kind of
-    ``torch.utils.checkpoint``.
+    backward, :func:`fulgurite.nn.aux_losses` has the sum. Both have their gradient under either
+    kind of ``torch.utils.checkpoint``.
 
     Raises:
         ValueError: arguments that do not fit together.
@@ -107,9 +104,6 @@ class Router(nn.Module):
 
     bias: Tensor | None
     selection_bias: Tensor | None
-    load: Tensor
-    dropped: Tensor
-    aux_loss: Tensor
     capacity: int | None
     capacity_factor: float | None
 
@@ -174,10 +168,7 @@ class Router(nn.Module):
         self.bias = None if logit_bias is None else nn.Parameter(logit_bias)
         offsets = torch.zeros(num_experts, device=device, dtype=torch.float32)
         self.register_buffer("selection_bias", offsets if selection_bias else None)
-        self.load = torch.zeros(num_experts, device=device, dtype=torch.int64)
-        self.dropped = torch.zeros((), device=device, dtype=torch.int64)
-        self.aux_loss = torch.zeros((), device=device, dtype=torch.float32)
-        self.ledger = Ledger()
+        self.start_counts(num_experts, device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -186,10 +177,7 @@ class Router(nn.Module):
         for zero in (self.bias, self.selection_bias):
             if zero is not None:
                 nn.init.zeros_(zero)
-        self.load.zero_()
-        self.dropped.zero_()
-        self.aux_loss = torch.zeros_like(self.aux_loss.detach())
-        self.ledger.forget()
+        self.reset_counts()
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (T, E) of tokens x (T, H): float32 (float64 for float64), autocast or not.
@@ -311,51 +299,6 @@ class Router(nn.Module):
             loss = loss + self.z_loss_weight * F.moe_z_loss(logits, token_mask=mask)
         return loss
 
-    @torch.jit.unused
-    def note(self, weights: Tensor, counts: Tensor, dropped: Tensor, loss: Tensor) -> Tensor:
-        """Count a training forward and keep its loss; returns weights that carry what it owes."""
-        self.to_device_of(counts)
-        count(self.load, counts)
-        count(self.dropped, dropped)
-        if self.balance_loss_weight == 0.0 and self.z_loss_weight == 0.0:
-            self.aux_loss = loss
-            return weights
-        ledger = self.ledger
-        if torch.compiler.is_exporting():
-            self.aux_loss = loss
-        elif torch.compiler.is_compiling():
-            self.aux_loss = loss
-            if ledger.recomputing:
-                ledger.recomputed = loss  # the same outputs as the first time
-            else:
-                ledger.latest = Entry(loss, ledger.latest, torch.is_grad_enabled())
-        elif in_backward():
-            self.aux_loss = loss
-            ledger.recompute()
-        else:
-            self.aux_loss = ledger.note(loss, weights)
-        if ledger.open and loss.requires_grad:
-            gradient = ledger.gradient_of(loss)
-            weights = hang(weights, loss, gradient)
-        return weights
-
-    @torch.jit.unused
-    def note_evaluation(self) -> None:
-        """The last forward has no loss."""
-        if not torch.compiler.is_compiling() and self.aux_loss.requires_grad:
-            self.aux_loss = torch.zeros_like(self.aux_loss.detach())
-
-    @torch.jit.unused
-    def to_device_of(self, counts: Tensor) -> None:
-        """Move the counts where the weights were moved without them.
-
-        nn.DataParallel's replicas share those of the module.
-        """
-        if self.load.device != counts.device and not getattr(self, "_is_replica", False):
-            for name in COUNTS:
-                total = getattr(self, name)
-                total.data = total.to(counts.device)
-
     @torch.jit.export
     def update_bias(self) -> None:
         """Move ``selection_bias`` by the load since the last call, then start counting anew.
@@ -374,61 +317,6 @@ class Router(nn.Module):
     def load_statistics(self) -> LoadStatistics:
         """How evenly the assignments since the last :meth:`update_bias` were spread."""
         return load_statistics(self.load, self.dropped)
-
-    @torch.jit.unused
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        bias = self.selection_bias
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if bias is not None and self.selection_bias is not None:
-            if self.selection_bias.dtype != bias.dtype:
-                self.selection_bias = bias.to(self.selection_bias.device)
-        for name in COUNTS:
-            setattr(self, name, fn(getattr(self, name)))
-        self.aux_loss = torch.zeros((), dtype=torch.float32, device=self.load.device)
-        return self
-
-    @torch.jit.unused
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
-        for name in COUNTS:
-            destination[prefix + name] = getattr(self, name).detach()
-
-    @torch.jit.unused
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        for name in COUNTS:
-            key, total = prefix + name, getattr(self, name)
-            if key in unexpected_keys:
-                unexpected_keys.remove(key)
-            if key not in state_dict:
-                if strict:
-                    missing_keys.append(key)
-            elif state_dict[key].shape != total.shape:
-                error_msgs.append(
-                    f"size mismatch for {key}: expected {list(total.shape)}, "
-                    f"got {list(state_dict[key].shape)}"
-                )
-            elif local_metadata.get("assign_to_params_buffers", False):
-                setattr(self, name, state_dict[key].detach())
-            else:
-                total.copy_(state_dict[key])
-
-    @torch.jit.unused
-    def __getstate__(self) -> dict[str, Any]:
-        return state_without_graph(self)
 
     def extra_repr(self) -> str:
         num_experts, dim = self.weight.shape
@@ -459,45 +347,3 @@ def check_tokens(name: str, x: Tensor, dim: int, token_mask: Tensor | None) -> N
                 f"{name}: expected token_mask of shape {list(x.shape[:-1])}, "
                 f"got {list(token_mask.shape)}"
             )
-
-
-def state_without_graph(module: nn.Module) -> dict[str, Any]:
-    """What to copy or save of a module: its ``aux_loss`` holds the graph of the last batch."""
-    state = module.__dict__.copy()
-    state["aux_loss"] = torch.zeros_like(state["aux_loss"].detach())
-    return state
-
-
-def aux_losses(model: nn.Module) -> Tensor:
-    """Auxiliary losses of a model, to be added to its loss: a 0-dim tensor, 0 if it has none.
-
-    The sum over the forwards in training mode, of every router, since the last call: a layer that
-    ran twice counts twice, one that was not run or is in eval mode does not count. A loss counts in
-    one backward: what a backward has passed is left out. Called again with no forward in between
-    it returns the same again.
-
-    >>> layers = nn.Sequential(Router(8, 4, 2, z_loss_weight=1e-3))
-    >>> _ = layers(torch.randn(3, 8))
-    >>> bool(aux_losses(layers) > 0)
-    True
-    """
-    training: list[Ledger] = []
-    scripted: list[Tensor] = []
-    for module in model.modules():
-        if isinstance(module, Router):
-            if module.training:
-                training.append(module.ledger)
-            else:
-                module.ledger.forget()
-        elif getattr(module, "original_name", None) == "Router" and module.training:
-            scripted.append(module.aux_loss)
-    if any(ledger.waiting() for ledger in training):
-        for ledger in training:
-            ledger.take()
-    total = sum_of_losses((ledger, entry) for ledger in training for entry in ledger.read)
-    for loss in scripted:
-        total = loss if total is None else total + loss.to(total.device)
-    if total is None:
-        weight = next(model.parameters(), None)
-        return torch.zeros((), dtype=torch.float32, device="cpu" if weight is None else weight.device)
-    return total

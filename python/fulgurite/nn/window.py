@@ -36,9 +36,7 @@ def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
             [2, 3, 6, 7]])
     """
     if x.dim() != 4:
-        raise ValueError(
-            f"window_partition: expected x of shape [B, H, W, C], got {list(x.shape)}"
-        )
+        raise ValueError(f"window_partition: expected x of shape [B, H, W, C], got {list(x.shape)}")
     batch, height, width, channels = x.shape
     rows, columns = window_size
     _check_windows("window_partition", height, width, window_size)
