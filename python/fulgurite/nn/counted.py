@@ -148,7 +148,7 @@ def aux_losses(model: nn.Module) -> Tensor:
     The sum over the forwards in training mode, of every router, since the last call: a layer that
     ran twice counts twice, one that was not run or is in eval mode does not count. A loss counts in
     one backward: what a backward has passed is left out. Called again with no forward in between
-    it returns the same again.
+    it returns the same again. Of losses that nobody asks for a layer keeps the last 256.
 
     >>> from fulgurite.nn import Router
     >>> layers = nn.Sequential(Router(8, 4, 2, z_loss_weight=1e-3))

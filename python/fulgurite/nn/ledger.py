@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ def at_end_of_backward(function: Any) -> None:
 def _count(total: Tensor, counts: Tensor) -> None:
     if not in_backward():
         total += counts
+        Ledger.trim_now_and_then()
 
 
 # In a compiled graph nothing in Python runs, so there the question is asked by an operator.
@@ -82,9 +83,17 @@ class Entry:
 
 
 class Ledger:
-    """Losses of a router whose gradients nobody has asked for yet. Copied and saved empty."""
+    """Losses of a router whose gradients nobody has asked for yet. Copied and saved empty.
+
+    Where nobody ever asks, the latest ``LIMIT`` are kept.
+    """
+
+    LIMIT = 256
+    alive: ClassVar[weakref.WeakSet[Ledger]] = weakref.WeakSet()
+    counted: ClassVar[int] = 0
 
     def __init__(self) -> None:
+        Ledger.alive.add(self)
         self.latest: Entry | None = None  # a chain: compiled graphs would guard a list's length
         self.read: list[Entry] = []  # what the last call of aux_losses summed
         self.open: list[tuple[Tensor, Tensor]] = []  # promised losses and their gradients
@@ -94,6 +103,14 @@ class Ledger:
     def __reduce__(self) -> tuple[Any, ...]:
         return Ledger, ()
 
+    @staticmethod
+    def trim_now_and_then() -> None:
+        """What a compiled forward appends nobody looks at before it is read."""
+        Ledger.counted += 1
+        if Ledger.counted % Ledger.LIMIT == 0:
+            for ledger in list(Ledger.alive):
+                ledger.waiting()
+
     def waiting(self) -> list[Entry]:
         """Entries that no backward has passed, oldest first; the others are forgotten."""
         entries, entry = [], self.latest
@@ -101,6 +118,7 @@ class Ledger:
             if not entry.done:
                 entries.append(entry)
             entry = entry.earlier
+        entries = entries[: self.LIMIT]
         entries.reverse()
         self.latest = None
         for entry in entries:

@@ -258,6 +258,26 @@ def test_recomputed_graphs_are_not_kept(run: Run) -> None:
     assert layer.router.ledger.open == []
 
 
+def entries(router: Router) -> int:
+    count, entry = 0, router.ledger.latest
+    while entry is not None:
+        count, entry = count + 1, entry.earlier
+    return count
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_losses_that_nobody_reads_are_bounded(compiled: bool) -> None:
+    torch._dynamo.reset()
+    router = Router(4, 2, 1, z_loss_weight=1.0)
+    forward = torch.compile(router, fullgraph=True, backend="eager") if compiled else router
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        for _ in range(600):
+            forward(x)
+    assert entries(router) < 512
+    assert aux_losses(router) > 0
+
+
 def test_a_layer_with_promises_is_copied_and_saved() -> None:
     layer, x = MoE(8, 6, 4, 2, **OPTIONS), torch.randn(5, 8)
     with torch.no_grad():
