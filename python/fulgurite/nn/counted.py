@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fulgurite.nn.ledger import Entry, Ledger, count, hang, in_backward, sum_of_losses
+from fulgurite.nn.ledger import (
+    Entry,
+    Ledger,
+    at_end_of_backward,
+    count,
+    hang,
+    in_backward,
+    sum_of_losses,
+)
 
 COUNTS = ("load", "dropped")
 
@@ -54,7 +62,7 @@ class Counted(nn.Module):
             else:
                 ledger.latest = Entry(loss, ledger.latest, torch.is_grad_enabled())
         elif in_backward():
-            self.aux_loss = loss
+            keep_aux_loss(self, loss)
             ledger.recompute()
         else:
             self.aux_loss = ledger.note(loss, weights)
@@ -133,6 +141,17 @@ class Counted(nn.Module):
     @torch.jit.unused
     def __getstate__(self) -> dict[str, Any]:
         return state_without_graph(self)
+
+
+def keep_aux_loss(module: Any, loss: Tensor) -> None:
+    """``module.aux_loss = loss``; a repeated forward's graph is not kept beyond its backward."""
+
+    def let_go() -> None:
+        module.aux_loss = module.aux_loss.detach()
+
+    module.aux_loss = loss
+    if not torch.compiler.is_compiling() and in_backward():
+        at_end_of_backward(let_go)
 
 
 def state_without_graph(module: nn.Module) -> dict[str, Any]:

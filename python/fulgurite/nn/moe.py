@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
-from fulgurite.nn.counted import COUNTS, state_without_graph
+from fulgurite.nn.counted import COUNTS, keep_aux_loss, state_without_graph
 from fulgurite.nn.load import LoadStatistics
 from fulgurite.nn.moe_transformers import block_parts
 from fulgurite.nn.router import Router, check_tokens, jittered
@@ -160,7 +160,9 @@ class MoE(nn.Module):
         if self.training and self.input_jitter > 0.0:
             x = jittered(x, self.input_jitter)
         weights, ids = self.router(x, token_mask)  # (T, K)
-        if self.training or not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            keep_aux_loss(self, self.router.aux_loss)
+        elif self.training:
             self.aux_loss = self.router.aux_loss
         if self.num_shared_experts > 0:
             weights, ids = self.with_shared_experts(weights, ids, token_mask)
