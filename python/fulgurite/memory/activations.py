@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fulgurite.memory.experts import dense_layers, visited_width
+
 
 @dataclass(frozen=True)
 class Transformer:
@@ -13,7 +15,9 @@ class Transformer:
     Attributes:
         layers, hidden, heads, kv_heads, head_dim, vocabulary: of the model.
         intermediate: width of the feed-forward layer; with experts the sum over those that one
-            token visits.
+            token visits, shared ones included.
+        dense_layers, dense_intermediate: how many of the layers have no experts in a model that
+            has, and their width.
         gated: the feed-forward layer multiplies a gate (SwiGLU) by its other half.
     """
 
@@ -25,16 +29,20 @@ class Transformer:
     intermediate: int
     vocabulary: int
     gated: bool = True
+    dense_layers: int = 0
+    dense_intermediate: int = 0
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Transformer:
         """From a configuration of transformers (the content of a ``config.json``)."""
         config = config.get("text_config", config)
+        config = config | (config.get("ffn_config") or {})  # DBRX
 
         def read(*names: str, default: int | None = None) -> int:
             for name in names:
-                if config.get(name) is not None:
-                    return int(config[name])
+                value = config.get(name)
+                if value is not None:  # a list: of layers or modalities, of which the first counts
+                    return int(value[0] if isinstance(value, list) else value)
             if default is None:
                 raise ValueError(
                     f"fulgurite.memory: expected {' or '.join(names)} in the configuration"
@@ -42,20 +50,23 @@ class Transformer:
             return default
 
         hidden = read("hidden_size", "n_embd", "d_model")
-        heads = read("num_attention_heads", "n_head", "num_heads")
-        wide = read("intermediate_size", "n_inner", "ffn_dim", "d_ff", default=4 * hidden)
-        visited = read("num_experts_per_tok", default=0)
-        experts = visited * read("moe_intermediate_size", default=wide)
+        heads = read("num_attention_heads", "n_head", "num_heads", "n_heads")
+        layers = read("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+        wide = read(
+            "intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size", default=4 * hidden
+        )
         return cls(
-            layers=read("num_hidden_layers", "n_layer", "num_layers"),
+            layers=layers,
             hidden=hidden,
             heads=heads,
             kv_heads=read("num_key_value_heads", default=heads),
             head_dim=read("head_dim", default=hidden // heads),
-            intermediate=experts or wide,
+            intermediate=visited_width(config, read, wide),
             vocabulary=read("vocab_size"),
             gated="gelu"
             not in str(config.get("hidden_act", config.get("activation_function", ""))),
+            dense_layers=dense_layers(config, read, layers),
+            dense_intermediate=read("intermediate_size_mlp", default=wide),  # Llama 4's name
         )
 
     def activation_bytes(self, tokens: int, *, width: int = 2, checkpointing: bool = False) -> int:
@@ -73,9 +84,11 @@ class Transformer:
                 whole of one layer is there at a time.
         """
         q, kv = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
-        feed_forward = (4 if self.gated else 2) * self.intermediate
-        layer = 4 * self.hidden + 2 * q + kv + feed_forward
-        kept = self.layers * self.hidden + layer if checkpointing else self.layers * layer
+        around, products = 4 * self.hidden + 2 * q + kv, 4 if self.gated else 2
+        with_experts = [around + products * self.intermediate] * (self.layers - self.dense_layers)
+        without = [around + products * self.dense_intermediate] * self.dense_layers
+        whole = with_experts + without
+        kept = self.layers * self.hidden + max(whole, default=0) if checkpointing else sum(whole)
         return width * tokens * kept
 
     def logit_bytes(self, tokens: int) -> int:

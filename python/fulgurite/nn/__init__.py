@@ -5,6 +5,7 @@ Beside them, what the operators take as inputs: positions, masks and layouts of 
 
 from fulgurite.nn import functional as functional
 from fulgurite.nn.attention import Attention
+from fulgurite.nn.counted import aux_losses
 from fulgurite.nn.decomposed import decomposed_bias_inputs
 from fulgurite.nn.layout import (
     fixed_layout,
@@ -30,7 +31,7 @@ from fulgurite.nn.rotary import (
     rotary_table_ntk,
     rotary_table_yarn,
 )
-from fulgurite.nn.router import Router, aux_losses
+from fulgurite.nn.router import Router
 from fulgurite.nn.routing import routing
 from fulgurite.nn.tree import tree_depths, tree_mask, tree_parents
 from fulgurite.nn.window import shifted_window_mask, window_partition, window_reverse

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
+from fulgurite.nn.cache import check_cache, check_decode_mask
 from fulgurite.nn.norm import RMSNorm
 from fulgurite.nn.rotary import rotary_table as rotary_table
 
@@ -44,6 +45,7 @@ class Attention(nn.Module):
     """
 
     __constants__: ClassVar = [
+        "dim",
         "num_heads",
         "num_kv_heads",
         "head_dim",
@@ -88,6 +90,7 @@ class Attention(nn.Module):
             )
         if window < -1:
             raise ValueError(f"Attention: expected a window of at least -1, got {window}")
+        self.dim = dim
         self.num_heads = num_heads
         self.num_kv_heads = kv_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
@@ -109,6 +112,13 @@ class Attention(nn.Module):
             self.q_norm = nn.Identity()
             self.k_norm = nn.Identity()
 
+    def reset_parameters(self) -> None:
+        """Draw both projections as :class:`torch.nn.Linear` does; the norms' weights are 1."""
+        for module in (self.qkv, self.out, self.q_norm, self.k_norm):
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+
     def forward(
         self,
         x: Tensor,
@@ -129,6 +139,7 @@ class Attention(nn.Module):
 
         Raises:
             ValueError: one of ``cos`` and ``sin`` without the other.
+            RuntimeError: an x that is not (B, N, dim).
         """
         query, key, value = self._project(x, cos, sin)
         attended = F.attention(
@@ -145,21 +156,51 @@ class Attention(nn.Module):
         return out
 
     @torch.jit.export
-    def make_cache(self, batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    def make_cache(
+        self,
+        batch: int,
+        length: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """An empty cache for :meth:`decode`.
 
+        Args:
+            batch: sequences B.
+            length: keys Mmax that each of them has room for.
+            dtype, device: of the cache; None means those of ``qkv.weight``. Where ``qkv`` was
+                replaced (a LoRA layer, a quantised one) and has no such tensor, give both.
+
         Returns:
-            ``(keys, values, lengths)``: two (batch, Hkv, length, D) in the dtype and on the device
-            of the weights, and (batch) int64 zeros.
+            ``(keys, values, lengths)``: two (batch, Hkv, length, D), and (batch) int64 zeros.
+
+        Raises:
+            ValueError: a negative size.
+            RuntimeError: neither dtype and device nor a weight of ``qkv`` that says them.
         """
-        weight = self.qkv.weight
-        keys = torch.zeros(
-            [batch, self.num_kv_heads, length, self.head_dim],
-            dtype=weight.dtype,
-            device=weight.device,
+        if batch < 0 or length < 0:
+            raise ValueError(
+                f"Attention: expected batch and length of at least 0, got {batch} and {length}"
+            )
+        if dtype is None or device is None:
+            weight = self._cache_like()
+            dtype = weight.dtype if dtype is None else dtype
+            device = weight.device if device is None else device
+        shape = [batch, self.num_kv_heads, length, self.head_dim]
+        keys = torch.zeros(shape, dtype=dtype, device=device)
+        values = torch.zeros(shape, dtype=dtype, device=device)
+        return keys, values, torch.zeros([batch], dtype=torch.int64, device=device)
+
+    def _cache_like(self) -> Tensor:
+        """The weight of ``qkv``."""
+        if hasattr(self.qkv, "weight"):
+            weight = self.qkv.weight
+            if isinstance(weight, Tensor) and weight.is_floating_point():
+                return weight
+        raise RuntimeError(
+            "Attention: expected qkv to have a floating-point weight, which says the cache's dtype "
+            "and device; give make_cache both"
         )
-        lengths = torch.zeros([batch], dtype=torch.int64, device=weight.device)
-        return keys, torch.zeros_like(keys), lengths
 
     @torch.jit.export
     def decode(
@@ -174,8 +215,11 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend to everything cached and to N new tokens, which join the cache. No gradient.
 
+        A call that raises has left the cache as it was.
+
         Args:
-            x: (B, N, dim), the new tokens; sequence b continues at position ``lengths[b]``.
+            x: (B, N, dim), the new tokens; sequence b continues at position ``lengths[b]``. B and
+                N may be 0.
             keys, values, lengths: from :meth:`make_cache`; written, ``lengths`` grow by N.
             cos, sin: of the new positions: (N, R/2), or (B, 1, N, R/2) where lengths differ.
             mask: bool, True keeps, broadcastable to (B, Hq, N, Mmax).
@@ -185,7 +229,10 @@ class Attention(nn.Module):
 
         Raises:
             ValueError: one of ``cos`` and ``sin`` without the other; a module that is not causal.
-            RuntimeError: the cache is full; inputs that need a gradient.
+            TypeError: a mask that is not bool; caches that differ in dtype; lengths that are not
+                integers.
+            RuntimeError: x, a cache or a mask of another shape; the cache is full; inputs or
+                weights that need a gradient outside of ``torch.no_grad()``.
 
         >>> attention = Attention(32, num_heads=4, num_kv_heads=2)
         >>> keys, values, lengths = attention.make_cache(2, 64)
@@ -197,32 +244,49 @@ class Attention(nn.Module):
         if not self.causal:
             raise ValueError("Attention: expected causal=True for decode, got False")
         query, key, value = self._project(x, cos, sin)
-        index = lengths[:, None] + torch.arange(x.size(1), device=x.device)  # (B, N)
-        if int(index.max()) >= keys.size(2):
+        if query.requires_grad or key.requires_grad or value.requires_grad:
             raise RuntimeError(
-                f"Attention: expected room for {int(index.max()) + 1} keys in the cache, "
-                f"got {keys.size(2)}"
+                "Attention: expected decode without gradients, got x or weights that require one; "
+                "call it inside torch.no_grad() or torch.inference_mode()"
             )
-        rows = torch.arange(x.size(0), device=x.device)[:, None]
+        new, room = x.size(1), keys.size(2) if keys.dim() == 4 else 0
+        check_cache(query, key, keys, values, lengths)
+        check_decode_mask(mask, [x.size(0), self.num_heads, new, room])
+        index = lengths.to(torch.int64)[:, None] + torch.arange(
+            new, dtype=torch.int64, device=x.device
+        )  # (B, N)
+        if index.numel() > 0:
+            first, last = int(index.min()), int(index.max())
+            if first < 0:
+                raise RuntimeError(f"Attention: expected lengths of at least 0, got {first}")
+            if last >= room:
+                raise RuntimeError(
+                    f"Attention: expected room for {last + 1} keys in the cache, got {room}"
+                )
+        rows = torch.arange(x.size(0), dtype=torch.int64, device=x.device)[:, None]
         keys.transpose(1, 2)[rows, index] = key.transpose(1, 2).to(keys.dtype)
         values.transpose(1, 2)[rows, index] = value.transpose(1, 2).to(values.dtype)
-        lengths += x.size(1)
         attended, _ = F.attention_decode(
             query.to(keys.dtype),
             keys,
             values,
-            lengths,
+            lengths + new,
             mask=mask,
             scale=self.scale,
             window_left=self.window_left,
         )
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2).to(x.dtype))
+        lengths += new  # last: whatever is written past the lengths does not count
         return out
 
     def _project(
         self, x: Tensor, cos: Tensor | None, sin: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised and rotated query (B, Hq, N, D) and key, and value (B, Hkv, N, D), strided."""
+        if x.dim() != 3 or x.size(2) != self.dim:
+            raise RuntimeError(
+                f"Attention: expected x of shape [B, N, {self.dim}], got {list(x.shape)}"
+            )
         batch, length, _ = x.shape
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(batch, length, heads + 2 * kv_heads, self.head_dim).transpose(1, 2)

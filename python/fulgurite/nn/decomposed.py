@@ -12,8 +12,8 @@ def _relative_rows(table: Tensor, queries: int, keys: int) -> Tensor:
         resized = nn.functional.interpolate(table.t().unsqueeze(0), size=rows, mode="linear")
         table = resized.squeeze(0).t()  # (rows, D)
     # Both axes are stretched to the longer one. In whole numbers: floor((y − y')·stretch).
-    query = torch.arange(queries, device=table.device) * longest
-    key = torch.arange(keys - 1, -1, -1, device=table.device) * longest
+    query = torch.arange(queries, dtype=torch.int64, device=table.device) * longest
+    key = torch.arange(keys - 1, -1, -1, dtype=torch.int64, device=table.device) * longest
     return table[(query // queries)[:, None] + key // keys]
 
 

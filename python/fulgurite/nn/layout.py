@@ -47,7 +47,7 @@ def _check_columns(name: str, stride: int, width: int, num_heads: int, num_slots
 
 def _pairs(length: int, device: torch.device | None) -> tuple[Tensor, Tensor]:
     """Positions of queries (N, 1) and keys (N)."""
-    position = torch.arange(length, device=device)
+    position = torch.arange(length, dtype=torch.int64, device=device)
     return position[:, None], position
 
 
@@ -55,14 +55,14 @@ def _blocks(
     length: int, block_size: int, device: torch.device | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First and last query (blocks, 1) and key (blocks) of every block."""
-    first = torch.arange(0, length, block_size, device=device)
+    first = torch.arange(0, length, block_size, dtype=torch.int64, device=device)
     last = (first + (block_size - 1)).clamp(max=length - 1)
     return first[:, None], last[:, None], first, last
 
 
 def _column_start(stride: int, width: int, num_heads: int, num_slots: int, like: Tensor) -> Tensor:
     """First kept residue of each head, (H, 1, 1)."""
-    slot = torch.arange(num_heads, device=like.device) % num_slots
+    slot = torch.arange(num_heads, dtype=torch.int64, device=like.device) % num_slots
     return (stride - (slot + 1) * width)[:, None, None]
 
 

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
+from fulgurite.nn.counted import COUNTS, keep_aux_loss, state_without_graph
 from fulgurite.nn.load import LoadStatistics
 from fulgurite.nn.moe_transformers import block_parts
-from fulgurite.nn.router import Router, jittered, state_without_graph
-
-ROUTER_BUFFERS = ("aux_loss", "load", "dropped", "selection_bias")
+from fulgurite.nn.router import Router, check_tokens, jittered
 
 
-def share_router_buffers(module: nn.Module, _: Any = None) -> None:
+def share_router_tensors(module: nn.Module, _: Any = None) -> None:
     """The router's tensors under their own names in the layer too, in TorchScript as well."""
-    for name in ROUTER_BUFFERS:
+    for name in ("aux_loss", "selection_bias", *COUNTS):
         setattr(module, name, getattr(module.router, name))
 
 
@@ -38,8 +37,7 @@ class MoE(nn.Module):
         top_k: routed experts per token K, 1 ≤ K ≤ E.
         num_shared_experts: experts S that every token uses.
         activation, gated, interleaved, transposed, alpha, limit, save_hidden: see
-            :func:`fulgurite.nn.functional.moe_experts`, which also says, in the first forward, what
-            does not fit together.
+            :func:`fulgurite.nn.functional.moe_experts`, which also says what does not fit together.
         expert_bias: biases in both layers of every expert.
         input_jitter: in training, multiply x by uniform noise in [1 − j, 1 + j] before router and
             experts read it (Mixtral); the router's own ``jitter`` leaves the experts' x alone.
@@ -128,14 +126,15 @@ class MoE(nn.Module):
         self.w_out = stacked(hidden_dim, dim) if transposed else stacked(dim, hidden_dim)
         self.b_in = stacked(rows) if expert_bias else None
         self.b_out = stacked(dim) if expert_bias else None
-        for name in ROUTER_BUFFERS:
-            self.register_buffer(name, getattr(self.router, name), persistent=False)
-        self.register_load_state_dict_post_hook(share_router_buffers)  # type: ignore[no-untyped-call]
+        self.check_options(dim)
+        self.register_buffer("selection_bias", self.router.selection_bias, persistent=False)
+        self.register_load_state_dict_post_hook(share_router_tensors)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw every weight from N(0, 1/fan_in); biases are 0."""
+        """Draw every weight from N(0, 1/fan_in); biases, counts and losses are 0."""
         self.router.reset_parameters()
+        share_router_tensors(self)
         for weight in (self.w_in, self.w_out):
             nn.init.normal_(weight, std=weight.shape[1 if self.transposed else 2] ** -0.5)
         for bias in (self.b_in, self.b_out):
@@ -151,22 +150,47 @@ class MoE(nn.Module):
 
         Returns:
             (..., N, H), in x's dtype (autocast's, inside autocast).
+
+        Raises:
+            TypeError, RuntimeError (shapes): an x of another width, a mask that is not x's.
         """
+        check_tokens("MoE", x, self.router.weight.shape[1], token_mask)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            self.check_dtype(x)
         if self.training and self.input_jitter > 0.0:
             x = jittered(x, self.input_jitter)
         weights, ids = self.router(x, token_mask)  # (T, K)
-        if self.training:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            keep_aux_loss(self, self.router.aux_loss)
+        elif self.training:
             self.aux_loss = self.router.aux_loss
         if self.num_shared_experts > 0:
             weights, ids = self.with_shared_experts(weights, ids, token_mask)
-        y = F.moe_experts(
-            x.reshape(-1, x.shape[-1]),
+        tokens = x.reshape(-1, x.shape[-1])
+        y = self.experts(tokens, ids, weights, self.w_in, self.w_out, self.b_in, self.b_out)
+        # Not y.view: in-place operations on views bypass the hooks of FSDP2. y itself is not used.
+        whole: Tensor = torch.ops.aten._unsafe_view(y, x.shape)
+        return whole
+
+    def experts(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        w_in: Tensor,
+        w_out: Tensor,
+        b_in: Tensor | None,
+        b_out: Tensor | None,
+    ) -> Tensor:
+        """:func:`fulgurite.nn.functional.moe_experts` with the options of this layer."""
+        return F.moe_experts(
+            x,
             ids,
             weights,
-            self.w_in,
-            self.w_out,
-            b_in=self.b_in,
-            b_out=self.b_out,
+            w_in,
+            w_out,
+            b_in=b_in,
+            b_out=b_out,
             activation=self.activation,
             gated=self.gated,
             interleaved=self.interleaved,
@@ -175,14 +199,33 @@ class MoE(nn.Module):
             limit=self.limit,
             save_hidden=self.save_hidden,
         )
-        return y.view(x.shape)
+
+    @torch.jit.unused
+    def check_dtype(self, x: Tensor) -> None:
+        """Raise before the router counts, where the experts would after it."""
+        if x.dtype == self.w_in.dtype:
+            return
+        cast = torch.is_autocast_enabled(x.device.type)
+        if not cast or torch.float64 in (x.dtype, self.w_in.dtype):
+            raise TypeError(f"MoE: expected x of {self.w_in.dtype}, got {x.dtype}")
+
+    def check_options(self, dim: int) -> None:
+        """Ask the operator, without memory, whether it knows these options together."""
+        chosen = self.router.top_k + self.num_shared_experts
+        x, weights = (
+            torch.empty(0, width, dtype=self.w_in.dtype, device="meta") for width in (dim, chosen)
+        )
+        w_in, w_out = self.w_in.detach().to("meta"), self.w_out.detach().to("meta")
+        biases = (self.b_in, self.b_out)
+        b_in, b_out = (None if bias is None else bias.detach().to("meta") for bias in biases)
+        self.experts(x, weights.to(torch.int32), weights, w_in, w_out, b_in, b_out)
 
     def with_shared_experts(
         self, weights: Tensor, ids: Tensor, token_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Send every token to the shared experts too: (T, K) becomes (T, K + S)."""
         first, shared = self.num_experts, self.num_shared_experts
-        shared_ids = torch.arange(first, first + shared, device=ids.device, dtype=ids.dtype)
+        shared_ids = torch.arange(first, first + shared, dtype=ids.dtype, device=ids.device)
         shared_ids = shared_ids.expand(ids.shape[0], shared)
         if token_mask is not None:
             shared_ids = shared_ids.masked_fill(~token_mask.reshape(-1, 1), -1)
@@ -222,7 +265,7 @@ class MoE(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Moved or cast one by one, tensors of two names become two.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        share_router_buffers(self)
+        share_router_tensors(self)
         return self
 
     @torch.jit.unused

@@ -191,16 +191,17 @@ class RelativePositionBias(nn.Module):
         if num_heads < 1:
             raise ValueError(f"{name}: expected num_heads of at least 1, got {num_heads}")
         self.bidirectional = bidirectional
-        starts = _bucket_starts(name, num_buckets, max_distance, bidirectional)
-        self.register_buffer(
-            "starts", torch.tensor(starts, dtype=torch.int64, device=device), persistent=False
-        )
+        self.first_distances = _bucket_starts(name, num_buckets, max_distance, bidirectional)
+        starts = torch.tensor(self.first_distances, dtype=torch.int64, device=device)
+        self.register_buffer("starts", starts, persistent=False)
         self.weight = nn.Parameter(torch.empty(num_buckets, num_heads, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 0.02²)."""
+        """Draw the weight from N(0, 0.02²), and set where buckets start."""
         nn.init.normal_(self.weight, std=0.02)
+        starts = torch.tensor(self.first_distances, dtype=torch.int64, device=self.starts.device)
+        self.starts.copy_(starts)
 
     def forward(
         self, query_length: int, key_length: int, query_offset: int | None = None
@@ -218,7 +219,10 @@ class RelativePositionBias(nn.Module):
         offset = key_length - query_length if query_offset is None else query_offset
         # N + M − 1 distances serve all pairs; one more in front lets N and M be 0.
         relative = torch.arange(
-            -query_length - offset, key_length - offset, device=self.weight.device
+            -query_length - offset,
+            key_length - offset,
+            dtype=torch.int64,
+            device=self.weight.device,
         )
         buckets = _bucket(relative, self.starts, self.bidirectional)
         values = self.weight[buckets].t().contiguous()  # (H, N + M)

@@ -1,12 +1,13 @@
 """The router of a mixture of experts: who computes a token, with what weight, and at what load."""
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fulgurite.nn import functional as F
+from fulgurite.nn.counted import Counted
 from fulgurite.nn.load import LoadStatistics, load_statistics
 
 
@@ -15,7 +16,7 @@ def jittered(x: Tensor, jitter: float) -> Tensor:
     return x * torch.empty_like(x).uniform_(1.0 - jitter, 1.0 + jitter)
 
 
-class Router(nn.Module):
+class Router(Counted):
     """Chooses ``top_k`` of E experts for every token, on :func:`fulgurite.nn.functional.moe_route`.
 
     ::
@@ -53,12 +54,16 @@ class Router(nn.Module):
         z_loss_weight: factor of the router z-loss in :attr:`aux_loss`.
         device, dtype: of the parameters. ``selection_bias`` is float32.
 
-    Parameters: ``weight`` (E, H) and ``bias`` (E) or None. Buffers: ``selection_bias`` (E) or None;
-    ``load`` (E) int64, the assignments that each expert was chosen for in training since the last
-    :meth:`update_bias`; ``dropped`` 0-dim int64, how many of them found no room.
+    Parameters: ``weight`` (E, H) and ``bias`` (E) or None. Buffer: ``selection_bias`` (E) float32,
+    whatever the module is cast to, or None. Counts, in the state dict but no buffers, so that
+    data-parallel wrappers leave each process its own: ``load`` (E) int64, the assignments that each
+    expert was chosen for in training since the last :meth:`update_bias`; ``dropped`` 0-dim int64,
+    how many of them found no room. A forward that checkpointing repeats counts once.
 
-    After a forward in training mode, ``aux_loss`` is the 0-dim tensor to add to the loss; in eval
-    mode it and the counts are left alone.
+    After a forward in training mode, ``aux_loss`` is its loss, a 0-dim tensor to add to the model's
+    (0 after one in eval mode, which counts nothing). Where a layer runs more than once before the
+    backward, :func:`fulgurite.nn.aux_losses` has the sum. Both have their gradient under either
+    kind of ``torch.utils.checkpoint``.
 
     Raises:
         ValueError: arguments that do not fit together.
@@ -99,9 +104,6 @@ class Router(nn.Module):
 
     bias: Tensor | None
     selection_bias: Tensor | None
-    load: Tensor
-    dropped: Tensor
-    aux_loss: Tensor
     capacity: int | None
     capacity_factor: float | None
 
@@ -166,16 +168,16 @@ class Router(nn.Module):
         self.bias = None if logit_bias is None else nn.Parameter(logit_bias)
         offsets = torch.zeros(num_experts, device=device, dtype=torch.float32)
         self.register_buffer("selection_bias", offsets if selection_bias else None)
-        self.register_buffer("load", torch.zeros(num_experts, device=device, dtype=torch.int64))
-        self.register_buffer("dropped", torch.zeros((), device=device, dtype=torch.int64))
-        self.register_buffer("aux_loss", torch.zeros((), device=device), persistent=False)
+        self.start_counts(num_experts, device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 1/H); the bias is 0."""
+        """Draw the weight from N(0, 1/H); bias, selection bias, counts and losses are 0."""
         nn.init.normal_(self.weight, std=self.weight.shape[-1] ** -0.5)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        for zero in (self.bias, self.selection_bias):
+            if zero is not None:
+                nn.init.zeros_(zero)
+        self.reset_counts()
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (T, E) of tokens x (T, H): float32 (float64 for float64), autocast or not.
@@ -203,7 +205,11 @@ class Router(nn.Module):
         Returns:
             weights (T, K), float32 (float64 for float64), and ids (T, K) int32, T the tokens of x
             in order. What was masked, dropped or not drawn has weight 0 and id −1.
+
+        Raises:
+            TypeError, RuntimeError (shapes): an x of another width, a mask that is not x's.
         """
+        check_tokens("Router", x, self.weight.shape[1], token_mask)
         tokens = x.reshape(-1, x.shape[-1])  # (T, H)
         mask = None if token_mask is None else token_mask.reshape(-1)
         if mask is not None:  # in the gradient of the weight, 0 · NaN would be NaN
@@ -225,15 +231,25 @@ class Router(nn.Module):
             token_mask=mask,
         )
         length = x.shape[-2] if x.dim() > 1 else 1
-        if self.training:
-            self.load += counts
-            self.aux_loss = self.weighted_losses(logits, ids, mask, length)
+        chosen = ids
         if mask is not None:
             ids = ids.masked_fill(~mask[:, None], -1)
         if self.training and self.random_second:
             weights, ids = draw_second(weights, ids)
+        served = ids
         if self.capacity is not None or self.capacity_factor is not None:
             weights, ids = self.within_capacity(weights, ids, length)
+        if self.training:  # last: a call that raises has counted nothing
+            loss = self.weighted_losses(logits, chosen, mask, length)
+            dropped = (served >= 0).sum() - (ids >= 0).sum()
+            if torch.jit.is_scripting():  # type: ignore[attr-defined]
+                self.load += counts
+                self.dropped += dropped
+                self.aux_loss = loss
+            else:
+                weights = self.note(weights, counts, dropped, loss)
+        elif not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            self.note_evaluation()
         return weights, ids
 
     def within_capacity(self, weights: Tensor, ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -255,13 +271,11 @@ class Router(nn.Module):
         num_slots = groups * self.num_experts
         inverse = F.moe_plan(slots, num_slots, capacity, self.drop, weights.detach())[1]
         full = inverse < 0
-        if self.training:
-            self.dropped += torch.logical_and(full, ids >= 0).sum()
         return weights.masked_fill(full, 0.0), ids.masked_fill(full, -1)
 
     def sequence_ids(self, T: int, length: int, like: Tensor) -> Tensor:
         """(T) int64: the sequence of each token."""
-        return torch.arange(T, device=like.device) // max(length, 1)
+        return torch.arange(T, dtype=torch.int64, device=like.device) // max(length, 1)
 
     def weighted_losses(
         self, logits: Tensor, ids: Tensor, mask: Tensor | None, length: int
@@ -304,10 +318,6 @@ class Router(nn.Module):
         """How evenly the assignments since the last :meth:`update_bias` were spread."""
         return load_statistics(self.load, self.dropped)
 
-    @torch.jit.unused
-    def __getstate__(self) -> dict[str, Any]:
-        return state_without_graph(self)
-
     def extra_repr(self) -> str:
         num_experts, dim = self.weight.shape
         limit = self.capacity if self.capacity_factor is None else f"{self.capacity_factor}·T·K/E"
@@ -325,21 +335,15 @@ def draw_second(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return weights.masked_fill(out, 0.0), ids.masked_fill(out, -1)
 
 
-def state_without_graph(module: nn.Module) -> dict[str, Any]:
-    """What to copy or save of a module: its ``aux_loss`` holds the graph of the last batch."""
-    state = module.__dict__.copy()
-    aux_loss = torch.zeros_like(module.get_buffer("aux_loss").detach())
-    state["_buffers"] = {**module._buffers, "aux_loss": aux_loss}
-    return state
-
-
-def aux_losses(model: nn.Module) -> Tensor:
-    """Sum of ``aux_loss`` over the routers of a model: a 0-dim tensor, 0 if it has none.
-
-    >>> layers = nn.Sequential(Router(8, 4, 2, z_loss_weight=1e-3))
-    >>> _ = layers(torch.randn(3, 8))
-    >>> bool(aux_losses(layers) > 0)
-    True
-    """
-    losses = [module.aux_loss for module in model.modules() if isinstance(module, Router)]
-    return torch.stack(losses).sum() if losses else torch.zeros(())
+def check_tokens(name: str, x: Tensor, dim: int, token_mask: Tensor | None) -> None:
+    """Raise unless x is (..., dim) and the mask, if there is one, (...) bool."""
+    if x.dim() < 1 or x.shape[-1] != dim:
+        raise RuntimeError(f"{name}: expected x of shape [..., {dim}], got {list(x.shape)}")
+    if token_mask is not None:
+        if token_mask.dtype != torch.bool:
+            raise TypeError(f"{name}: expected token_mask of torch.bool, got {token_mask.dtype}")
+        if token_mask.shape != x.shape[:-1]:
+            raise RuntimeError(
+                f"{name}: expected token_mask of shape {list(x.shape[:-1])}, "
+                f"got {list(token_mask.shape)}"
+            )

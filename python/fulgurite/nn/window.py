@@ -36,7 +36,7 @@ def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
             [2, 3, 6, 7]])
     """
     if x.dim() != 4:
-        raise ValueError(f"window_partition: expected x of shape [B, H, W, C], got {x.dim()}-D")
+        raise ValueError(f"window_partition: expected x of shape [B, H, W, C], got {list(x.shape)}")
     batch, height, width, channels = x.shape
     rows, columns = window_size
     _check_windows("window_partition", height, width, window_size)
@@ -77,7 +77,7 @@ def window_reverse(
     ):
         raise ValueError(
             f"window_reverse: expected windows of shape [B·{per_image}, {rows * columns}, C], "
-            f"got {windows.shape}"
+            f"got {list(windows.shape)}"
         )
     batch, channels = windows.size(0) // per_image, windows.size(2)
     cut = windows.reshape(batch, down, across, rows, columns, channels)
@@ -125,8 +125,9 @@ def shifted_window_mask(
             f"shifted_window_mask: expected a shift of at least 0 and below the window "
             f"{tuple(window_size)}, got {tuple(shift)}"
         )
-    row_came_around = torch.arange(height, device=device) >= height - shift[0]
-    column_came_around = torch.arange(width, device=device) >= width - shift[1]
+    row = torch.arange(height, dtype=torch.int64, device=device)
+    column = torch.arange(width, dtype=torch.int64, device=device)
+    row_came_around, column_came_around = row >= height - shift[0], column >= width - shift[1]
     border = 2 * row_came_around[:, None].int() + column_came_around.int()  # (height, width)
     of_window = window_partition(border[None, :, :, None], window_size).squeeze(-1)  # (nW, n)
     return (of_window[:, :, None] == of_window[:, None, :]).unsqueeze(1)

@@ -35,7 +35,7 @@ def window_position_index(
     """
     _check_window("window_position_index", window_size)
     rows, columns = window_size
-    position = torch.arange(rows * columns, device=device)
+    position = torch.arange(rows * columns, dtype=torch.int64, device=device)
     y, x = position // columns, position % columns
     down = y[:, None] - y + (rows - 1)
     across = x[:, None] - x + (columns - 1)
@@ -118,6 +118,7 @@ class WindowPositionBias(nn.Module):
                 f"WindowPositionBias: expected num_heads of at least 1, got {num_heads}"
             )
         rows, columns = window_size
+        self.window_size = (rows, columns)
         self.register_buffer("index", window_position_index(window_size, device), persistent=False)
         self.table = nn.Parameter(
             torch.empty((2 * rows - 1) * (2 * columns - 1), num_heads, device=device, dtype=dtype)
@@ -125,8 +126,9 @@ class WindowPositionBias(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the table from N(0, 0.02²)."""
+        """Draw the table from N(0, 0.02²), and set the index."""
         nn.init.normal_(self.table, std=0.02)
+        self.index.copy_(window_position_index(self.window_size, self.index.device))
 
     def forward(self) -> Tensor:
         """Return the bias (1, H, wh·ww, wh·ww) in the table's dtype, with a gradient to it."""
@@ -184,6 +186,12 @@ class ContinuousPositionBias(nn.Module):
         self.register_buffer("index", window_position_index(window_size, device), persistent=False)
         self.hidden = nn.Linear(2, hidden_dim, device=device, dtype=dtype)
         self.out = nn.Linear(hidden_dim, num_heads, bias=False, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw both layers as :class:`torch.nn.Linear` does, and set the index."""
+        self.hidden.reset_parameters()
+        self.out.reset_parameters()
+        self.index.copy_(window_position_index(self.window_size, self.index.device))
 
     def forward(self) -> Tensor:
         """Return the bias (1, H, wh·ww, wh·ww), float32 (float64 for float64 weights)."""

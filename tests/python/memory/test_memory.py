@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +111,72 @@ def test_sizes_from_configurations() -> None:
     assert experts.intermediate == 6 * 1408
     with pytest.raises(ValueError, match="expected hidden_size or n_embd"):
         Transformer.from_config({})
+
+
+BASE = {
+    "num_attention_heads": 16, "num_hidden_layers": 24, "vocab_size": 1000, "hidden_size": 512,
+    "intermediate_size": 900,
+}  # fmt: skip
+ROUTED = {"num_experts_per_tok": 4, "moe_intermediate_size": 100}
+
+
+@pytest.mark.parametrize(
+    ("config", "visited"),
+    [
+        (ROUTED, 400),
+        (ROUTED | {"n_shared_experts": 2}, 600),
+        (ROUTED | {"num_shared_experts": 1}, 500),
+        (ROUTED | {"shared_expert_intermediate_size": 250}, 650),
+        (ROUTED | {"n_shared_experts": 2, "moe_shared_expert_intermediate_size": 250}, 650),
+        (ROUTED | {"n_shared_experts": None}, 400),
+        (ROUTED | {"moe_intermediate_size": [100, 50]}, 400),
+        (ROUTED | {"enable_moe_block": True}, 1300),
+        ({"moe_k": 6, "moe_num_shared_experts": 2, "moe_intermediate_size": 100}, 800),
+        ({"num_experts_per_tok": 2, "shared_intermediate_size": 300}, 2100),
+        ({"num_experts_per_tok": 1, "model_type": "llama4_text"}, 1800),
+        ({"moe_topk": 2, "model_type": "hunyuan_v1_moe"}, 2700),
+        ({"num_local_experts": 0, "num_experts_per_tok": 2, "shared_intermediate_size": 300}, 300),
+        ({"ffn_config": {"moe_top_k": 4, "ffn_hidden_size": 300}, "intermediate_size": None}, 1200),
+        ({}, 900),
+    ],
+    ids=str,
+)
+def test_experts_that_a_token_visits(config: dict[str, Any], visited: int) -> None:
+    assert Transformer.from_config(BASE | config).intermediate == visited
+
+
+@pytest.mark.parametrize(
+    ("config", "dense"),
+    [
+        ({}, 0),
+        ({"first_k_dense_replace": 3}, 3),
+        ({"first_k_dense_replace": 3, "moe_layer_freq": 2}, 3 + 11),
+        ({"moe_layer_freq": [0, *[1] * 23]}, 1),
+        ({"num_dense_layers": 2}, 2),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [1, 3]}, 12 + 2),
+        ({"interleave_moe_layer_step": 2}, 12),
+        ({"interleave_moe_layer_step": 2, "moe_layers": [1, 5]}, 22),
+        ({"expert_layer_period": 2, "expert_layer_offset": 1}, 12),
+        ({"moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 1}, 1),
+        ({"moe_layer_start_index": 0, "moe_layer_end_index": 11}, 12),
+        ({"mlp_layer_types": ["dense", "dense", *["sparse"] * 22]}, 2),
+    ],
+    ids=str,
+)
+def test_layers_without_experts(config: dict[str, Any], dense: int) -> None:
+    shape = Transformer.from_config(BASE | ROUTED | config)
+    assert (shape.dense_layers, shape.dense_intermediate) == (dense, 900)
+    assert Transformer.from_config(BASE | config).dense_layers == 0
+    sparse, wide = (Transformer.from_config(BASE | more) for more in (ROUTED, {}))
+    bytes_of = [t.activation_bytes(10) // 24 for t in (sparse, wide)]
+    assert shape.activation_bytes(10) == (24 - dense) * bytes_of[0] + dense * bytes_of[1]
+    largest = bytes_of[1] if dense else bytes_of[0]
+    assert shape.activation_bytes(10, checkpointing=True) == 2 * 10 * 24 * 512 + largest
+
+
+def test_llama4_has_another_name_for_dense_layers() -> None:
+    config = {"num_experts_per_tok": 1, "model_type": "llama4_text", "intermediate_size_mlp": 1700}
+    assert Transformer.from_config(BASE | config).dense_intermediate == 1700
 
 
 def test_activations_are_what_autograd_keeps() -> None:

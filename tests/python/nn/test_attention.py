@@ -170,3 +170,127 @@ def test_errors() -> None:
     cos, _ = rotary_table(4, 4)
     with pytest.raises(ValueError, match="both cos and sin"):
         Attention(16, 4)(torch.randn(1, 4, 16), cos)
+
+
+# ---------------------------------------------------------------- decoding: nothing without an end
+
+
+@pytest.mark.parametrize(("batch", "new"), [(2, 0), (0, 3), (0, 0)])
+def test_decoding_nothing(batch: int, new: int) -> None:
+    module = Attention(16, 2)
+    cache = module.make_cache(batch, 4)
+    with torch.no_grad():
+        assert module.decode(torch.randn(batch, new, 16), *cache).shape == (batch, new, 16)
+    assert cache[2].tolist() == [new] * batch
+
+
+def changed(cache: tuple[Tensor, Tensor, Tensor], **tensors: Tensor) -> tuple[Tensor, ...]:
+    names = ("keys", "values", "lengths")
+    return tuple(tensors.get(name, tensor) for name, tensor in zip(names, cache, strict=True))
+
+
+KEEP = torch.ones(1, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"mask": KEEP.expand(2, 1, 1, 5)},
+            RuntimeError,
+            r"mask .* \[2, 2, 1, 8\], got \[2, 1, 1, 5\]",
+        ),
+        ({"mask": KEEP.expand(3, 1, 1, 8)}, RuntimeError, r"mask .* got \[3, 1, 1, 8\]"),
+        ({"mask": KEEP.expand(1, 2, 1, 1, 8)}, RuntimeError, r"mask .* got \[1, 2, 1, 1, 8\]"),
+        ({"mask": torch.ones(8)}, TypeError, r"mask of torch\.bool, got torch\.float32"),
+        (
+            {"keys": torch.zeros(1, 2, 8, 8)},
+            RuntimeError,
+            r"keys of shape \[2, 2, Mmax, 8\], got \[1, 2",
+        ),
+        ({"values": torch.zeros(2, 2, 8, 4)}, RuntimeError, r"values of shape \[2, 2, Mmax, 8\]"),
+        ({"values": torch.zeros(2, 2, 9, 8)}, RuntimeError, r"values of shape \[2, 2, 8, 8\]"),
+        ({"values": torch.zeros(2, 2, 8, 8).double()}, TypeError, r"values of torch\.float32"),
+        (
+            {"lengths": torch.zeros(3, dtype=torch.int64)},
+            RuntimeError,
+            r"lengths of shape \[2\], got \[3\]",
+        ),
+        ({"lengths": torch.zeros(2)}, TypeError, r"lengths of int32 or int64, got torch\.float32"),
+        ({"lengths": torch.tensor([0, 8])}, RuntimeError, "room for 9 keys in the cache, got 8"),
+        ({"lengths": torch.tensor([0, -1])}, RuntimeError, "lengths of at least 0, got -1"),
+        ({"x": torch.randn(2, 16)}, RuntimeError, r"x of shape \[B, N, 16\], got \[2, 16\]"),
+        ({"cos": torch.ones(1, 4)}, ValueError, "both cos and sin"),
+        ({"cos": torch.ones(3, 4), "sin": torch.ones(3, 4)}, RuntimeError, "cos broadcastable"),
+    ],
+)
+def test_a_call_that_raises_writes_nothing(
+    options: dict[str, Tensor], error: type[Exception], message: str
+) -> None:
+    module = Attention(16, 2)
+    given = changed(module.make_cache(2, 8), **options)
+    before = [tensor.clone() for tensor in given]
+    x = options.get("x", torch.randn(2, 1, 16))
+    named = {name: options[name] for name in ("cos", "sin", "mask") if name in options}
+    with torch.no_grad(), pytest.raises(error, match=message):
+        module.decode(x, *given, **named)
+    for tensor, was in zip(given, before, strict=True):
+        assert torch.equal(tensor, was)
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_decoding_refuses_gradients(scripted: bool) -> None:
+    """They would keep the graph of every step in the cache."""
+    module = Attention(16, 2)
+    decoder = torch.jit.script(module) if scripted else module
+    cache, x = decoder.make_cache(1, 4), torch.randn(1, 1, 16)
+    with pytest.raises(Exception, match=r"inside torch\.no_grad"):
+        decoder.decode(x, *cache)
+    assert cache[2].item() == 0
+    assert not cache[0].requires_grad
+    for p in module.parameters():
+        p.requires_grad_(False)
+    decoder.decode(x, *cache)  # frozen
+    with pytest.raises(Exception, match="x or weights that require"):
+        decoder.decode(x.clone().requires_grad_(), *cache)
+    assert cache[2].item() == 1
+
+
+class Wrapped(nn.Module):
+    """As adapters wrap a layer."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        return y
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_cache_for_a_projection_of_another_kind(quantised: bool) -> None:
+    torch.manual_seed(0)
+    module = Attention(16, 2).eval()
+    if quantised:
+        module = torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+    else:
+        module.qkv = Wrapped(module.qkv)
+    with pytest.raises(RuntimeError, match=r"expected qkv to have a floating-point weight"):
+        module.make_cache(1, 4)
+    cache = module.make_cache(1, 4, dtype=torch.float32, device=torch.device("cpu"))
+    with torch.no_grad():
+        x = torch.randn(1, 3, 16)
+        torch.testing.assert_close(module.decode(x, *cache), module(x))
+
+
+def test_inputs_of_other_shapes() -> None:
+    module = Attention(16, 2)
+    for shape in ([9, 16], [2, 3, 9, 16], [2, 9, 15]):
+        with pytest.raises(
+            RuntimeError, match=r"x of shape \[B, N, 16\], got \[" + str(shape)[1:-1]
+        ):
+            module(torch.randn(shape))
+    with pytest.raises(ValueError, match="batch and length of at least 0, got -1 and 4"):
+        module.make_cache(-1, 4)

@@ -4,90 +4,26 @@ The mathematics: docs/ops/attention.md and docs/ops/rope.md. Legend: B batch, Hq
 Hkv key/value heads, N queries, M keys, D query/key width, Dv value width.
 """
 
-from typing import Literal, Optional, overload
+from typing import TYPE_CHECKING, Optional
 
 import torch
 from torch import Tensor
 
-from fulgurite.nn.functional._scripting import dispatch_on_return_lse, philox_for
+from fulgurite.nn.functional._batches import (
+    check_batches,
+    dims_as_given,
+    four_dims,
+    four_dims_of_scores,
+    four_dims_of_slopes,
+)
+from fulgurite.nn.functional._scripting import philox_for, with_optional_lse
+
+if TYPE_CHECKING:
+    from fulgurite.nn.functional._types import AttentionFunction
 
 __all__ = ["attention", "rope"]
 
 # Optional[...] instead of `... | None`, and positional arguments: what TorchScript compiles.
-
-
-def _four_dims(x: Tensor) -> Tensor:
-    """(H,N,D) becomes (1,H,N,D), (B1,B2,H,N,D) becomes (B1·B2,H,N,D)."""
-    if x.dim() == 3:
-        return x.unsqueeze(0)
-    if x.dim() == 5:
-        return x.flatten(0, 1)
-    return x
-
-
-def _four_dims_broadcast(x: Optional[Tensor], query: Tensor) -> Optional[Tensor]:
-    """The same for a tensor that broadcasts to the scores."""
-    if x is None or x.dim() != 5:
-        return x
-    if x.size(0) == 1 and x.size(1) == 1:
-        return x.squeeze(0)
-    return x.expand(query.size(0), query.size(1), -1, -1, -1).flatten(0, 1)
-
-
-def _attention_with_lse(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Optional[Tensor] = None,
-    mask: Optional[Tensor] = None,
-    sink: Optional[Tensor] = None,
-    alibi_slopes: Optional[Tensor] = None,
-    block_layout: Optional[Tensor] = None,
-    block_size: int = 0,
-    scale: Optional[float] = None,
-    causal: bool = False,
-    align: str = "bottom_right",
-    window_left: int = -1,
-    window_right: int = -1,
-    sink_tokens: int = 0,
-    chunk_size: int = 0,
-    softcap: float = 0.0,
-    score: str = "softmax",
-    score_scale: float = 1.0,
-    dropout_p: float = 0.0,
-    philox: Optional[Tensor] = None,
-    return_lse: bool = True,
-) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.fulgurite.attention(
-        _four_dims(query),
-        _four_dims(key),
-        _four_dims(value),
-        bias=_four_dims_broadcast(bias, query),
-        mask=_four_dims_broadcast(mask, query),
-        sink=sink,
-        alibi_slopes=alibi_slopes,
-        block_layout=block_layout,
-        block_size=block_size,
-        scale=scale,
-        causal=causal,
-        align=align,
-        window_left=window_left,
-        window_right=window_right,
-        sink_tokens=sink_tokens,
-        chunk_size=chunk_size,
-        softcap=softcap,
-        score=score,
-        score_scale=score_scale,
-        dropout_p=dropout_p,
-        philox=philox_for(dropout_p, philox, query),
-    )
-    if query.dim() == 3:
-        return out.squeeze(0), lse.squeeze(0)
-    if query.dim() == 5:
-        return out.unflatten(0, [query.size(0), query.size(1)]), lse.unflatten(
-            0, [query.size(0), query.size(1)]
-        )
-    return out, lse
 
 
 def _attention(
@@ -113,117 +49,14 @@ def _attention(
     dropout_p: float = 0.0,
     philox: Optional[Tensor] = None,
     return_lse: bool = False,
-) -> Tensor:
-    return _attention_with_lse(
-        query,
-        key,
-        value,
-        bias,
-        mask,
-        sink,
-        alibi_slopes,
-        block_layout,
-        block_size,
-        scale,
-        causal,
-        align,
-        window_left,
-        window_right,
-        sink_tokens,
-        chunk_size,
-        softcap,
-        score,
-        score_scale,
-        dropout_p,
-        philox,
-    )[0]
-
-
-@overload
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Optional[Tensor] = ...,
-    mask: Optional[Tensor] = ...,
-    sink: Optional[Tensor] = ...,
-    alibi_slopes: Optional[Tensor] = ...,
-    block_layout: Optional[Tensor] = ...,
-    block_size: int = ...,
-    scale: Optional[float] = ...,
-    causal: bool = ...,
-    align: str = ...,
-    window_left: int = ...,
-    window_right: int = ...,
-    sink_tokens: int = ...,
-    chunk_size: int = ...,
-    softcap: float = ...,
-    score: str = ...,
-    score_scale: float = ...,
-    dropout_p: float = ...,
-    philox: Optional[Tensor] = ...,
-    return_lse: Literal[False] = ...,
-) -> Tensor: ...
-
-
-@overload
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Optional[Tensor] = ...,
-    mask: Optional[Tensor] = ...,
-    sink: Optional[Tensor] = ...,
-    alibi_slopes: Optional[Tensor] = ...,
-    block_layout: Optional[Tensor] = ...,
-    block_size: int = ...,
-    scale: Optional[float] = ...,
-    causal: bool = ...,
-    align: str = ...,
-    window_left: int = ...,
-    window_right: int = ...,
-    sink_tokens: int = ...,
-    chunk_size: int = ...,
-    softcap: float = ...,
-    score: str = ...,
-    score_scale: float = ...,
-    dropout_p: float = ...,
-    philox: Optional[Tensor] = ...,
-    *,
-    return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
-
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Optional[Tensor] = None,
-    mask: Optional[Tensor] = None,
-    sink: Optional[Tensor] = None,
-    alibi_slopes: Optional[Tensor] = None,
-    block_layout: Optional[Tensor] = None,
-    block_size: int = 0,
-    scale: Optional[float] = None,
-    causal: bool = False,
-    align: str = "bottom_right",
-    window_left: int = -1,
-    window_right: int = -1,
-    sink_tokens: int = 0,
-    chunk_size: int = 0,
-    softcap: float = 0.0,
-    score: str = "softmax",
-    score_scale: float = 1.0,
-    dropout_p: float = 0.0,
-    philox: Optional[Tensor] = None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     r"""Fused scaled-dot-product attention; see docs/ops/attention.md.
 
     ``s_ij = scale·(q_i·k_j)`` over the pairs that are kept, ``p = exp(s − lse)``, ``out = Σ p v``.
 
     Args:
-        query: (B,Hq,N,D), float64, float32, bfloat16 or float16. Also (Hq,N,D), and (B1,B2,Hq,N,D).
+        query: (B,Hq,N,D), float64, float32, bfloat16 or float16. Also (Hq,N,D), and (B1,B2,Hq,N,D):
+            then key and value have as many dimensions, and bias and mask may.
         key: (B,Hkv,M,D) in query's dtype; Hq is a multiple of Hkv and query head h uses head
             h // (Hq / Hkv).
         value: (B,Hkv,M,Dv) in query's dtype.
@@ -236,7 +69,7 @@ def attention(
         bias: query's dtype or float32, broadcastable to (B,Hq,N,M), with a gradient at its own
             shape; −inf hides a pair.
         sink: (Hq), a learned extra logit in the denominator, with a gradient.
-        alibi_slopes: (Hq) or (B,Hq), float32: subtracts slope·|i' − j|.
+        alibi_slopes: (Hq), (B,Hq) or (B1,B2,Hq), float32: subtracts slope·|i' − j|.
         block_layout: bool or uint8, (1 or Hq, ⌈N/block_size⌉, ⌈M/block_size⌉): keeps whole blocks
             of pairs.
         block_size: of block_layout.
@@ -266,33 +99,34 @@ def attention(
         >>> out.shape, lse.shape
         (torch.Size([1, 8, 16, 64]), torch.Size([1, 8, 16]))
     """
-    run = _attention_with_lse if return_lse else _attention
-    return run(
-        query,
-        key,
-        value,
-        bias,
-        mask,
-        sink,
-        alibi_slopes,
-        block_layout,
-        block_size,
-        scale,
-        causal,
-        align,
-        window_left,
-        window_right,
-        sink_tokens,
-        chunk_size,
-        softcap,
-        score,
-        score_scale,
-        dropout_p,
-        philox,
+    check_batches(query, key, value)
+    out, lse = torch.ops.fulgurite.attention(
+        four_dims(query),
+        four_dims(key) if query.dim() != 4 else key,
+        four_dims(value) if query.dim() != 4 else value,
+        bias=four_dims_of_scores("bias", bias, query, key),
+        mask=four_dims_of_scores("mask", mask, query, key),
+        sink=sink,
+        alibi_slopes=four_dims_of_slopes(alibi_slopes, query),
+        block_layout=block_layout,
+        block_size=block_size,
+        scale=scale,
+        causal=causal,
+        align=align,
+        window_left=window_left,
+        window_right=window_right,
+        sink_tokens=sink_tokens,
+        chunk_size=chunk_size,
+        softcap=softcap,
+        score=score,
+        score_scale=score_scale,
+        dropout_p=dropout_p,
+        philox=philox_for(dropout_p, philox, query),
     )
+    return dims_as_given(out, query), dims_as_given(lse, query)
 
 
-dispatch_on_return_lse(attention, _attention_with_lse, _attention, 21)
+attention: "AttentionFunction" = with_optional_lse(_attention)
 
 
 def rope(

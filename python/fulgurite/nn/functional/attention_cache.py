@@ -5,17 +5,20 @@ rows of all sequences, Hq query heads, Hkv key/value heads, N queries, D query/k
 width.
 """
 
-from typing import Literal, Optional, overload
+from typing import TYPE_CHECKING, Optional
 
 import torch
 from torch import Tensor
 
-from fulgurite.nn.functional._scripting import dispatch_on_return_lse, philox_for
+from fulgurite.nn.functional._scripting import philox_for, with_optional_lse
+
+if TYPE_CHECKING:
+    from fulgurite.nn.functional._types import VarlenFunction
 
 __all__ = ["attention_decode", "attention_merge", "attention_varlen"]
 
 
-def _varlen_with_lse(
+def _attention_varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -32,132 +35,8 @@ def _varlen_with_lse(
     softcap: float = 0.0,
     dropout_p: float = 0.0,
     philox: Optional[Tensor] = None,
-    return_lse: bool = True,
+    return_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.fulgurite.attention_varlen(
-        query,
-        key,
-        value,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        sink=sink,
-        alibi_slopes=alibi_slopes,
-        scale=scale,
-        causal=causal,
-        align=align,
-        window_left=window_left,
-        window_right=window_right,
-        sink_tokens=sink_tokens,
-        softcap=softcap,
-        dropout_p=dropout_p,
-        philox=philox_for(dropout_p, philox, query),
-    )
-    return out, lse
-
-
-def _varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    sink: Optional[Tensor] = None,
-    alibi_slopes: Optional[Tensor] = None,
-    scale: Optional[float] = None,
-    causal: bool = False,
-    align: str = "bottom_right",
-    window_left: int = -1,
-    window_right: int = -1,
-    sink_tokens: int = 0,
-    softcap: float = 0.0,
-    dropout_p: float = 0.0,
-    philox: Optional[Tensor] = None,
-    return_lse: bool = False,
-) -> Tensor:
-    return _varlen_with_lse(
-        query,
-        key,
-        value,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        sink,
-        alibi_slopes,
-        scale,
-        causal,
-        align,
-        window_left,
-        window_right,
-        sink_tokens,
-        softcap,
-        dropout_p,
-        philox,
-    )[0]
-
-
-@overload
-def attention_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    sink: Optional[Tensor] = ...,
-    alibi_slopes: Optional[Tensor] = ...,
-    scale: Optional[float] = ...,
-    causal: bool = ...,
-    align: str = ...,
-    window_left: int = ...,
-    window_right: int = ...,
-    sink_tokens: int = ...,
-    softcap: float = ...,
-    dropout_p: float = ...,
-    philox: Optional[Tensor] = ...,
-    return_lse: Literal[False] = ...,
-) -> Tensor: ...
-
-
-@overload
-def attention_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    sink: Optional[Tensor] = ...,
-    alibi_slopes: Optional[Tensor] = ...,
-    scale: Optional[float] = ...,
-    causal: bool = ...,
-    align: str = ...,
-    window_left: int = ...,
-    window_right: int = ...,
-    sink_tokens: int = ...,
-    softcap: float = ...,
-    dropout_p: float = ...,
-    philox: Optional[Tensor] = ...,
-    *,
-    return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
-
-
-def attention_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    sink: Optional[Tensor] = None,
-    alibi_slopes: Optional[Tensor] = None,
-    scale: Optional[float] = None,
-    causal: bool = False,
-    align: str = "bottom_right",
-    window_left: int = -1,
-    window_right: int = -1,
-    sink_tokens: int = 0,
-    softcap: float = 0.0,
-    dropout_p: float = 0.0,
-    philox: Optional[Tensor] = None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
     r"""Attention inside each of several packed sequences; see docs/ops/attention_varlen.md.
 
     Sequence s has the queries ``cu_seqlens_q[s]:cu_seqlens_q[s+1]`` and the keys
@@ -190,28 +69,28 @@ def attention_varlen(
         >>> F.attention_varlen(x, x, x, starts, starts, causal=True).shape
         torch.Size([10, 4, 16])
     """
-    run = _varlen_with_lse if return_lse else _varlen
-    return run(
+    out, lse = torch.ops.fulgurite.attention_varlen(
         query,
         key,
         value,
         cu_seqlens_q,
         cu_seqlens_k,
-        sink,
-        alibi_slopes,
-        scale,
-        causal,
-        align,
-        window_left,
-        window_right,
-        sink_tokens,
-        softcap,
-        dropout_p,
-        philox,
+        sink=sink,
+        alibi_slopes=alibi_slopes,
+        scale=scale,
+        causal=causal,
+        align=align,
+        window_left=window_left,
+        window_right=window_right,
+        sink_tokens=sink_tokens,
+        softcap=softcap,
+        dropout_p=dropout_p,
+        philox=philox_for(dropout_p, philox, query),
     )
+    return out, lse
 
 
-dispatch_on_return_lse(attention_varlen, _varlen_with_lse, _varlen, 16)
+attention_varlen: "VarlenFunction" = with_optional_lse(_attention_varlen)
 
 
 def attention_decode(
