@@ -60,12 +60,11 @@ def test_operators_need_no_extension_module(run, package: Path, tmp_path: Path) 
     hidden = tmp_path / extension.name
     shutil.move(extension, hidden)
     try:
-        ran = run(USE + "assert fulgurite._C is None")
-        facts = run("import fulgurite; fulgurite.show_config()")
+        ran = run(USE + "assert fulgurite._C is None; print(fulgurite.show_config())")
     finally:
         shutil.move(hidden, extension)
     assert ran.returncode == 0, ran.stderr
-    assert "RuntimeError: fulgurite was built without its Python module _C" in facts.stderr
+    assert "instruction set:" in ran.stdout
 
 
 @pytest.mark.parametrize("version", ["2.12.1", "2.14.0", "3.13.0"])

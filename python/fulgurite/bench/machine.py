@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import fulgurite
+from fulgurite._config import runtime
 
 _PACKAGE = Path(fulgurite.__file__).parent
 
@@ -42,11 +43,10 @@ def as_wide_as_the_machine(isa: str) -> bool:
 
 def machine() -> dict[str, Any]:
     """What a ratio depends on."""
-    c = fulgurite._C
     return {
         "cpu": cpu(),
-        "isa": c.get_isa() if c else "unknown",
-        "isas": c.available_isas() if c else [],
+        "isa": runtime().get_isa(),
+        "isas": runtime().available_isas(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),

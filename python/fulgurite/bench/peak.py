@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-import fulgurite
+from fulgurite._config import runtime
 from fulgurite.bench.machine import as_wide_as_the_machine
 from fulgurite.testing.backend import kernels
 
@@ -52,9 +52,7 @@ def product_peak(dtype: torch.dtype) -> float:
     Raises:
         ValueError: a dtype other than float64, float32 and bfloat16.
     """
-    if fulgurite._C is None:
-        raise RuntimeError("fulgurite was built without its Python module _C: no peak is measured")
-    return float(fulgurite._C.measure_peak(name_of(dtype)))
+    return runtime().measure_peak(name_of(dtype))
 
 
 def _set_that_ran() -> str:
@@ -68,8 +66,6 @@ def peak(dtype: torch.dtype) -> float:
     A peak below what torch's own product reaches is none: it is measured again, and 0 where it
     stays so. A set narrower than the machine's vectors may be slower than torch.
     """
-    if fulgurite._C is None:
-        return 0.0
     for _ in range(TRIES):
         measured = product_peak(dtype)
         if not as_wide_as_the_machine(_set_that_ran()):

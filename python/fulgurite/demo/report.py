@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-import fulgurite
+from fulgurite._config import runtime
 from fulgurite.demo.arms import Step
 from fulgurite.demo.model import generate
 from fulgurite.demo.train import Run, Track, curve_bound, curve_distance, paired_ratio
@@ -131,12 +131,10 @@ def agreement(run: Run) -> list[dict[str, Any]]:
 
 
 def kernels() -> list[dict[str, Any]]:
-    """Kernels that ran in this process; none if the module that counts them is not built."""
-    if fulgurite._C is None:
-        return []
+    """Kernels that ran in this process."""
     return [
         {"name": row["name"], "variant": row["ran"], "calls": row["calls"]}
-        for row in fulgurite._C.kernel_table()
+        for row in runtime().kernel_table()
         if row["calls"] > 0
     ]
 

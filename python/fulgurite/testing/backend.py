@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fulgurite._config import _extension
+from fulgurite._config import runtime
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ def backends() -> list[Backend]:
         >>> str(backends()[0])
         'cpu-baseline'
     """
-    return [Backend(_CPU, name) for name in _extension().available_isas()]
+    return [Backend(_CPU, name) for name in runtime().available_isas()]
 
 
 def current() -> Backend:
     """The backend in use."""
-    return Backend(_CPU, _extension().get_isa())
+    return Backend(_CPU, runtime().get_isa())
 
 
 def select(name: str) -> None:
@@ -56,7 +56,7 @@ def select(name: str) -> None:
     Raises:
         ValueError: the machine lacks it.
     """
-    _extension().set_isa(name)
+    runtime().set_isa(name)
 
 
 @contextmanager
@@ -73,15 +73,15 @@ def using(name: str) -> Iterator[Backend]:
 @contextmanager
 def always_spread() -> Iterator[None]:
     """Inside, calls of any size run on every thread."""
-    before = _extension().inline_cost()
-    _extension().set_inline_cost(0)
+    before = runtime().inline_cost()
+    runtime().set_inline_cost(0)
     try:
         yield
     finally:
-        _extension().set_inline_cost(before)
+        runtime().set_inline_cost(before)
 
 
 def kernels() -> dict[str, dict[str, Any]]:
     """The table of kernels by name: the sets that each was compiled for (``variants``), the one
     that would run (``active``) and the one that ran last (``ran``), ``calls``, ``tasks``."""
-    return {row["name"]: row for row in _extension().kernel_table()}
+    return {row["name"]: row for row in runtime().kernel_table()}
