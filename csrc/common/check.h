@@ -46,9 +46,15 @@ inline void check_finite(const char* op, const char* name, double value) {
   FULGURITE_CHECK_VALUE(std::isfinite(value), "expected ", name, " finite, got ", value);
 }
 
+/// A nested tensor has no sizes to ask for.
+inline void check_not_nested(const char* op, const char* name, const at::Tensor& tensor) {
+  FULGURITE_CHECK(!tensor.is_nested(), "expected ", name, " dense, got a nested tensor");
+}
+
 /// Dense and on the device of the operator's first tensor.
 inline void check_place(const char* op, const char* name, const at::Tensor& tensor,
                         const at::Tensor& first) {
+  check_not_nested(op, name, tensor);
   FULGURITE_CHECK(tensor.layout() == at::kStrided, "expected ", name, " of layout strided, got ",
                   tensor.layout());
   FULGURITE_CHECK(tensor.device() == first.device(), "expected ", name, " on device ",
@@ -70,6 +76,7 @@ inline bool broadcasts(const c10::SymInt& size, const c10::SymInt& full) {
 
 inline void check_dim(const char* op, const char* name, const at::Tensor& tensor, int64_t dim,
                       const char* shape) {
+  check_not_nested(op, name, tensor);
   FULGURITE_CHECK(tensor.dim() == dim, "expected ", name, " of shape ", shape, ", got ",
                   tensor.sym_sizes());
 }

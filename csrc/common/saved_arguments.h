@@ -18,6 +18,13 @@ torch::autograd::variable_list apply(const Args& args) {
   return std::apply([&](const auto&... input) { return F::apply(input..., args); }, args.inputs());
 }
 
+/// The operator where nothing is to be recorded.
+template <class Args>
+typename Args::Result below_autograd(const Args& args) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call(args);
+}
+
 /// Numbers and strings into ctx, tensors to `tensors`, which the caller saves.
 template <Arguments Args>
 void save(torch::autograd::AutogradContext* ctx, const Args& args,
@@ -76,14 +83,21 @@ std::array<bool, kInputs<Args>> wanted_inputs(torch::autograd::AutogradContext* 
   return wanted;
 }
 
-/// Whether a call is worth an autograd function: an input wants a gradient, or has a tangent, for which the function raises.
+/// Whether a call is worth an autograd function: an input wants a gradient.
 template <class Args>
 bool is_recorded(const Args& args) {
-  const auto is_live = [](const OptionalTensor& t) {
-    return t && t->defined() && (t->requires_grad() || t->_fw_grad(/*level=*/0).defined());
-  };
+  const auto wants = [](const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); };
   return at::GradMode::is_enabled() &&
-         std::apply([&](const auto&... input) { return (is_live(input) || ...); }, args.inputs());
+         std::apply([&](const auto&... input) { return (wants(input) || ...); }, args.inputs());
+}
+
+/// Whether an input has a tangent (forward mode).
+template <class Args>
+bool has_tangent(const Args& args) {
+  const auto moves = [](const OptionalTensor& t) {
+    return t && t->defined() && t->_fw_grad(/*level=*/0).defined();
+  };
+  return std::apply([&](const auto&... input) { return (moves(input) || ...); }, args.inputs());
 }
 
 /// An operator's gradients as an autograd function returns them: undefined where nobody asked, and one more for the struct.

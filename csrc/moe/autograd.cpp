@@ -2,7 +2,7 @@
 // exception is permute, whose gradient is moe_combine. Those of the experts: autograd_experts.cpp.
 #include "common/mutation.h"
 #include "common/saved_arguments.h"
-#include "moe/args.h"
+#include "moe/forward_mode.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -47,8 +47,11 @@ struct RouteFunction : torch::autograd::Function<RouteFunction> {
 
 RouteResult route_autograd(const RouteArgs& args) {
   if (!is_recorded(args)) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return call(args);
+    const RouteResult result = below_autograd(args);
+    if (has_tangent(args))
+      std::get<0>(result)._set_fw_grad(route_tangent(args, std::get<1>(result)), /*level=*/0,
+                                       /*is_inplace_op=*/false);
+    return result;
   }
   const variable_list results = apply<RouteFunction>(args);
   return {results[0], results[1], results[2]};

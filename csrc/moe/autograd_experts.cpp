@@ -1,6 +1,6 @@
 // Gradients of the experts and of the grouped product. Differentiating twice raises.
 #include "common/saved_arguments.h"
-#include "moe/experts_args.h"
+#include "moe/forward_mode.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -38,8 +38,9 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
 
 Tensor experts_autograd(const ExpertsArgs& args) {
   if (!is_recorded(args)) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return call(args);
+    const Tensor y = below_autograd(args);
+    if (has_tangent(args)) y._set_fw_grad(experts_tangent(args), /*level=*/0, /*is_inplace_op=*/false);
+    return y;
   }
   return apply<ExpertsFunction>(args)[0];
 }
