@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
-from types import FrameType
 from typing import Any, overload
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _global_optimizer_pre_hooks
 
 from fulgurite.optim import _groups
+from fulgurite.optim._parts import refuse_shard, refuse_sharing_rank
 from fulgurite.optim._plan import Call, Mode, Numbers, Plan
 from fulgurite.optim._states import StateKind, check_saved, follow_parameter, take_parameter
 
@@ -125,7 +124,7 @@ class AdamW(Optimizer):
                 raise ValueError(
                     f"fulgurite.optim.AdamW: expected max_grad_norm >= 0, got {max_grad_norm}"
                 )
-            _refuse_a_part_of_the_model()
+            refuse_sharing_rank()
         self._kind = StateKind(master, state_dtype)
         self._copies = None if copies is None else list(copies)
         self._max_grad_norm = max_grad_norm
@@ -186,11 +185,8 @@ class AdamW(Optimizer):
                     "fulgurite.optim.AdamW: master='split' is not supported with float16"
                     " parameters; use master='fp32'"
                 )
-            if self._max_grad_norm is not None and getattr(param, "_fsdp_flattened", False):
-                raise NotImplementedError(
-                    "fulgurite.optim.AdamW: max_grad_norm is not supported with FSDP's shards,"
-                    " whose norm is that of a part; call the module's clip_grad_norm_ instead"
-                )
+            if self._max_grad_norm is not None:
+                refuse_shard(param)
         if self._kind.dtype != "8bit":
             return
         for name, given in (
@@ -494,20 +490,3 @@ class AdamW(Optimizer):
         self._forget()
         for group, own in zip(self.param_groups, before or self.param_groups, strict=True):
             _groups.fill(group, own, self.defaults)
-
-
-def _refuse_a_part_of_the_model() -> None:
-    """ZeroRedundancyOptimizer makes an optimizer of each rank's share of the parameters."""
-    if "torch.distributed.optim.zero_redundancy_optimizer" not in sys.modules:
-        return
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), ZeroRedundancyOptimizer):
-            raise NotImplementedError(
-                "fulgurite.optim.AdamW: max_grad_norm is not supported in ZeroRedundancyOptimizer:"
-                " each rank would clip by the norm of its own share; call"
-                " torch.nn.utils.clip_grad_norm_ before the step"
-            )
-        frame = frame.f_back

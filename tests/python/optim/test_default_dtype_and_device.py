@@ -91,6 +91,26 @@ def test_training_is_the_same(elsewhere: Any, options: dict[str, Any], scaler_ki
 
 
 @pytest.mark.parametrize("elsewhere", ELSEWHERE)
+@pytest.mark.parametrize(("saved", "loaded"), [("8bit", None), (None, "8bit")])
+def test_checkpoints_of_other_states(elsewhere: Any, saved: Any, loaded: Any) -> None:
+    def moments() -> list[Tensor]:
+        p = nn.Parameter(torch.linspace(-1, 1, 5000, dtype=torch.float32, device="cpu"))
+        one, other = AdamW([p], state_dtype=saved), AdamW([p], state_dtype=loaded)
+        p.grad = torch.sin(p.detach() * 9)
+        one.step()
+        other.load_state_dict(copy.deepcopy(one.state_dict()))
+        other.step()
+        return list(other.state[p].values())
+
+    expected = moments()
+    with elsewhere():
+        found = moments()
+    for a, b in zip(expected, found, strict=True):
+        assert (a.dtype, a.device) == (b.dtype, b.device)
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("elsewhere", ELSEWHERE)
 def test_a_scaler_alone(elsewhere: Any) -> None:
     with elsewhere():
         scaler = LossScaler("cpu", init_scale=8.0, hysteresis=2)
