@@ -19,13 +19,13 @@ __all__ = ["LossScaler"]
 class LossScaler(GradScaler):
     r"""GradScaler with hysteresis, a floor, a ceiling and a record; see docs/ops/amp.md.
 
-    ``scale``, ``unscale_``, ``step``, ``update`` and the rest are GradScaler's; state dicts go both
-    ways. Works with fulgurite's and torch's optimizers.
-
     **After** ``step(optimizer)`` **with fulgurite's AdamW the gradients are still multiplied by the
     scale**: the step unscales on the way, which saves a pass over them. (torch's fused optimizers
     do the same.) To read or clip gradients by hand call ``unscale_(optimizer)`` before, or make the
     optimizer with ``fused_unscale=False``.
+
+    ``scale``, ``unscale_``, ``step``, ``update`` and the rest are GradScaler's; state dicts go both
+    ways. Works with fulgurite's and torch's optimizers.
 
     Args:
         device: where the scale lives, "cpu" or "cuda".

@@ -25,6 +25,9 @@ _OPTIONS = ("_kind", "_copies", "_max_grad_norm", "_step_supports_amp_scaling")
 class AdamW(Optimizer):
     r"""AdamW that clips, unscales and keeps masters in one pass; see docs/ops/optim.md.
 
+    **Under a gradient scaler the gradients stay multiplied by the scale, also after the step**; see
+    ``fused_unscale``.
+
     All groups are updated by one call of ``torch.ops.fulgurite.adamw_`` (one for each combination
     of ``decoupled``, ``amsgrad`` and ``maximize`` that occurs), in float32 (float64 for float64
     parameters).
@@ -58,9 +61,9 @@ class AdamW(Optimizer):
         stochastic_rounding: round 16-bit parameters without a master up or down at random, so that
             what is lost averages to nothing. The seed comes from torch's default generator, once.
         fused_unscale: True: under a gradient scaler the step itself unscales, and skips where
-            gradients overflowed; **the gradients stay multiplied by the scale, also after the
-            step**, which saves a pass over them. False: the scaler does both and the gradients are
-            unscaled, for code that reads or clips them and frameworks that watch for skipped steps.
+            gradients overflowed, without a pass that writes the gradients. False: the scaler does
+            both and the gradients are unscaled, for code that reads or clips them and frameworks
+            that watch for skipped steps.
 
     Attributes:
         total_norm: norm of all gradients of the last step, unscaled, before clipping, a float64
@@ -257,9 +260,10 @@ class AdamW(Optimizer):
                 if norm_sq is None:
                     _, norm_sq, _ = plan.grad_stats(inv_scale)
                 multiplier = self._clip(norm_sq, inv_scale)
-            plan.step(self._numbers(multiplier, found_inf))
-        finally:
+            plan.step(self._numbers(multiplier, found_inf))  # lets go of the gradients
+        except BaseException:
             plan.drop_gradients()
+            raise
 
     def _step_by_calls(self, inv_scale: Tensor | None, found_inf: Tensor | None) -> None:
         calls = self._gather()
@@ -368,9 +372,10 @@ class AdamW(Optimizer):
 
     def _forget_gradients(self) -> None:
         """The step that was to follow is over, or never came."""
-        self._norm_sq = None
-        if self._plan is not None:
-            self._plan.drop_gradients()
+        if self._norm_sq is not None:
+            self._norm_sq = None
+            if self._plan is not None:
+                self._plan.drop_gradients()
 
     # ---- lists ----
 
