@@ -8,95 +8,17 @@ namespace {
 /// Elements that share a scale of 8-bit states.
 constexpr int64_t kScaleBlock = 256;
 
-void check_moment_types(const char* op, const AdamwArgs& a, size_t i) {
-  const at::ScalarType param = a.params[i].scalar_type();
-  const auto check = [&](const char* name, TensorList list) {
-    check_entry_type(op, serves_moment(param, list[i].scalar_type()), name, list, i,
-                     param == at::kDouble ? "float64 (as params)" : "float32 or bfloat16");
-  };
-  if (i < a.exp_avgs.size()) check("exp_avgs", a.exp_avgs);
-  if (i < a.exp_avg_sqs.size()) check("exp_avg_sqs", a.exp_avg_sqs);
-  if (has(a.max_exp_avg_sqs, i)) check("max_exp_avg_sqs", a.max_exp_avg_sqs);
+struct Scales {
+  const char* name;
+  TensorList list;
+};
+
+std::array<Scales, 2> scale_lists(const Adamw8bitArgs& a) {
+  return {{{"exp_avg_scales", a.exp_avg_scales}, {"exp_avg_sq_scales", a.exp_avg_sq_scales}}};
 }
 
-void check_extra_types(const char* op, const AdamwArgs& a, size_t i) {
-  const at::ScalarType param = a.params[i].scalar_type();
-  const bool wide = param == at::kDouble;
-  if (has(a.copies, i))
-    check_entry_type(op, serves_copy(param, a.copies[i].scalar_type()), "copies", a.copies, i,
-                     wide ? "float32 (with float64 params)" : "float32, bfloat16 or float16");
-  if (has(a.emas, i))
-    check_entry_type(op, serves_ema(param, a.emas[i].scalar_type()), "emas", a.emas, i,
-                     wide ? "float64 (as params)" : "float32");
-}
-
-}  // namespace
-
-void check_adamw(const AdamwArgs& a) {
-  constexpr const char* op = "adamw_";
-  for (size_t i = 0; i < a.params.size(); ++i) {
-    check_step_entry_types(op, a, i);
-    check_moment_types(op, a, i);
-    check_extra_types(op, a, i);
-  }
-  check_step_scalar_types(op, a);
-
-  const size_t n = a.params.size();
-  check_step_lengths(op, a);
-  check_length(op, "exp_avgs", a.exp_avgs.size(), n, false);
-  check_length(op, "exp_avg_sqs", a.exp_avg_sqs.size(), n, false);
-  check_length(op, "max_exp_avg_sqs", a.max_exp_avg_sqs.size(), n, !a.amsgrad);
-  check_length(op, "copies", a.copies.size(), n, true);
-  check_length(op, "emas", a.emas.size(), n, true);
-  check_step_shapes(op, a);
-  check_list_shapes(op, "exp_avgs", a.exp_avgs, a, false);
-  check_list_shapes(op, "exp_avg_sqs", a.exp_avg_sqs, a, false);
-  check_list_shapes(op, "max_exp_avg_sqs", a.max_exp_avg_sqs, a, !a.amsgrad);
-  check_list_shapes(op, "copies", a.copies, a, true);
-  check_list_shapes(op, "emas", a.emas, a, true);
-  check_step_values(op, a);
-}
-
-void check_adamw_contents(const AdamwArgs& a) {
-  constexpr const char* op = "adamw_";
-  check_step_contents(op, a);
-  check_overlap(op, "exp_avgs", a.exp_avgs);
-  check_overlap(op, "exp_avg_sqs", a.exp_avg_sqs);
-  check_overlap(op, "max_exp_avg_sqs", a.max_exp_avg_sqs);
-  check_overlap(op, "copies", a.copies);
-  check_overlap(op, "emas", a.emas);
-  if (a.zero_grads) check_overlap(op, "grads", a.grads);
-}
-
-void check_adamw_8bit(const Adamw8bitArgs& a) {
-  constexpr const char* op = "adamw_8bit_";
-  struct States {
-    const char* name;
-    TensorList list;
-  };
-  const States codes[] = {{"exp_avg_codes", a.exp_avg_codes},
-                          {"exp_avg_sq_codes", a.exp_avg_sq_codes}};
-  const States scales[] = {{"exp_avg_scales", a.exp_avg_scales},
-                           {"exp_avg_sq_scales", a.exp_avg_sq_scales}};
-  for (size_t i = 0; i < a.params.size(); ++i) {
-    check_step_entry_types(op, a, i);
-    for (const auto& [name, list] : codes)
-      if (i < list.size())
-        check_entry_type(op, list[i].scalar_type() == at::kByte, name, list, i, "uint8");
-    for (const auto& [name, list] : scales)
-      if (i < list.size())
-        check_entry_type(op, list[i].scalar_type() == at::kFloat, name, list, i, "float32");
-  }
-  check_step_scalar_types(op, a);
-
-  check_step_lengths(op, a);
-  for (const auto& [name, list] : codes)
-    check_length(op, name, list.size(), a.params.size(), false);
-  for (const auto& [name, list] : scales)
-    check_length(op, name, list.size(), a.params.size(), false);
-  check_step_shapes(op, a);
-  for (const auto& [name, list] : codes) check_list_shapes(op, name, list, a, false);
-  for (const auto& [name, list] : scales)
+void check_scale_shapes(const char* op, const Adamw8bitArgs& a) {
+  for (const auto& [name, list] : scale_lists(a))
     for (size_t i = 0; i < list.size(); ++i) {
       check_entry_place(op, name, list[i], i, a.hyper);
       const c10::SymInt blocks = (a.params[i].sym_numel() + (kScaleBlock - 1)) / kScaleBlock;
@@ -104,16 +26,55 @@ void check_adamw_8bit(const Adamw8bitArgs& a) {
                       i, "] of shape [", blocks, "] (one scale per 256 elements), got ",
                       list[i].sym_sizes());
     }
-  check_step_values(op, a);
+}
+
+}  // namespace
+
+void check_adamw(const AdamwArgs& a) {
+  constexpr const char* op = "adamw_";
+  const auto lists = operand_lists(a);
+  for (size_t i = 0; i < a.params.size(); ++i) check_entry_types(op, a, lists, i);
+  check_single_types(op, a);
+  check_lengths(op, a, lists);
+  check_shapes(op, a, lists);
+  check_values(op, a);
+}
+
+void check_adamw_contents(const AdamwArgs& a) {
+  constexpr const char* op = "adamw_";
+  check_contents(op, a, operand_lists(a));
+  if (a.zero_grads) check_overlap(op, "grads", a.grads);
+}
+
+void check_adamw_single(const AdamwArgs& a) {
+  constexpr const char* op = "adamw_";
+  check_single_types(op, a);
+  check_single_shapes(op, a);
+  check_hyper_contents(op, a.hyper);
+}
+
+void check_adamw_8bit(const Adamw8bitArgs& a) {
+  constexpr const char* op = "adamw_8bit_";
+  const auto lists = operand_lists(a);
+  for (size_t i = 0; i < a.params.size(); ++i) {
+    check_entry_types(op, a, lists, i);
+    for (const auto& [name, list] : scale_lists(a))
+      if (i < list.size())
+        check_entry_type(op, list[i].scalar_type() == at::kFloat, name, list, i, "float32");
+  }
+  check_single_types(op, a);
+  check_lengths(op, a, lists);
+  for (const auto& [name, list] : scale_lists(a))
+    check_length(op, name, list.size(), a.params.size(), false);
+  check_shapes(op, a, lists);
+  check_scale_shapes(op, a);
+  check_values(op, a);
 }
 
 void check_adamw_8bit_contents(const Adamw8bitArgs& a) {
   constexpr const char* op = "adamw_8bit_";
-  check_step_contents(op, a);
-  check_overlap(op, "exp_avg_codes", a.exp_avg_codes);
-  check_overlap(op, "exp_avg_sq_codes", a.exp_avg_sq_codes);
-  check_overlap(op, "exp_avg_scales", a.exp_avg_scales);
-  check_overlap(op, "exp_avg_sq_scales", a.exp_avg_sq_scales);
+  check_contents(op, a, operand_lists(a));
+  for (const auto& [name, list] : scale_lists(a)) check_overlap(op, name, list);
 }
 
 void check_split_master(const Tensor& master) {

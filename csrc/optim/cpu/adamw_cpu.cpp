@@ -1,7 +1,6 @@
 // AdamW on the CPU, torch side: all tensors in one parallel region.
 #include "cpu/tasks.h"
 #include "optim/check.h"
-#include "optim/check_step.h"
 #include "optim/cpu/call.h"
 
 #include <ATen/ops/empty.h>
@@ -16,39 +15,19 @@ FULGURITE_KERNEL(optim_split_master, join_master, SplitTaskFn);
 
 namespace {
 
-/// The lists that only adamw_ has are as long as params, or empty where they may be.
-bool lengths_fit(const AdamwArgs& a) {
-  const size_t n = a.params.size();
-  const auto fits = [n](TensorList list, bool optional) {
-    return list.size() == n || (optional && list.empty());
-  };
-  return fits(a.exp_avgs, false) && fits(a.exp_avg_sqs, false) &&
-         fits(a.max_exp_avg_sqs, !a.amsgrad) && fits(a.copies, true) && fits(a.emas, true);
-}
-
 constexpr int64_t kPositionsPerTask = 16384;
 static_assert(kPositionsPerTask % kBlock == 0, "a task begins at the edge of a block");
 
 void adamw_cpu(const AdamwArgs& a) {
-  AdamwCall call(a, kWalkGrain);
-  const auto own = [&](size_t i) {
-    AdamwCall::Own o{{}, true};
-    const at::ScalarType param = a.params[i].scalar_type();
-    const auto take = [&](int k, const Tensor* operand, auto serves) {
-      o.operands[k] = operand;
-      o.served = o.served && (!operand || serves(param, operand->scalar_type()));
-    };
-    take(kExpAvg, &a.exp_avgs[i], serves_moment);
-    take(kExpAvgSq, &a.exp_avg_sqs[i], serves_moment);
-    take(kMaxExpAvgSq, a.amsgrad ? &a.max_exp_avg_sqs[i] : nullptr, serves_moment);
-    take(kCopy, entry_or_null(a.copies, i), serves_copy);
-    take(kEma, entry_or_null(a.emas, i), serves_ema);
-    return o;
-  };
-  if (!lengths_fit(a) || !call.add_plain(own)) {
+  const auto lists = operand_lists(a);
+  AdamwCall call(a, lists, kWalkGrain);
+  if (call.add_plain()) {
+    check_adamw_single(a);
+    call.number_plain();
+  } else {
     check_adamw(a);
     check_adamw_contents(a);
-    call.add_checked(own);
+    call.add_checked();
   }
   if (is_skipped(a)) return;
   if (a.zero_grads)
@@ -69,7 +48,8 @@ void adamw_8bit_cpu(const Adamw8bitArgs& a) {
   check_adamw_8bit(a);
   check_adamw_8bit_contents(a);
   if (is_skipped(a)) return;
-  AdamwCall call(a, kBlock);
+  const auto lists = operand_lists(a);
+  AdamwCall call(a, lists, kBlock);
   std::vector<BlockScales> scales;
   scales.reserve(a.params.size());
   for (size_t i = 0; i < a.params.size(); ++i) {
@@ -77,12 +57,7 @@ void adamw_8bit_cpu(const Adamw8bitArgs& a) {
     scales.push_back(
         {m.mutable_data_ptr<float>(), v.mutable_data_ptr<float>(), m.stride(0), v.stride(0)});
   }
-  call.add_checked([&](size_t i) {
-    AdamwCall::Own o{{}, true};
-    o.operands[kExpAvg] = &a.exp_avg_codes[i];
-    o.operands[kExpAvgSq] = &a.exp_avg_sq_codes[i];
-    return o;
-  });
+  call.add_checked();
   const Adamw8bitParams p{call.params(false), scales.data(), &signed_map, &unsigned_map};
   const auto update = adamw_8bit_update_kernel.get(call.dtype());
   run_tasks(adamw_8bit_update_kernel,

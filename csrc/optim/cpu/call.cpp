@@ -2,40 +2,17 @@
 
 #include <ATen/ops/empty.h>
 
-#include <cmath>
+#include <atomic>
 
 #include "common/dtype.h"
-#include "optim/check_step.h"
 
 namespace fulgurite {
 namespace {
 
-/// x^n by squaring: the same bits everywhere, which the C library's pow does not promise.
-double power(double x, int64_t n) {
-  double result = 1;
-  for (; n > 0; n >>= 1, x *= x)
-    if (n & 1) result *= x;
-  return result;
-}
-
-AdamwScalars step_scalars(const StepArgs& a, int64_t group, float step, double multiplier) {
-  const double* const row = a.hyper.const_data_ptr<double>() + group * a.hyper.stride(0);
-  const auto value = [&](int k) { return row[k * a.hyper.stride(1)]; };
-  const double lr = value(0), beta1 = value(1), beta2 = value(2), weight_decay = value(4);
-  const int64_t t = static_cast<int64_t>(step);
-  AdamwScalars s;
-  s.grad_factor = a.maximize ? -multiplier : multiplier;
-  s.decay = a.decoupled ? 1 - lr * weight_decay : 1;
-  s.weight_decay = a.decoupled ? 0 : weight_decay;
-  s.from_exp_avg = 1 - beta1 < 0.5;
-  s.exp_avg_weight = s.from_exp_avg ? 1 - beta1 : -beta1;
-  s.exp_avg_sq_weight = 1 - beta2;
-  s.beta2 = beta2;
-  s.step_size = lr / (1 - power(beta1, t));
-  s.correction = std::sqrt(1 - power(beta2, t));
-  s.eps = value(3);
-  s.ema_weight = 1 - value(5);
-  return s;
+AdamwHyper hyper_row(const Tensor& hyper, int64_t group) {
+  const double* const row = hyper.const_data_ptr<double>() + group * hyper.stride(0);
+  const auto value = [&](int k) { return row[k * hyper.stride(1)]; };
+  return {value(0), value(1), value(2), value(3), value(4), value(5)};
 }
 
 RoundingSeed rounding_seed(const Tensor& seed) {
@@ -60,14 +37,6 @@ void set_operand(AdamwTensor& tensor, int k, const Tensor* operand) {
 
 bool is_cpu_strided(const Tensor& tensor) {
   return tensor.device().is_cpu() && tensor.layout() == at::kStrided;
-}
-
-bool betas_below_1(const Tensor& hyper) {
-  const double* const row = hyper.const_data_ptr<double>();
-  for (int64_t group = 0; group < hyper.size(0); ++group)
-    for (const int k : {1, 2})
-      if (!(row[6 * group + k] >= 0 && row[6 * group + k] < 1)) return false;
-  return true;
 }
 
 /// No two parameters begin at the same address.
@@ -96,6 +65,12 @@ bool is_skipped(const StepArgs& a) {
   return a.found_inf && *a.found_inf->const_data_ptr<float>() > 0;
 }
 
+AdamwCall::AdamwCall(const StepArgs& a, c10::ArrayRef<OperandList> lists, int64_t grain)
+    : a_(a), lists_(lists), list_(WalkOrder::kMemory, grain) {
+  for (const OperandList& list : lists)
+    if (!list.list.empty()) given_.push_back(list);
+}
+
 void AdamwCall::reset() {
   const size_t n = a_.params.size();
   list_.reserve(n);
@@ -104,68 +79,76 @@ void AdamwCall::reset() {
   steps_.resize(n);
 }
 
-/// Lists are long enough, and what is there once is as it should be.
-bool AdamwCall::plain_scalars() const {
+bool AdamwCall::lengths_hold() const {
   const size_t n = a_.params.size();
-  const auto is_plain = [](const OptionalTensor& t, at::ScalarType dtype, int64_t numel) {
-    return !t || (t->scalar_type() == dtype && t->is_contiguous() && t->numel() == numel &&
-                  t->device().is_cpu());
-  };
-  const bool keys = !a_.keys || (a_.seed && a_.keys->size() == n);
-  return a_.grads.size() == n && a_.steps.size() == n && a_.groups.size() == n &&
-         (a_.masters.empty() || a_.masters.size() == n) && keys &&
-         a_.hyper.scalar_type() == at::kDouble && a_.hyper.dim() == 2 && a_.hyper.size(1) == 6 &&
-         a_.hyper.is_contiguous() && is_plain(a_.grad_multiplier, at::kFloat, 1) &&
-         is_plain(a_.found_inf, at::kFloat, 1) && is_plain(a_.seed, at::kLong, 2) &&
-         (!a_.seed || a_.seed->dim() == 1) && betas_below_1(a_.hyper);
+  for (const OperandList& list : lists_)
+    if (!list.is_length(n)) return false;
+  return a_.steps.size() == n && a_.groups.size() == n &&
+         (!a_.keys || (a_.seed && a_.keys->size() == n));
 }
 
-void AdamwCall::complete(size_t i, Operands& operands) const {
+AdamwCall::Operands AdamwCall::operands(size_t i) const {
+  Operands operands{};
   operands[kParam] = &a_.params[i];
-  operands[kGrad] = &a_.grads[i];
-  operands[kMaster] = entry_or_null(a_.masters, i);
+  for (const OperandList& list : given_)
+    if (list.used) operands[list.operand] = list.entry(i);
+  return operands;
 }
 
-bool AdamwCall::fill_plain(size_t i, const Own& own) {
-  Operands operands = own.operands;
-  complete(i, operands);
+bool AdamwCall::describe_plain(size_t i, int64_t groups) {
   const Tensor &param = a_.params[i], &step = a_.steps[i];
   const at::ScalarType dtype = param.scalar_type();
-  const Tensor* const master = operands[kMaster];
-  if (!own.served || !is_served_float(dtype) || !serves_grad(dtype, a_.grads[i].scalar_type()) ||
-      (master && !serves_master(dtype, master->scalar_type())) || !is_cpu_strided(param))
-    return false;
+  if (!is_served_float(dtype) || !is_cpu_strided(param)) return false;
   const bool contiguous = param.is_contiguous();
   if (!contiguous && (a_.seed || !param.is_non_overlapping_and_dense())) return false;
   const auto lies_alike = [&](const Tensor& operand) {
     return is_cpu_strided(operand) && operand.sizes() == param.sizes() &&
            (contiguous ? operand.is_contiguous() : operand.strides() == param.strides());
   };
-  for (int k = kGrad; k < kAdamwOperands; ++k)
-    if (operands[k] && !lies_alike(*operands[k])) return false;
+  Operands own{};
+  own[kParam] = &param;
+  for (const OperandList& list : given_)
+    if (const Tensor* const entry = list.entry(i)) {
+      if (!list.serves(dtype, entry->scalar_type()) || !lies_alike(*entry)) return false;
+      if (list.used) own[list.operand] = entry;
+    }
   if (step.scalar_type() != at::kFloat || step.numel() != 1 || !is_cpu_strided(step) ||
-      a_.groups[i] < 0 || a_.groups[i] >= a_.hyper.size(0) ||
-      (a_.keys && !((*a_.keys)[i] >= 0 && (*a_.keys)[i] < int64_t{1} << 32)))
+      !is_group(a_.groups[i], groups) || (a_.keys && !is_key((*a_.keys)[i])))
     return false;
-  describe(i, operands);
+  describe(i, own);
   return is_count(*steps_[i]);
 }
 
-bool AdamwCall::finish_plain() {
+bool AdamwCall::add_plain() {
+  if (!lengths_hold() || a_.hyper.dim() != 2 || !a_.hyper.device().is_cpu()) return false;
+  reset();
+  const int64_t groups = a_.hyper.size(0);
+  std::atomic<bool> plain{true};
+  at::parallel_for(0, static_cast<int64_t>(a_.params.size()), kPerTask,
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i)
+                       if (!describe_plain(static_cast<size_t>(i), groups))
+                         return plain.store(false, std::memory_order_relaxed);
+                   });
+  return plain && all_different(tensors_);
+}
+
+void AdamwCall::number_plain() {
   for (size_t i = 0; i < tensors_.size(); ++i) {
     tensors_[i].scalars = scalars_of(i, *steps_[i] + 1);
     list_.add_dense(numels_[i]);
   }
-  return all_different(tensors_);
 }
 
-void AdamwCall::add(size_t i, const Own& own) {
-  Operands operands = own.operands;
-  complete(i, operands);
-  describe(i, operands);
-  if (tensors_[i].stochastic) operands[kIndex] = row_major(a_.params[i]);
-  tensors_[i].scalars = scalars_of(i, *steps_[i] + 1);
-  list_.add(operands);
+void AdamwCall::add_checked() {
+  reset();
+  for (size_t i = 0; i < a_.params.size(); ++i) {
+    Operands own = operands(i);
+    describe(i, own);
+    if (tensors_[i].stochastic) own[kIndex] = row_major(a_.params[i]);
+    tensors_[i].scalars = scalars_of(i, *steps_[i] + 1);
+    list_.add(own);
+  }
 }
 
 /// All of the descriptor but the place of its scalars.
@@ -185,7 +168,8 @@ int32_t AdamwCall::scalars_of(size_t i, float step) {
   if (i == 0 || a_.groups[i] != a_.groups[i - 1] || step != *steps_[i - 1] + 1) {
     const double multiplier =
         a_.grad_multiplier ? *a_.grad_multiplier->const_data_ptr<float>() : 1.0;
-    scalars_.push_back(step_scalars(a_, a_.groups[i], step, multiplier));
+    scalars_.push_back(step_scalars(hyper_row(a_.hyper, a_.groups[i]), static_cast<int64_t>(step),
+                                    multiplier, a_.decoupled, a_.maximize));
   }
   return static_cast<int32_t>(scalars_.size() - 1);
 }

@@ -3,20 +3,14 @@
 
 #include <ATen/Parallel.h>
 
-#include <atomic>
 #include <deque>
 #include <vector>
 
 #include "cpu/walk.h"
-#include "optim/args.h"
 #include "optim/cpu/kernels/params.h"
+#include "optim/valid.h"
 
 namespace fulgurite {
-
-/// Entry i of an optional list; null if the list or the entry is empty.
-inline const Tensor* entry_or_null(TensorList list, size_t i) {
-  return list.empty() || list[i].numel() == 0 ? nullptr : &list[i];
-}
 
 /// found_inf says that nothing may change.
 bool is_skipped(const StepArgs& a);
@@ -26,22 +20,17 @@ class AdamwCall {
  public:
   using Operands = WalkList<kAdamwOperands>::Operands;
 
-  /// Tensors begin at multiples of `grain` in the space of positions.
-  AdamwCall(const StepArgs& a, int64_t grain) : a_(a), list_(WalkOrder::kMemory, grain) {}
+  /// Tensors begin at multiples of `grain` in the space of positions. The lists outlive the call.
+  AdamwCall(const StepArgs& a, c10::ArrayRef<OperandList> lists, int64_t grain);
 
-  /// All tensors in one pass, on all threads, where each is as nearly every one is: dense in one
-  /// order with its operands, of dtypes that are served, on the CPU. Else false: then the checks
-  /// must say what is wrong, if anything is. own(i) are the operands that StepArgs does not name,
-  /// and whether they are served.
-  template <class Own>
-  bool add_plain(const Own& own);
-
+  /// Describes all tensors in one pass, on all threads, where each is as nearly every one is: dense
+  /// in one order with its operands, of dtypes that are served, on the CPU, and none there twice.
+  /// Else false: then the checks must say what is wrong, if anything is.
+  bool add_plain();
+  /// Numbers for tensors that add_plain has described, once hyper has been checked.
+  void number_plain();
   /// Tensors that have passed the checks, in any layout.
-  template <class Own>
-  void add_checked(const Own& own) {
-    reset();
-    for (size_t i = 0; i < a_.params.size(); ++i) add(i, own(i));
-  }
+  void add_checked();
 
   AdamwParams params(bool zero_grads) const;
   /// What the kernel's instruction set is chosen by: bfloat16 where some operand is.
@@ -53,26 +42,21 @@ class AdamwCall {
     for (float* step : steps_) ++*step;
   }
 
-  struct Own {
-    Operands operands;
-    bool served;
-  };
-
  private:
   /// Makes room for all tensors.
   void reset();
-  bool plain_scalars() const;
-  bool fill_plain(size_t i, const Own& own);
-  bool finish_plain();
-  void add(size_t i, const Own& own);
+  bool lengths_hold() const;
+  bool describe_plain(size_t i, int64_t groups);
+  Operands operands(size_t i) const;
   void describe(size_t i, const Operands& operands);
-  void complete(size_t i, Operands& operands) const;
   const Tensor* row_major(const Tensor& param);
   int32_t scalars_of(size_t i, float step);
 
   static constexpr int64_t kPerTask = 256;
 
   const StepArgs& a_;
+  c10::ArrayRef<OperandList> lists_;
+  std::vector<OperandList> given_;  // those that are not empty
   WalkList<kAdamwOperands> list_;
   std::vector<AdamwTensor> tensors_;
   std::vector<int64_t> numels_;
@@ -80,19 +64,5 @@ class AdamwCall {
   std::vector<AdamwScalars> scalars_;
   std::deque<Tensor> row_major_;
 };
-
-template <class OwnOf>
-bool AdamwCall::add_plain(const OwnOf& own) {
-  if (!plain_scalars()) return false;
-  reset();
-  std::atomic<bool> plain{true};
-  at::parallel_for(0, static_cast<int64_t>(a_.params.size()), kPerTask,
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t i = begin; i < end; ++i)
-                       if (!fill_plain(static_cast<size_t>(i), own(static_cast<size_t>(i))))
-                         return plain.store(false, std::memory_order_relaxed);
-                   });
-  return plain && finish_plain();
-}
 
 }  // namespace fulgurite

@@ -19,6 +19,11 @@ __all__ = ["LossScaler"]
 class LossScaler(GradScaler):
     r"""GradScaler with hysteresis, a floor, a ceiling and a record; see docs/ops/amp.md.
 
+    **After** ``step(optimizer)`` **with fulgurite's AdamW the gradients are still multiplied by the
+    scale**: the step unscales on the way, which saves a pass over them. (torch's fused optimizers
+    do the same.) To read or clip gradients by hand call ``unscale_(optimizer)`` before, or make the
+    optimizer with ``fused_unscale=False``.
+
     ``scale``, ``unscale_``, ``step``, ``update`` and the rest are GradScaler's; state dicts go both
     ways. Works with fulgurite's and torch's optimizers.
 
@@ -106,7 +111,8 @@ class LossScaler(GradScaler):
         self._norm_sq: Tensor | None = None
         self._first_bad: Tensor | None = None
         self._model = model
-        self._examined: list[Tensor] = []  # the last optimizer's parameters that had a gradient
+        self._examined: list[int] = []  # ids of the last optimizer's parameters with a gradient
+        self._stepping = False
         self._found: dict[int, list[Tensor]] = {}  # of the last update, by optimizer
 
     # ---- what happened ----
@@ -143,7 +149,7 @@ class LossScaler(GradScaler):
         if self._model is None or index < 0:
             return None
         bad = self._examined[index]
-        names = (name for name, param in self._model.named_parameters() if param is bad)
+        names = (name for name, param in self._model.named_parameters() if id(param) == bad)
         return next(names, None)
 
     def was_skipped(self, optimizer: Optimizer) -> bool:
@@ -171,7 +177,6 @@ class LossScaler(GradScaler):
     def _gradients(self, optimizer: Optimizer, allow_fp16: bool) -> list[Tensor]:
         """The gradients of an optimizer in order, of sparse ones the values."""
         grads = []
-        self._examined = []
         for group in optimizer.param_groups:
             for param in group["params"]:
                 grad = param.grad
@@ -184,9 +189,17 @@ class LossScaler(GradScaler):
                     param.grad = grad = grad.coalesce()
                     grad = grad._values()
                 grads.append(grad)
-                if self._model is not None:
-                    self._examined.append(param)
         return grads
+
+    def _remember_parameters(self, optimizer: Optimizer) -> None:
+        """Whose gradients are looked at: what ``first_bad`` counts."""
+        if self._model is not None:
+            self._examined = [
+                id(param)
+                for group in optimizer.param_groups
+                for param in group["params"]
+                if param.grad is not None
+            ]
 
     def _examine(self, grads: list[Tensor], inv_scale: Tensor) -> dict[torch.device, Tensor]:
         """Statistics of all gradients; found_inf by device."""
@@ -203,11 +216,14 @@ class LossScaler(GradScaler):
             )
             norms.append(norm_sq.to(home))
             if len(places) > 1:  # back to the index among all of them
-                table = torch.tensor([*indices, len(grads)], device=device)
+                table = torch.tensor([*indices, len(grads)], dtype=torch.int64, device=device)
                 first_bad = table[first_bad]
             firsts.append(first_bad.to(home))
-        self._norm_sq = torch.stack(norms).sum() if norms else torch.zeros((), dtype=torch.float64)
-        self._first_bad = torch.stack(firsts).min() if firsts else torch.tensor(-1)
+        if not norms:
+            norms = [torch.zeros((), dtype=torch.float64, device=home)]
+            firsts = [torch.full((), -1, dtype=torch.int64, device=home)]
+        self._norm_sq = torch.stack(norms).sum()
+        self._first_bad = torch.stack(firsts).min()
         if len(places) > 1:
             self._first_bad = torch.where(self._first_bad == len(grads), -1, self._first_bad)
         return found
@@ -221,6 +237,7 @@ class LossScaler(GradScaler):
     ) -> dict[torch.device, Tensor]:
         with torch.no_grad():
             grads = self._gradients(optimizer, allow_fp16)
+            self._remember_parameters(optimizer)
             found = self._examine(grads, inv_scale)
             for device, flag in found.items():
                 own = [grad for grad in grads if grad.device == device]
@@ -231,20 +248,42 @@ class LossScaler(GradScaler):
         """For an optimizer that unscales by itself: look, write nothing, and hand it the norm that
         was found on the way.
         """
-        scale, _ = self._check_scale_growth_tracker("_check_inf_per_device")
-        inv_scale, stats = self._inv_scale(), None
+        self._check_scale_growth_tracker("_check_inf_per_device")
+        inv_scale = self._inv_scale()
         with torch.no_grad():
-            if isinstance(optimizer, AdamW) and self._model is None:
-                stats = optimizer._grad_stats(inv_scale)
-            if stats is None:
-                found = self._examine(self._gradients(optimizer, True), inv_scale)
+            if isinstance(optimizer, AdamW) and not torch.compiler.is_compiling():
+                flag, self._norm_sq, self._first_bad = optimizer._grad_stats(
+                    inv_scale, step_follows=self._stepping
+                )
+                found = {flag.device: flag}
             else:
-                flag, self._norm_sq, self._first_bad = stats
-                found = {scale.device: flag}
+                found = self._examine(self._gradients(optimizer, True), inv_scale)
+            self._remember_parameters(optimizer)
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = found
-        if isinstance(optimizer, AdamW) and not hasattr(optimizer, "grad_scale"):
-            optimizer._norm_sq = self._norm_sq
         return found  # type: ignore[return-value]
+
+    def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """Unscale and step, unless gradients overflowed; see torch.amp.GradScaler.step.
+
+        A norm that was found on the way is used by the step if it follows at once. Where it raises,
+        scale and norm do not outlive the call: the next step, with or without a scaler, is its own.
+        """
+        if not self._enabled or not isinstance(optimizer, AdamW):
+            return super().step(optimizer, *args, **kwargs)
+        before = {key: vars(optimizer).get(key) for key in ("grad_scale", "found_inf")}
+        self._stepping = True
+        try:
+            return super().step(optimizer, *args, **kwargs)
+        except BaseException:
+            for key, value in before.items():
+                if value is None:
+                    vars(optimizer).pop(key, None)
+                else:
+                    setattr(optimizer, key, value)
+            raise
+        finally:
+            self._stepping = False
+            optimizer._forget_gradients()
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Update the scale from what the steps since the last update found, or set it to
@@ -329,7 +368,9 @@ class LossScaler(GradScaler):
         self._init_counters = list(state_dict.get("_counters", [self._count(i) for i in range(4)]))
         if self._hysteresis is not None and self._counters is not None:
             self._hysteresis.fill_(self._init_hysteresis)
-            self._counters.copy_(torch.tensor(self._init_counters))
+            self._counters.copy_(
+                torch.tensor(self._init_counters, dtype=torch.int64, device=self._counters.device)
+            )
 
     def _hysteresis_now(self) -> int:
         return self._init_hysteresis if self._hysteresis is None else int(self._hysteresis.item())

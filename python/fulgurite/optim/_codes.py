@@ -24,7 +24,7 @@ def dynamic_map(signed: bool) -> Tensor:
         parts = 2**i if signed else 2 ** (i + 1)
         decade = [10.0 ** (i - 6) * (0.1 + 0.9 * (j + 0.5) / parts) for j in range(parts)]
         values += decade + ([-value for value in decade] if signed else [])
-    return torch.tensor(sorted(values), dtype=torch.float64).float()
+    return torch.tensor(sorted(values), dtype=torch.float64, device="cpu").float()
 
 
 def zero_code(signed: bool) -> int:

@@ -9,22 +9,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _global_optimizer_pre_hooks
 
+from fulgurite.optim import _groups
+from fulgurite.optim._parts import refuse_shard, refuse_sharing_rank
 from fulgurite.optim._plan import Call, Mode, Numbers, Plan
-from fulgurite.optim._states import StateKind
+from fulgurite.optim._states import StateKind, check_saved, follow_parameter, take_parameter
 
 __all__ = ["AdamW"]
 
 _MASTERS = (None, "fp32", "split")
-
-# What torch.optim.AdamW keeps in a group beside the numbers; its checkpoints and ours have the same
-# keys. fused is True because that is what the step is, and because torch's own fused optimizer
-# would fall out of fused mode by loading anything else.
-_TORCH_KEYS: dict[str, Any] = {
-    "foreach": None,
-    "capturable": False,
-    "differentiable": False,
-    "fused": True,
-}
 
 # What an optimizer keeps beside defaults, state and groups, which is all that torch pickles.
 _OPTIONS = ("_kind", "_copies", "_max_grad_norm", "_step_supports_amp_scaling")
@@ -32,6 +24,9 @@ _OPTIONS = ("_kind", "_copies", "_max_grad_norm", "_step_supports_amp_scaling")
 
 class AdamW(Optimizer):
     r"""AdamW that clips, unscales and keeps masters in one pass; see docs/ops/optim.md.
+
+    **Under a gradient scaler the gradients stay multiplied by the scale, also after the step**; see
+    ``fused_unscale``.
 
     All groups are updated by one call of ``torch.ops.fulgurite.adamw_`` (one for each combination
     of ``decoupled``, ``amsgrad`` and ``maximize`` that occurs), in float32 (float64 for float64
@@ -50,8 +45,9 @@ class AdamW(Optimizer):
         master: the float32 value of a 16-bit parameter. ``None``: there is none, the parameter
             itself is rounded at every step; ``"fp32"``: state ``master``; ``"split"``: state
             ``master`` is the int16 that the bfloat16 parameter lacks, half the memory, the same
-            values. Only bfloat16 parameters can have one: float16 ones raise NotImplementedError;
-            those of 32 and 64 bit need none.
+            values; float16 parameters raise NotImplementedError. Parameters of 32 and 64 bits need
+            none. A value that is written into a parameter is what the next step starts from; see
+            ``reload_masters``.
         state_dtype: of the moments. ``None``: float32, float64 for float64 parameters;
             ``torch.bfloat16`` stores them rounded; ``"8bit"`` as codes with a scale for each 256
             elements (parameters of fewer than 4,096 elements, and of float64, keep numbers), which
@@ -65,8 +61,9 @@ class AdamW(Optimizer):
         stochastic_rounding: round 16-bit parameters without a master up or down at random, so that
             what is lost averages to nothing. The seed comes from torch's default generator, once.
         fused_unscale: True: under a gradient scaler the step itself unscales, and skips where
-            gradients overflowed. False: the scaler does both, for frameworks that clip or watch for
-            skipped steps themselves.
+            gradients overflowed, without a pass that writes the gradients. False: the scaler does
+            both and the gradients are unscaled, for code that reads or clips them and frameworks
+            that watch for skipped steps.
 
     Attributes:
         total_norm: norm of all gradients of the last step, unscaled, before clipping, a float64
@@ -76,9 +73,12 @@ class AdamW(Optimizer):
 
     State keys are torch's (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), plus
     ``master`` and ``ema``; 8-bit moments are ``exp_avg_codes``, ``exp_avg_scales`` and the same of
-    ``exp_avg_sq``. ``load_state_dict`` reads torch.optim.AdamW's checkpoints and the other way
-    round (8-bit ones only here, where every ``state_dtype`` reads every other); moments and
-    masters keep their dtype.
+    ``exp_avg_sq``. ``load_state_dict`` reads checkpoints of torch.optim.AdamW and Adam, and the
+    other way round (8-bit ones only here, where every ``state_dtype`` reads every other); moments
+    and masters keep their dtype, float32 masters and split ones become each other.
+
+    Groups may have entries of their own (``name``, ``initial_lr``); an option of the whole
+    optimizer in a group and a misspelt option raise ValueError.
 
     Example:
         >>> import torch
@@ -113,15 +113,6 @@ class AdamW(Optimizer):
         stochastic_rounding: bool = False,
         fused_unscale: bool = True,
     ) -> None:
-        _check_range("lr", float(lr), 0.0, None)
-        for i, beta in enumerate(betas):
-            _check_range(f"betas[{i}]", beta, 0.0, 1.0)
-        _check_range("eps", eps, 0.0, None)
-        _check_range("weight_decay", weight_decay, 0.0, None)
-        if ema_decay is not None:
-            _check_range("ema_decay", ema_decay, 0.0, 1.0)
-        if max_grad_norm is not None:
-            _check_range("max_grad_norm", max_grad_norm, 0.0, None)
         if master not in _MASTERS:
             raise ValueError(
                 f"fulgurite.optim.AdamW: expected master None, 'fp32' or 'split', got {master!r}"
@@ -131,6 +122,12 @@ class AdamW(Optimizer):
                 "fulgurite.optim.AdamW: expected state_dtype None, torch.float32, torch.bfloat16"
                 f" or '8bit', got {state_dtype!r}"
             )
+        if max_grad_norm is not None:
+            if not max_grad_norm >= 0:
+                raise ValueError(
+                    f"fulgurite.optim.AdamW: expected max_grad_norm >= 0, got {max_grad_norm}"
+                )
+            refuse_sharing_rank()
         self._kind = StateKind(master, state_dtype)
         self._copies = None if copies is None else list(copies)
         self._max_grad_norm = max_grad_norm
@@ -144,12 +141,16 @@ class AdamW(Optimizer):
             "amsgrad": amsgrad,
             "maximize": maximize,
             "decoupled_weight_decay": decoupled,
-            "ema_decay": ema_decay,
-            **_TORCH_KEYS,
+            **_groups.TORCH_KEYS,
         }
+        if ema_decay is not None:  # else no entry of a group that torch would not know
+            defaults["ema_decay"] = ema_decay
         if stochastic_rounding:  # in the groups, so that checkpoints carry them
-            defaults["rounding_seed"] = int(torch.randint(2**63 - 1, ()))
+            defaults["rounding_seed"] = int(
+                torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
+            )
             defaults["rounding_step"] = 0
+        _groups.check_numbers(defaults)
         super().__init__(params, defaults)
         parameters = sum(len(group["params"]) for group in self.param_groups)
         if self._copies is not None and len(self._copies) != parameters:
@@ -161,35 +162,39 @@ class AdamW(Optimizer):
     def _forget(self) -> None:
         """Nothing has happened yet."""
         self._plan: Plan | None = None
-        self._examined = False  # the plan, by the scaler that calls the step now
-        self._norm_sq: Tensor | None = None  # from a LossScaler that has seen the gradients already
+        self._norm_sq: Tensor | None = None  # of the gradients that a LossScaler has just looked at
         self.total_norm = None
-        self.skipped = torch.zeros(())
+        self.skipped = torch.zeros((), dtype=torch.float32, device="cpu")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as torch's optimizers do."""
-        if "decoupled" in param_group:  # torch's name in a group is longer
-            param_group["decoupled_weight_decay"] = param_group.pop("decoupled")
+        if isinstance(param_group, dict):  # else torch says what is wrong
+            _groups.check_names(param_group)
+            if "decoupled" in param_group:  # torch's name in a group is longer
+                param_group["decoupled_weight_decay"] = param_group.pop("decoupled")
         super().add_param_group(param_group)
         try:
+            _groups.check_numbers(self.param_groups[-1])
             self._check_group(self.param_groups[-1])
-        except NotImplementedError:
+        except (ValueError, NotImplementedError):
             self.param_groups.pop()
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        if self._kind.master is not None:
-            for param in group["params"]:
-                if param.dtype == torch.float16:
-                    raise NotImplementedError(
-                        "fulgurite.optim.AdamW: master is not supported with float16 parameters;"
-                        " keep them in float32 under autocast"
-                    )
+        _groups.check_scope(group)
+        for param in group["params"]:
+            if self._kind.master == "split" and param.dtype == torch.float16:
+                raise NotImplementedError(
+                    "fulgurite.optim.AdamW: master='split' is not supported with float16"
+                    " parameters; use master='fp32'"
+                )
+            if self._max_grad_norm is not None:
+                refuse_shard(param)
         if self._kind.dtype != "8bit":
             return
         for name, given in (
             ("amsgrad", group["amsgrad"]),
-            ("ema_decay", group["ema_decay"] is not None),
+            ("ema_decay", group.get("ema_decay") is not None),
             ("copies", self._copies is not None),
         ):
             if given:
@@ -211,8 +216,24 @@ class AdamW(Optimizer):
         Args:
             closure: reevaluates the model and returns the loss, which is then returned.
         """
+        # A gradient scaler leaves its numbers on the optimizer for the time of the call.
+        scaled = isinstance(getattr(self, "found_inf", None), Tensor)
+        try:
+            return self._step_with(closure, scaled)
+        except BaseException:
+            if scaled:  # else the next step would be unscaled twice
+                self.__dict__.pop("grad_scale", None)
+                self.__dict__.pop("found_inf", None)
+            raise
+
+    def _step_with(self, closure: Callable[[], float] | None, scaled: bool) -> float | None:
         loss = None
         if closure is not None:
+            if scaled:
+                raise RuntimeError(
+                    "fulgurite.optim.AdamW: a closure is not supported under a gradient scaler,"
+                    " which has looked at the gradients before"
+                )
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
@@ -220,55 +241,143 @@ class AdamW(Optimizer):
         return loss
 
     def _step(self) -> None:
-        # A gradient scaler leaves these on the optimizer for the time of the call.
         grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if not isinstance(found_inf, Tensor):  # GradScaler's sum over no gradients is the number 0
             found_inf = None
-        norm_sq, self._norm_sq = self._norm_sq, None
         inv_scale = None if grad_scale is None else grad_scale.double().reciprocal().float()
-        compiling = torch.compiler.is_compiling()  # which sees through operators, not through plans
-        calls = self._gather() if compiling else []
-        plan = None if compiling else self._current_plan()
+        if torch.compiler.is_compiling():  # which sees through operators, not through plans
+            self._step_by_calls(inv_scale, found_inf)
+            return
+        norm_sq, self._norm_sq = self._norm_sq, None
+        plan = self._plan
+        if norm_sq is None or plan is None or not plan.unchanged():
+            norm_sq, plan = None, self._current_plan()
+        try:
+            self._follow_parameters(plan)
+            multiplier = inv_scale
+            if self._max_grad_norm is not None:
+                if norm_sq is None:
+                    _, norm_sq, _ = plan.grad_stats(inv_scale)
+                multiplier = self._clip(norm_sq, inv_scale)
+            plan.step(self._numbers(multiplier, found_inf))  # lets go of the gradients
+        except BaseException:
+            plan.drop_gradients()
+            raise
+
+    def _step_by_calls(self, inv_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        calls = self._gather()
         multiplier = inv_scale
         if self._max_grad_norm is not None:
-            if norm_sq is None and plan is not None:
-                _, norm_sq, _ = plan.grad_stats(inv_scale)
-            elif norm_sq is None:
-                grads = [param.grad for call in calls for param in call.params]
-                _, norm_sq, _ = torch.ops.fulgurite.grad_stats(grads, inv_scale=inv_scale)
-            multiplier = torch.ops.fulgurite.clip_multiplier(
-                norm_sq, self._max_grad_norm, inv_scale=inv_scale
-            )
-            self.total_norm = norm_sq.sqrt()
-        self.skipped = torch.zeros(()) if found_inf is None else (found_inf > 0).float()
-        numbers = Numbers(self._hyper(), multiplier, found_inf, self._next_seed())
-        if plan is not None:
-            plan.step(numbers)
+            grads = [param.grad for call in calls for param in call.params]
+            _, norm_sq, _ = torch.ops.fulgurite.grad_stats(grads, inv_scale=inv_scale)
+            multiplier = self._clip(norm_sq, inv_scale)
+        numbers = self._numbers(multiplier, found_inf)
         for call in calls:
+            for param, state in zip(call.params, call.states, strict=True):
+                if self._kind.master == "fp32" and "master" in state:
+                    follow_parameter(param, state["master"])
             call.run(numbers)
+
+    def _clip(self, norm_sq: Tensor, inv_scale: Tensor | None) -> Tensor:
+        self.total_norm = norm_sq.sqrt()
+        multiplier: Tensor = torch.ops.fulgurite.clip_multiplier(
+            norm_sq, self._max_grad_norm, inv_scale=inv_scale
+        )
+        return multiplier
+
+    def _numbers(self, multiplier: Tensor | None, found_inf: Tensor | None) -> Numbers:
+        device = self._device()
+        self.skipped = (
+            torch.zeros((), dtype=torch.float32, device=device)
+            if found_inf is None
+            else (found_inf > 0).float()
+        )
+        hyper = _groups.hyper(self.param_groups, device)
+        return Numbers(hyper, multiplier, found_inf, self._next_seed(device))
 
     def _current_plan(self) -> Plan:
         """The plan of the last step if it still holds, else a new one. Collects the gradients."""
-        examined, self._examined = self._examined, False
-        if examined and self._plan is not None and self._plan.collect():
-            return self._plan
-        if self._plan is None or not self._plan.holds(self):
-            self._plan = Plan(self, self._gather())
-            if not self._plan.holds(self):
+        copies = self._copies or []
+        if self._plan is None or not self._plan.holds(self, copies):
+            self._plan = Plan(self, self._gather(), copies, self._plan)
+            if not self._plan.holds(self, copies):
                 raise AssertionError("fulgurite.optim.AdamW: a new plan does not hold")
         return self._plan
 
-    def _grad_stats(self, inv_scale: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What a LossScaler asks before the step; None where the gradients are not in order of the
-        parameters.
+    def _follow_parameters(self, plan: Plan) -> None:
+        """Whole masters of parameters that may have been written take the new values."""
+        if self._kind.master != "fp32":
+            return
+        written = plan.written()
+        if written:
+            params = self._parameters()
+            for key in written:
+                follow_parameter(params[key], self.state[params[key]]["master"])
+
+    def _parameters(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
+
+    @torch.no_grad()
+    def reload_masters(self) -> None:
+        """Take every master, and every copy, from its parameter anew.
+
+        The next step starts from the values that are in the parameters at any rate, where their
+        version counters or addresses tell that they were written: after ``load_state_dict``,
+        ``clamp_``, pruning, ``p.data = …``. Masters keep the digits that the parameters lack where
+        both agree. Call this where a float32 master cannot be told (writes through ``p.data``,
+        ``p.detach().numpy()`` or another process raise no version), or to make masters equal to
+        the parameters to the bit.
         """
-        if torch.compiler.is_compiling():
-            return None
+        params = self._parameters()
+        for param in params:
+            if param in self.state:
+                take_parameter(param, self.state[param])
+        for param, copy in zip(params, self._copies or (), strict=False):
+            copy.copy_(param)
+
+    # ---- what a LossScaler asks ----
+
+    def _grad_stats(
+        self, inv_scale: Tensor, *, step_follows: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``grad_stats`` of the gradients in order. A step that follows at once clips by this norm,
+        until ``_forget_gradients``.
+        """
         plan = self._current_plan()
-        # The step follows at once; only hooks could change something before.
-        self._examined = not (self._optimizer_step_pre_hooks or _global_optimizer_pre_hooks)
-        return plan.grad_stats(inv_scale) if plan.calls == 1 else None
+        try:
+            stats = plan.grad_stats(inv_scale)
+        except BaseException:
+            plan.drop_gradients()
+            raise
+        if step_follows and self._steps_at_once():
+            plan.look()
+            self._norm_sq = stats[1]
+        else:
+            plan.drop_gradients()
+        return stats
+
+    def _steps_at_once(self) -> bool:
+        """Between a scaler's look and the step runs no code of the user's, who could write
+        gradients where no version tells.
+        """
+        patch = self.__dict__.get("step")  # schedulers count steps by one
+        return not (
+            self._optimizer_step_pre_hooks
+            or _global_optimizer_pre_hooks
+            or type(self).step is not AdamW.step
+            or (patch is not None and getattr(patch, "__wrapped__", None) is not AdamW.step)
+            or hasattr(self, "grad_scale")
+        )
+
+    def _forget_gradients(self) -> None:
+        """The step that was to follow is over, or never came."""
+        if self._norm_sq is not None:
+            self._norm_sq = None
+            if self._plan is not None:
+                self._plan.drop_gradients()
+
+    # ---- lists ----
 
     def _gather(self) -> list[Call]:
         """The lists of every call, of parameters that have a gradient."""
@@ -306,15 +415,11 @@ class AdamW(Optimizer):
                     call.copies.append(copy)
         return list(calls.values())
 
-    def _hyper(self) -> Tensor:
-        """The numbers of every group (groups, 6)."""
-        rows = [_numbers(group) for group in self.param_groups]
-        return torch.tensor(rows, dtype=torch.float64, device=self._device())
+    def _device(self) -> torch.device:
+        params = (param for group in self.param_groups for param in group["params"])
+        return next((param.device for param in params), torch.device("cpu"))
 
-    def _device(self) -> torch.device | None:
-        return next((p.device for group in self.param_groups for p in group["params"]), None)
-
-    def _next_seed(self) -> Tensor | None:
+    def _next_seed(self, device: torch.device) -> Tensor | None:
         """Seed and number of this step for stochastic rounding."""
         first = self.param_groups[0]
         if first.get("rounding_seed") is None:
@@ -323,23 +428,32 @@ class AdamW(Optimizer):
         for group in self.param_groups:
             group["rounding_step"] = step
         numbers = [first["rounding_seed"], step]
-        return torch.tensor(numbers, dtype=torch.int64, device=self._device())
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
 
     # ---- checkpoints ----
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this class or of torch.optim.AdamW.
+        """Load a checkpoint of this class, of torch.optim.AdamW or of torch.optim.Adam.
 
         Moments keep the precision they were saved with (torch's own loading rounds them to the
-        parameter's dtype). A float32 master that is loaded where ``master="split"`` sets the
-        parameter to its nearest bfloat16, ties away from zero; a split one that is loaded where
-        ``master="fp32"`` is joined with the parameter, so load the model first. Moments become
-        codes, or codes moments, where ``state_dtype`` asks for it.
+        parameter's dtype). Masters tell by their dtype what they are: a float32 master that is
+        loaded where ``master="split"`` sets the parameter to its nearest bfloat16, ties away from
+        zero; a split one that is loaded where ``master="fp32"`` is joined with the parameter, so
+        load the model first. What the checkpoint lacks (masters, averages) starts from the
+        parameters at the next step, so there the order is free. Moments become codes, or codes
+        moments, where ``state_dtype`` asks for it. ``decoupled`` stays what the optimizer was made
+        with; entries that a group of the checkpoint lacks stay as they are.
+
+        Raises:
+            ValueError: the checkpoint has other groups, or states that are not Adam's.
+            NotImplementedError: its groups need what ``state_dtype="8bit"`` cannot do. Nothing has
+                been loaded then.
         """
         saved: dict[str, Any] = {}
 
         def remember(_: Optimizer, given: dict[str, Any]) -> None:
             saved.update(given)
+            self._check_loadable(given)
 
         def restore(_: Optimizer) -> None:
             self._restore(saved)
@@ -354,43 +468,30 @@ class AdamW(Optimizer):
             for handle in handles:
                 handle.remove()
 
+    def _check_loadable(self, saved: dict[str, Any]) -> None:
+        """What torch does not check, before anything is loaded."""
+        for group, own in zip(saved["param_groups"], self.param_groups, strict=False):
+            loaded = {**group, "params": own["params"]}
+            _groups.fill(loaded, own, self.defaults)
+            _groups.check_numbers(loaded)
+            self._check_group(loaded)
+            for i in group["params"]:
+                check_saved(saved["state"].get(i))
+
     @torch.no_grad()
     def _restore(self, saved: dict[str, Any]) -> None:
         """States again, from what was saved: torch has cast them to the parameters' dtypes."""
-        for group in self.param_groups:
-            self._check_group(group)
         ids = [i for group in saved["param_groups"] for i in group["params"]]
-        owners = [(group, param) for group in self.param_groups for param in group["params"]]
-        for i, (group, param) in zip(ids, owners, strict=True):
-            if i in saved["state"]:
-                self._kind.restore(param, group, self.state[param], saved["state"][i])
+        for i, param in zip(ids, self._parameters(), strict=True):
+            if saved["state"].get(i):
+                self._kind.restore(param, self.state[param], saved["state"][i])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in _OPTIONS}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        before = self.__dict__.get("param_groups")  # None where this is unpickled
         super().__setstate__(state)
         self._forget()
-        for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
-            for key in ("rounding_seed", "rounding_step"):  # of a checkpoint that rounded
-                if key not in self.defaults:
-                    group.pop(key, None)
-
-
-def _check_range(name: str, value: float, low: float, high: float | None) -> None:
-    """low ≤ value < high."""
-    if not value >= low or (high is not None and not value < high):
-        bound = f"in [{low}, {high})" if high is not None else f">= {low}"
-        raise ValueError(f"fulgurite.optim.AdamW: expected {name} {bound}, got {value}")
-
-
-def _numbers(group: dict[str, Any]) -> list[float]:
-    """A row of the operator's hyper: lr, beta1, beta2, eps, weight_decay, ema_decay."""
-    beta1, beta2 = group["betas"]
-    ema_decay = 0.0 if group["ema_decay"] is None else group["ema_decay"]
-    return [
-        float(x)
-        for x in (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], ema_decay)
-    ]
+        for group, own in zip(self.param_groups, before or self.param_groups, strict=True):
+            _groups.fill(group, own, self.defaults)

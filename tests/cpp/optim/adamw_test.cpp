@@ -94,6 +94,67 @@ TEST_CASE("a split master takes the float32 step") {
   CHECK(same_bits(x.m, wide.m));
 }
 
+TEST_CASE("halves that make no number are those of a parameter that was written") {
+  const int64_t n = 37;
+  for (const uint16_t written : {0x0000, 0x8000, 0x3F80, 0x7F80, 0x7FC0}) {
+    std::vector<uint16_t> high(n, written);
+    std::vector<int16_t> low(n);
+    for (int64_t i = 0; i < n; ++i) low[i] = static_cast<int16_t>(1777 * (i - 18));
+    std::vector<float> expected(n);
+    FULGURITE_VARIANT::join_master({expected.data(), high.data(), low.data()}, 0, n);
+    for (float& p : expected)
+      if (p != p) {
+        const uint32_t bits = uint32_t{written} << 16;
+        std::memcpy(&p, &bits, sizeof(p));
+      }
+    Values x(n), wide(n);
+    wide.p = expected;
+    AdamwTensor tensor = descriptor(x);
+    tensor.data[kParam] = high.data();
+    tensor.dtype[kParam] = Dtype::kBFloat16;
+    tensor.data[kMaster] = low.data();
+    tensor.bytes[kParam] = tensor.bytes[kMaster] = 2;
+    tensor.split = true;
+    run(tensor, {0, n, 0, 0}, {}, 0, n);
+    run(descriptor(wide), {0, n, 0, 0}, {}, 0, n);
+    FULGURITE_VARIANT::join_master({x.p.data(), high.data(), low.data()}, 0, n);
+    for (int64_t i = 0; i < n; ++i) CHECK((x.p[i] == wide.p[i] || wide.p[i] != wide.p[i]));
+  }
+}
+
+TEST_CASE("powers are those of squaring, every product rounded") {
+  CHECK(power(0.9, 0) == 1);
+  CHECK(power(0.9, 1) == 0.9);
+  const double square = 0.9 * 0.9, fourth = square * square;
+  CHECK(power(0.9, 5) == 0.9 * fourth);
+  CHECK(power(0.5, 1000) == std::ldexp(1.0, -1000));
+  CHECK(power(0.999, int64_t{1} << 24) == 0);
+  CHECK(power(0, 3) == 0);
+}
+
+TEST_CASE("the numbers of a step") {
+  const AdamwHyper hyper{0.125, 0.75, 0.5, 1e-3, 0.5, 0.25};
+  const AdamwScalars s = step_scalars(hyper, 2, 0.5, true, true);
+  CHECK(s.grad_factor == -0.5);
+  CHECK(s.decay == 1 - 0.0625);
+  CHECK(s.weight_decay == 0);
+  CHECK(s.from_exp_avg);
+  CHECK(s.exp_avg_weight == 0.25);
+  CHECK(s.exp_avg_sq_weight == 0.5);
+  CHECK(s.beta2 == 0.5);
+  CHECK(s.step_size == 0.125 / (1 - 0.5625));
+  CHECK(s.correction == std::sqrt(0.75));
+  CHECK(s.eps == 1e-3);
+  CHECK(s.ema_weight == 0.75);
+  const AdamwScalars coupled =
+      step_scalars({0.125, 0.25, 0.5, 1e-3, 0.5, 0.25}, 1, 2, false, false);
+  CHECK(coupled.grad_factor == 2);
+  CHECK(coupled.decay == 1);
+  CHECK(coupled.weight_decay == 0.5);
+  CHECK_FALSE(coupled.from_exp_avg);
+  CHECK(coupled.exp_avg_weight == -0.25);
+}
+
 TEST_CASE("walks give every element once") {
   // Three tensors: 5 elements, none, and 200 in rows of 8 whose stride is 10.
   const std::vector<Walk> walks{{0, 5, 0, 0}, {64, 0, 0, 0}, {64, 200, 2, 0}};

@@ -229,6 +229,8 @@ def test_checkpoints_to_and_from_torch(to_ours: bool) -> None:
     two = make(second, through)
     two.load_state_dict(pickle.loads(pickle.dumps(one.state_dict())))
     assert_same_state(one, two)
+    for group in two.param_groups:  # a checkpoint of ours has torch's default mode
+        group["fused"] = True
     train(through, two, range(5, 10))
     assert_equal_models(net, through)
 
@@ -338,6 +340,13 @@ def test_parameters_added_later() -> None:
         ({"master": "fp16"}, ValueError, "master"),
         ({"state_dtype": torch.float16}, ValueError, "state_dtype"),
         ({"copies": [torch.zeros(3)]}, ValueError, "copies for 4 parameters, got 1"),
+        ({"betas": (0.9,)}, ValueError, r"betas of two numbers, got \(0\.9,\)"),
+        ({"betas": 0.9}, ValueError, r"betas of two numbers, got 0\.9"),
+        ({"betas": (math.nan, 0.9)}, ValueError, r"betas\[0\]"),
+        ({"lr": math.inf}, ValueError, "lr finite"),
+        ({"lr": torch.ones(2)}, ValueError, "lr of one element"),
+        ({"weight_decay": math.inf}, ValueError, "weight_decay finite"),
+        ({"max_grad_norm": math.nan}, ValueError, "max_grad_norm"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], error: type[Exception], match: str) -> None:
@@ -345,9 +354,13 @@ def test_wrong_options(options: dict[str, Any], error: type[Exception], match: s
         AdamW(model().parameters(), **options)
 
 
-def test_masters_of_float16_are_refused() -> None:
-    with pytest.raises(NotImplementedError, match="master"):
-        AdamW(model(torch.float16).parameters(), master="fp32")
+def test_split_masters_of_float16_are_refused() -> None:
+    with pytest.raises(NotImplementedError, match=r"master='split' .*float16.*use master='fp32'"):
+        AdamW(model(torch.float16).parameters(), master="split")
+    optimizer = AdamW(model().parameters(), master="split")
+    with pytest.raises(NotImplementedError, match="float16"):
+        optimizer.add_param_group({"params": list(model(torch.float16).parameters())})
+    assert len(optimizer.param_groups) == 1
 
 
 def test_sparse_gradients_are_refused() -> None:

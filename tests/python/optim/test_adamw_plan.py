@@ -97,6 +97,32 @@ def remove_parameter(optimizer: AdamW, params: list[nn.Parameter]) -> None:
     optimizer.param_groups[0]["params"].pop()
 
 
+def cast(optimizer: AdamW, params: list[nn.Parameter]) -> None:
+    params[1].data = params[1].data.bfloat16()
+    params[1].grad = params[1].grad.bfloat16()
+
+
+def swap(optimizer: AdamW, params: list[nn.Parameter]) -> None:
+    new = nn.Parameter(params[2].detach() * 2)
+    new.grad = torch.ones_like(new)
+    torch.utils.swap_tensors(params[2], new)
+
+
+def swap_state(optimizer: AdamW, params: list[nn.Parameter]) -> None:
+    torch.utils.swap_tensors(optimizer.state[params[2]]["exp_avg"], torch.ones(5, 7))
+
+
+def exchange_states(optimizer: AdamW, params: list[nn.Parameter]) -> None:
+    state, (p, q) = optimizer.state, params[:2]
+    state[p], state[q] = state[q], state[p]
+
+
+def hand_on_a_state(optimizer: AdamW, params: list[nn.Parameter]) -> None:
+    state = optimizer.state.pop(params[3])
+    replace_parameter(optimizer, params)
+    optimizer.state[params[1]] = state
+
+
 def move_to_a_group(optimizer: AdamW, params: list[nn.Parameter]) -> None:
     moved = optimizer.param_groups[0]["params"].pop()
     optimizer.add_param_group({"params": [moved], "lr": 0.3, "decoupled": False})
@@ -105,7 +131,8 @@ def move_to_a_group(optimizer: AdamW, params: list[nn.Parameter]) -> None:
 CHANGES = [
     drop_gradient, replace_moment, replace_step, replace_state, forget_state, clear_state,
     replace_parameter, replace_data, resize, switch_amsgrad, switch_maximize, start_averages,
-    other_rates, remove_parameter, move_to_a_group,
+    other_rates, remove_parameter, move_to_a_group, cast, swap, swap_state, exchange_states,
+    hand_on_a_state,
 ]  # fmt: skip
 
 
@@ -137,25 +164,29 @@ def test_the_next_step_sees_the_change(change: Change) -> None:
             assert torch.equal(value, reference.state[q][key]), key
 
 
-def test_comparisons_in_python_are_those_of_the_module() -> None:
-    """They stand in where the module is not built."""
-    a, b, c = object(), object(), object()
-    lists: list[list[Any]] = [[], [a], [a, b], [b, a], [a, b, c], [{}], [{}]]
-    for some in lists:
-        for others in lists:
-            expected = len(some) == len(others) and all(
-                x is y for x, y in zip(some, others, strict=True)
-            )
-            assert _plan._same_objects(some, others) == expected
-            assert _C.same_objects(some, others) == expected
-    for dicts in ([], [{}], [{"x": a}], [{"x": a, "y": b}], [{"x": a}, {}, {"y": b, "z": c}]):
-        for values in lists[:5]:
-            found = [value for own in dicts for value in own.values()]
-            expected = len(found) == len(values) and all(
-                x is y for x, y in zip(found, values, strict=True)
-            )
-            assert _plan._same_values(dicts, values) == expected
-            assert _C.same_values(dicts, values) == expected
+@pytest.mark.parametrize("kind", [_C.HeldLists, _plan._HeldLists])
+def test_the_lists_that_are_held(kind: Any) -> None:
+    """The module's class, and the one that stands in where the module is not built."""
+    a, b, c = (torch.zeros(2) for _ in range(3))
+    lists, states = [[a, b], []], {a: {"step": c, "note": "text"}, b: {}}
+    held = kind(lists, states)
+    assert held.same([[a, b], []], {a: {"step": c, "note": states[a]["note"]}, b: {}})
+    different: list[tuple[list[list[Any]], dict[Any, Any]]] = [
+        ([[b, a], []], states),
+        ([[a], [b]], states),
+        ([[a, b]], states),
+        ([[a, b], [c]], states),
+        (lists, {a: states[a]}),
+        (lists, {b: {}, a: states[a]}),
+        (lists, {c: states[a], b: {}}),
+        (lists, {a: {"step": b, "note": states[a]["note"]}, b: {}}),
+        (lists, {a: {"other": c, "note": states[a]["note"]}, b: {}}),
+        (lists, {a: {"step": c, "note": states[a]["note"], "more": c}, b: {}}),
+    ]
+    for other_lists, other_states in different:
+        assert not held.same(other_lists, other_states)
+    torch.utils.swap_tensors(b, torch.ones(2))  # the same object with another tensor in it
+    assert not held.same(lists, states)
 
 
 def test_a_gradient_that_comes_late() -> None:

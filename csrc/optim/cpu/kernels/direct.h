@@ -26,8 +26,8 @@ struct DirectRow {
     if constexpr (kMaster == Master::kNone) return load_as<V>(param + i);
     if constexpr (kMaster == Master::kSplit) {
       constexpr int W = kWidth<V>;
-      return join<W>(load<Vec<uint16_t, W>>(param + i),
-                     load<Vec<int16_t, W>>(static_cast<int16_t*>(master) + i));
+      return value_of<W>(load<Vec<uint16_t, W>>(param + i),
+                         load<Vec<int16_t, W>>(static_cast<int16_t*>(master) + i));
     }
   }
 

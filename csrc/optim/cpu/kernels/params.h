@@ -3,6 +3,8 @@
 
 #include "common/philox.h"
 #include "optim/rules/dynamic_map.h"
+#include "optim/rules/operands.h"
+#include "optim/rules/step_scalars.h"
 #include "simd/types.h"
 #include "simd/walk.h"
 
@@ -10,34 +12,6 @@ namespace fulgurite {
 
 /// Elements that are worked on together, and that share a scale of 8-bit states.
 inline constexpr int64_t kBlock = 256;
-
-enum AdamwOperand {
-  kParam,
-  kGrad,
-  kExpAvg,
-  kExpAvgSq,
-  kMaxExpAvgSq,
-  kMaster,
-  kCopy,
-  kEma,
-  kIndex,  // no memory: its strides lead to the row-major index of an element
-  kAdamwOperands
-};
-
-/// The numbers of one tensor and step, float64; the kernel rounds each to the tensor's arithmetic.
-struct AdamwScalars {
-  double grad_factor;        // multiplier, negated to maximize
-  double decay;              // 1 − lr·wd if decoupled, else 1
-  double weight_decay;       // added to the gradient; 0 if decoupled
-  double exp_avg_weight;     // 1 − β1 if that is below ½, else −β1
-  double exp_avg_sq_weight;  // 1 − β2
-  double beta2;
-  double step_size;   // lr / (1 − β1^t)
-  double correction;  // √(1 − β2^t)
-  double eps;
-  double ema_weight;  // 1 − ema_decay
-  bool from_exp_avg;  // 1 − β1 < ½
-};
 
 struct AdamwTensor {
   void* data[kAdamwOperands];  // null: none

@@ -99,10 +99,10 @@ class Row {
       const int16_t* const from_low = in_place ? static_cast<int16_t*>(data_[kMaster]) : low;
       int64_t i = 0;
       for (; i + W <= n; i += W)
-        store(buffer + i,
-              join<W>(load<Vec<uint16_t, W>>(from_high + i), load<Vec<int16_t, W>>(from_low + i)));
+        store(buffer + i, value_of<W>(load<Vec<uint16_t, W>>(from_high + i),
+                                      load<Vec<int16_t, W>>(from_low + i)));
       for (; i < n; ++i)
-        buffer[i] = join<4>(Vec<uint16_t, 4>{from_high[i]}, Vec<int16_t, 4>{from_low[i]})[0];
+        buffer[i] = value_of<4>(Vec<uint16_t, 4>{from_high[i]}, Vec<int16_t, 4>{from_low[i]})[0];
     }
     return buffer;
   }

@@ -32,5 +32,15 @@ FULGURITE_INLINE Vec<float, W> join(Vec<uint16_t, W> high, Vec<int16_t, W> low) 
   return bit_cast<Vec<float, W>>((convert<U>(high) << 16) + sign_extended);
 }
 
+/// The number that a parameter and its low half stand for. Halves that make no number are not of one
+/// float32: the parameter has been written (pruned to 0, say, beside a negative low half), and is
+/// the number itself.
+template <int W>
+FULGURITE_INLINE Vec<float, W> value_of(Vec<uint16_t, W> high, Vec<int16_t, W> low) {
+  using U = Vec<uint32_t, W>;
+  const Vec<float, W> joined = join<W>(high, low);
+  return joined == joined ? joined : bit_cast<Vec<float, W>>(convert<U>(high) << 16);
+}
+
 }  // namespace FULGURITE_VARIANT
 }  // namespace fulgurite

@@ -1,0 +1,116 @@
+"""Parameter groups: which entries an AdamW group may have, and the numbers that a step reads."""
+
+from __future__ import annotations
+
+import math
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What torch.optim.AdamW keeps in a group beside the numbers. The step is always fused, whatever
+# these say. They are torch's own defaults, so that torch's optimizer stays in its default mode when
+# it loads a checkpoint of ours; those that came with a checkpoint stay what they were.
+TORCH_KEYS: dict[str, Any] = {
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+}
+
+_NUMBERS = ("lr", "betas", "eps", "weight_decay")
+_OPTIONS = (*_NUMBERS, "amsgrad", "maximize", "decoupled", "decoupled_weight_decay", "ema_decay")
+_OF_THE_OPTIMIZER = (
+    "master", "state_dtype", "copies", "max_grad_norm", "stochastic_rounding", "fused_unscale",
+)  # fmt: skip
+
+
+def check_range(name: str, value: Any, low: float, high: float | None) -> None:
+    """ValueError unless low ≤ value < high; without a high one, value is finite."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(
+            f"fulgurite.optim.AdamW: expected {name} of one element, got shape {list(value.shape)}"
+        )
+    number = float(value)
+    if not number >= low or not number < (math.inf if high is None else high):
+        bound = f"finite and >= {low}" if high is None else f"in [{low}, {high})"
+        raise ValueError(f"fulgurite.optim.AdamW: expected {name} {bound}, got {value}")
+
+
+def two_betas(betas: Any) -> tuple[Any, Any]:
+    """The decay rates of the moments."""
+    try:
+        beta1, beta2 = betas
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"fulgurite.optim.AdamW: expected betas of two numbers, got {betas!r}"
+        ) from None
+    return beta1, beta2
+
+
+def check_numbers(group: dict[str, Any]) -> None:
+    """ValueError unless a step can be taken with the numbers of a group."""
+    check_range("lr", group["lr"], 0.0, None)
+    for i, beta in enumerate(two_betas(group["betas"])):
+        check_range(f"betas[{i}]", beta, 0.0, 1.0)
+    check_range("eps", group["eps"], 0.0, None)
+    check_range("weight_decay", group["weight_decay"], 0.0, None)
+    if group.get("ema_decay") is not None:
+        check_range("ema_decay", group["ema_decay"], 0.0, 1.0)
+
+
+def check_scope(group: dict[str, Any]) -> None:
+    """ValueError for what only the whole optimizer can be."""
+    for key in _OF_THE_OPTIMIZER:
+        if key in group:
+            raise ValueError(
+                f"fulgurite.optim.AdamW: {key} is an option of the whole optimizer, not of a"
+                " parameter group"
+            )
+
+
+def check_names(group: dict[str, Any]) -> None:
+    """What a new group says must mean something or be the user's own (``name``, ``initial_lr``)."""
+    check_scope(group)
+    known = (*_OPTIONS, *TORCH_KEYS)
+    for key in group:
+        if key in known or not isinstance(key, str):
+            continue
+        meant = next(iter(get_close_matches(key.lower(), known, 1, 0.8)), key)
+        if meant not in key:  # lr_scale is no misspelt lr
+            raise ValueError(
+                f"fulgurite.optim.AdamW: unknown entry {key!r} of a parameter group; did you mean"
+                f" {meant!r}?"
+            )
+    for key in ("capturable", "differentiable"):
+        if group.get(key):
+            raise NotImplementedError(f"fulgurite.optim.AdamW: {key} is not supported")
+
+
+def fill(group: dict[str, Any], own: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """What a loaded group lacks: older versions of torch knew fewer entries, and none knows ours.
+
+    How decay works is what an optimizer is, and not what a checkpoint says: torch.optim.AdamW loads
+    a checkpoint of Adam and stays AdamW.
+    """
+    for key in (*defaults, "ema_decay"):
+        if key in own or key in defaults:
+            group.setdefault(key, own.get(key, defaults.get(key)))
+    group["decoupled_weight_decay"] = own["decoupled_weight_decay"]
+    for key in ("rounding_seed", "rounding_step"):  # of a checkpoint that rounded
+        if key not in defaults:
+            group.pop(key, None)
+
+
+def numbers(group: dict[str, Any]) -> list[float]:
+    """A row of the operator's hyper: lr, beta1, beta2, eps, weight_decay, ema_decay."""
+    beta1, beta2 = two_betas(group["betas"])
+    ema_decay = group.get("ema_decay")
+    row = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], ema_decay or 0.0)
+    return [float(x) for x in row]
+
+
+def hyper(groups: list[dict[str, Any]], device: torch.device) -> Tensor:
+    """The numbers of every group (groups, 6)."""
+    return torch.tensor([numbers(g) for g in groups], dtype=torch.float64, device=device)
