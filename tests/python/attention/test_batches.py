@@ -121,9 +121,13 @@ def test_errors_name_what_was_given(call: Callable[[], Any], message: str) -> No
         call()
 
 
-def test_dtypes_come_before_shapes() -> None:
-    with pytest.raises(TypeError, match=r"key of dtype .*float64, got .*float32"):
-        F.attention(Q, KV.transpose(0, 1).float(), KV)
+def test_dtypes_are_the_operators_matter() -> None:
+    with pytest.raises(TypeError, match=r"fulgurite::attention: expected .*key"):
+        F.attention(Q, KV.float(), KV)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = F.attention(Q.float(), KV.bfloat16(), KV.float())
+    low = F.attention(Q.bfloat16(), KV.bfloat16(), KV.bfloat16())
+    assert torch.equal(mixed, low)
 
 
 # ---------------------------------------------------------------- one signature, two results

@@ -22,11 +22,6 @@ def check_batches(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
     if dims == 4:
         return
-    for name, other in (("key", key), ("value", value)):
-        if other.dtype != query.dtype:
-            raise TypeError(
-                f"fulgurite::attention: expected {name} of dtype {query.dtype}, got {other.dtype}"
-            )
     lead = list(query.shape[:-3])
     if key.dim() != dims or list(key.shape[:-3]) != lead or key.size(-1) != query.size(-1):
         expected = shape_of(lead, ["Hkv", "M", str(query.size(-1))])
