@@ -2,17 +2,24 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <stdexcept>
 
-#include "cpu/kernels/peak.h"
 #include "cpu/isa.h"
+#include "cpu/kernels/peak.h"
 
 namespace fulgurite {
 
 FULGURITE_KERNEL(cpu_peak, product_peak, PeakFn);
 
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 Dtype parse_dtype(const std::string& name) {
   if (name == "float64") return Dtype::kFloat64;
@@ -21,28 +28,40 @@ Dtype parse_dtype(const std::string& name) {
   throw std::invalid_argument("fulgurite: expected float64, float32 or bfloat16, got " + name);
 }
 
-/// Operations a second of all threads together.
+/// Operations a second of all threads together. Each counts its own for kSeconds, which begin when the last one is awake:
+/// how long waking took is in no count, and none has the machine to itself. 0 where one had not come after kPatience.
 double rate(PeakFn* run, const PeakParams& p) {
-  using Clock = std::chrono::steady_clock;
+  constexpr double kSeconds = 0.02, kPatience = 1.0;
   const int64_t threads = at::get_num_threads();
-  std::atomic<double> operations{0};
+  std::atomic<int64_t> awake{0};
+  std::atomic<bool> together{true};
+  std::atomic<double> total{0};
   const auto start = Clock::now();
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) operations.fetch_add(run(p));
+    awake.fetch_add(end - begin);
+    while (awake.load() < threads && together.load()) {
+      run(p);  // works meanwhile: a core that idles slows down
+      if (seconds_since(start) > kPatience) together.store(false);
+    }
+    double operations = 0, seconds = 0;
+    for (const auto counted_from = Clock::now(); seconds < kSeconds;
+         seconds = seconds_since(counted_from))
+      operations += run(p);
+    total.fetch_add(operations / seconds);
   });
-  return operations / std::chrono::duration<double>(Clock::now() - start).count();
+  return together ? total.load() : 0;
 }
 
 }  // namespace
 
 double measure_peak(const std::string& dtype) {
-  constexpr double kSeconds = 0.02;
-  PeakParams p{parse_dtype(dtype), 1024};
+  // Tens of microseconds: asking the time costs nothing beside it.
+  constexpr int64_t kRounds = 4096;
+  const PeakParams p{parse_dtype(dtype), kRounds};
   PeakFn* const run = product_peak_kernel.get(p.dtype);
-  const double operations = run(p) * static_cast<double>(at::get_num_threads());
-  p.rounds *= 1 + static_cast<int64_t>(kSeconds * rate(run, p) / operations);
   double best = 0;
   for (int repeat = 0; repeat < 5; ++repeat) best = std::max(best, rate(run, p));
+  if (best == 0) throw std::runtime_error("fulgurite: torch's threads did not run together");
   return best;
 }
 

@@ -1,6 +1,6 @@
 """``python -m fulgurite.bench [attention] [moe] [optim]``: paired ratios to plain PyTorch.
 
-As a table, JSON and a chart.
+As a table, JSON and a chart. ``python -m fulgurite.bench compare OLD NEW`` compares two such files.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fulgurite.bench import compare
 from fulgurite.bench.growth import grown_mib
 from fulgurite.bench.harness import (
     MemoryRow,
     Row,
     chart,
     geometric_means,
-    machine,
     measure,
     peak_mib,
     save,
 )
+from fulgurite.bench.machine import machine
 
 FAMILIES = ["attention", "moe", "optim"]
 
@@ -77,6 +78,9 @@ def _run(family: str, quick: bool, seconds: float) -> tuple[list[Row], list[Memo
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["compare"]:
+        return compare.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m fulgurite.bench", description=__doc__)
     parser.add_argument(
         "families", nargs="*", metavar="family", help=f"of {', '.join(FAMILIES)} (all)"

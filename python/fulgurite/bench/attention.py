@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from fulgurite.bench.harness import Case, MemoryCase, name_of
+from fulgurite.bench.harness import Case, MemoryCase
+from fulgurite.bench.peak import name_of
 
 SIZES = [(512, 64), (1024, 64), (1024, 128), (2048, 64), (2048, 128), (4096, 64)]
 QUICK = [(512, 64)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm, linear, one_hot, silu
 
-from fulgurite.bench.harness import name_of
+from fulgurite.bench.peak import name_of
 
 Experts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 

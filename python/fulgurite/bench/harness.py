@@ -6,7 +6,6 @@ Times drift with the machine's mood; the ratio of two runs next to each other do
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ from typing import Any
 
 import torch
 
-import fulgurite
+from fulgurite.bench.machine import commit, machine, now
+from fulgurite.bench.peak import TRIES, peak, read_bandwidth
 from fulgurite.demo.memory import peak_bytes
 
 Side = Callable[[], Any]
@@ -67,8 +67,9 @@ class MemoryCase:
 class Row:
     """What was measured: milliseconds are medians; ratio is plain / ours, above 1 we are faster.
 
-    ``share`` is ours of the machine's peak or bandwidth, measured right before and after; 0 where
-    the case has none.
+    ``share`` is ours of the machine's ``limit`` (products' peak in GFLOP/s, or read bandwidth in
+    GB/s), the mean of one measured right before and one after; both 0 where the case has none, or
+    where what was measured cannot be (``peak``).
     """
 
     work: str
@@ -81,6 +82,7 @@ class Row:
     ratio_high: float
     pairs: int
     share: float = 0.0
+    limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,30 +99,33 @@ class MemoryRow:
     plain_growth_mib: float
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """``float32``, without torch's name before it."""
-    return str(dtype).removeprefix("torch.")
-
-
 def _seconds(side: Side) -> float:
     start = time.perf_counter()
     side()
     return time.perf_counter() - start
 
 
-def read_bandwidth() -> float:
-    """Bytes a second that torch's threads read from memory: the best of three sums."""
-    numbers = torch.ones(64 << 20)
-    return 4 * numbers.numel() / min(_seconds(numbers.sum) for _ in range(3))
-
-
 def _limit(case: Case) -> float:
-    """Seconds that the work would take at the machine's peak or bandwidth, as they are now."""
+    """Operations or bytes a second of the machine as it is now; 0 where the case has none."""
     if case.bytes_read:
-        return case.bytes_read / read_bandwidth()
-    if case.operations and fulgurite._C:
-        return case.operations / float(fulgurite._C.measure_peak(name_of(case.products_of)))
-    return 0.0
+        return read_bandwidth()
+    return peak(case.products_of) if case.operations else 0.0
+
+
+def _share(case: Case, seconds: float, limits: list[float]) -> tuple[float, float]:
+    """Ours of the mean limit, and that limit in units of 10⁹ a second.
+
+    Nothing multiplies faster than the peak: it is measured again where a row would, and the row
+    has no share where it still does. Bytes may come out of a cache, faster than from memory.
+    """
+    limits = [limit for limit in limits if limit]
+    for _ in range(TRIES if limits else 0):
+        limit = sum(limits) / len(limits)
+        share = (case.bytes_read or case.operations) / limit / seconds
+        if case.bytes_read or share <= 1:
+            return share, limit / 1e9
+        limits = [max(*limits, _limit(case))]
+    return 0.0, 0.0
 
 
 def peak_mib(case: MemoryCase, side: Side) -> float:
@@ -165,30 +170,8 @@ def measure(case: Case, seconds: float = 2.0, most: int = 200) -> Row:
         ratios[quarter],
         ratios[-1 - quarter],
         len(pairs),
-        (limit + _limit(case)) / 2 / ours_seconds,
+        *_share(case, ours_seconds, [limit, _limit(case)]),
     )
-
-
-def machine() -> dict[str, Any]:
-    """The facts that a ratio depends on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    c = fulgurite._C
-    return {
-        "cpu": model,
-        "isa": c.get_isa() if c else "unknown",
-        "isas": c.available_isas() if c else [],
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "fulgurite": fulgurite.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def geometric_means(rows: list[Row]) -> Iterator[tuple[str, float, float]]:
@@ -199,9 +182,11 @@ def geometric_means(rows: list[Row]) -> Iterator[tuple[str, float, float]]:
 
 
 def save(rows: list[Row], memory: list[MemoryRow], path: Path) -> None:
-    """Machine and rows as JSON."""
+    """Commit, date, machine and rows as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
+        "commit": commit(),
+        "date": now(),
         "machine": machine(),
         "rows": [asdict(row) for row in rows],
         "memory": [asdict(row) for row in memory],

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import fulgurite
 from fulgurite.bench.__main__ import main
 from fulgurite.bench.experts import Block, Work, eager, grouped
 from fulgurite.bench.growth import grown_mib
-from fulgurite.bench.harness import Case, MemoryCase, measure, peak_mib, read_bandwidth
+from fulgurite.bench.harness import Case, MemoryCase, measure, peak_mib
+from fulgurite.bench.peak import read_bandwidth
 
 
 def test_a_row_is_the_ratio_of_neighbours() -> None:
@@ -44,21 +44,10 @@ def test_a_process_grows_by_what_attention_keeps() -> None:
     assert abs(grown_mib("attention", 0, "ours", quick=True)) < 12
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_every_set_has_a_peak(isa: str, dtype: str) -> None:
-    assert fulgurite._C.get_isa() == isa
-    assert 1e9 < fulgurite._C.measure_peak(dtype) < 1e15
-
-
-def test_peaks_of_unknown_dtypes_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected float64, float32 or bfloat16, got int8"):
-        fulgurite._C.measure_peak("int8")
-
-
 def test_shares() -> None:
     a = torch.randn(1024, 1024)
     product = Case("", "", "", lambda: a @ a, lambda: a @ a, operations=2.0 * 1024**3)
-    assert 0.02 < measure(product, seconds=0.1).share < 1.5
+    assert 0.02 < measure(product, seconds=0.1).share <= 1
     numbers = torch.randn(16 << 20)
     read = Case("", "", "", numbers.sum, numbers.sum, bytes_read=4.0 * numbers.numel())
     assert 0.2 < measure(read, seconds=0.1).share < 5

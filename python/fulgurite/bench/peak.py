@@ -1,0 +1,68 @@
+"""What the machine can do at most, now: operations and bytes a second that shares are taken of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import fulgurite
+from fulgurite.bench.machine import as_wide_as_the_machine
+
+TRIES = 3
+# A float64 vector has half as many lanes. 16-bit products run at least as fast as float32's.
+_OF_FLOAT32 = {torch.float64: 0.5, torch.float32: 1.0, torch.bfloat16: 1.0}
+_CLOSE = 0.95  # of torch's product: the clock moves between two measurements
+
+
+def _best_seconds(call: Callable[[], Any], repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """``float32``, without torch's name before it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def product_rate(size: int = 512) -> float:
+    """Operations a second of torch's own float32 product, the best of five."""
+    a, b = torch.ones(2, size, size)
+    out = torch.empty(size, size)
+    with torch.no_grad():
+        return 2.0 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=out), 5)
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that torch's threads read from memory: the best of three sums."""
+    numbers = torch.ones(64 << 20)
+    return 4 * numbers.numel() / _best_seconds(numbers.sum, 3)
+
+
+def _set_that_ran() -> str:
+    """Of the last measure_peak: a build may lack the one that was asked for."""
+    rows = fulgurite._C.kernel_table()
+    return next(row["ran"] for row in rows if row["name"] == "product_peak")
+
+
+def peak(dtype: torch.dtype) -> float:
+    """Operations a second of all threads in products of a dtype, as the set in use makes them.
+
+    A peak below what torch's own product reaches is none: it is measured again, and 0 where it
+    stays so. A set narrower than the machine's vectors may be slower than torch.
+    """
+    if fulgurite._C is None:
+        return 0.0
+    for _ in range(TRIES):
+        measured = float(fulgurite._C.measure_peak(name_of(dtype)))
+        if not as_wide_as_the_machine(_set_that_ran()):
+            return measured
+        if measured >= _CLOSE * _OF_FLOAT32[dtype] * product_rate():
+            return measured
+    return 0.0
