@@ -16,7 +16,7 @@ from rich.text import Text
 import fulgurite
 from fulgurite.demo.arms import Step
 from fulgurite.demo.model import generate
-from fulgurite.demo.train import CURVE_BOUNDS, Run, Track, curve_distance, paired_ratio
+from fulgurite.demo.train import Run, Track, curve_bound, curve_distance, paired_ratio
 
 matplotlib.use("Agg")  # before pyplot is imported: no display is needed
 from matplotlib import pyplot as plt
@@ -114,16 +114,20 @@ def agreement(run: Run) -> list[dict[str, Any]]:
     tracks = run.tracks
     if "fulgurite" not in tracks:
         return []
-    return [
-        {
-            "with": name,
-            "steps": min(len(track.steps), len(tracks["fulgurite"].steps)),
-            "distance": curve_distance(tracks["fulgurite"].losses, track.losses),
-            "bound": CURVE_BOUNDS[run.settings.precision],
-        }
-        for name, track in tracks.items()
-        if name != "fulgurite"
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, track in tracks.items():
+        if name == "fulgurite":
+            continue
+        steps = min(len(track.steps), len(tracks["fulgurite"].steps))
+        rows.append(
+            {
+                "with": name,
+                "steps": steps,
+                "distance": curve_distance(tracks["fulgurite"].losses, track.losses),
+                "bound": curve_bound(run.settings.precision, steps),
+            }
+        )
+    return rows
 
 
 def kernels() -> list[dict[str, Any]]:
@@ -244,7 +248,7 @@ def finish(run: Run, folder: Path, console: Console) -> None:
         console.print(
             f"loss curves of fulgurite and {TITLES[row['with']]}: mean difference "
             f"{row['distance']:.4f} over {row['steps']} steps, {verdict} the bound "
-            f"of {row['bound']}",
+            f"of {row['bound']:.4f}",
             soft_wrap=True,
         )
     if result["kernels"]:

@@ -17,12 +17,14 @@ from fulgurite.demo.data import Corpus, read_text
 from fulgurite.demo.model import QUICK, LanguageModel, initialise
 from fulgurite.demo.plain import build_plain, plain_state
 from fulgurite.demo.train import (
-    CURVE_BOUNDS,
     Run,
     Settings,
+    curve_bound,
     curve_distance,
     plan_steps,
 )
+
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +73,27 @@ def test_curves_agree(precision: str, corpus: Corpus) -> None:
     ours, theirs = run.tracks["fulgurite"], run.tracks["plain"]
     assert len(ours.steps) == len(theirs.steps) == 12
     assert ours.losses[-1] < ours.losses[0] - 0.5
-    assert curve_distance(ours.losses, theirs.losses) < CURVE_BOUNDS[precision]
+    assert curve_distance(ours.losses, theirs.losses) < curve_bound(precision, 12)
     for bias in (layer.selection_bias for layer in ours.arm.model.moe_layers()):
         assert bias.abs().max() > 0
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/demo-*.json")), ids=lambda p: p.parent.name)
+def test_recorded_curves_are_within_the_bound(path: Path) -> None:
+    """However many of their steps are looked at."""
+    result = json.loads(path.read_text())
+    ours, *others = (arm["losses"] for arm in result["arms"].values())
+    for other in others:
+        for steps in range(1, min(len(ours), len(other)) + 1):
+            distance = curve_distance(ours[:steps], other[:steps])
+            assert distance <= curve_bound(result["precision"], steps), steps
+
+
+def test_the_bound_grows_with_the_steps() -> None:
+    assert curve_bound("fp32", 12) == pytest.approx(0.0022)
+    assert curve_bound("fp32", 60) < curve_bound("bf16", 60) < curve_bound("bf16", 100)
+    assert curve_bound("fp32", 10**6) == curve_bound("bf16", 10**6) == 0.03
+    assert curve_bound("fp16", 1) == curve_bound("fp16", 300)
 
 
 def test_continued_run_has_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
