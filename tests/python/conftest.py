@@ -6,12 +6,7 @@ A test that takes ``isa`` runs once on every instruction set that the machine ha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-
-# Where cores are shared, threads that spin at a barrier cost more than the small calls between
-# them. OpenMP reads this when torch is loaded, below.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 from hypothesis import HealthCheck, settings

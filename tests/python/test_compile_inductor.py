@@ -7,12 +7,17 @@ aot_eager backend for every operator instead. AOTInductor: tests/interop.
 from __future__ import annotations
 
 import copy
+import getpass
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 import fulgurite.nn.functional as F
 from fulgurite.nn import Attention, MoE, RMSNorm, rotary_table
@@ -46,6 +51,13 @@ def assert_same_training_step(function: Callable[..., Tensor], *inputs: Tensor) 
     expected, actual = step(function), step(compiled(function))
     assert len(expected) == 1 + sum(x.is_floating_point() for x in inputs)
     torch.testing.assert_close(actual, expected)
+
+
+def test_the_compiler_has_a_cache_of_its_own() -> None:
+    """Code compiled for an earlier build is not found. Processes that tests start inherit it."""
+    assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    users = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    assert Path(cache_dir()) != users
 
 
 def test_attention() -> None:
