@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Usage: test.sh BUILD. Every test: formatting and types, Catch2 through ctest, pytest (operators, interop, packaging).
 # A stage that fails does not hide the next ones; the runners' own summary lines come last.
+# pytest runs in WORKERS processes of one thread each (default: a processor each, 8 at most): most tests are small calls, which
+# threads would not make faster. Tests of threads set their own number. A file stays in one process: its tests share references.
 set -uo pipefail
 build=$1
 logs=$build/test-logs
 mkdir -p "$logs"
 failed=()
+processors=$(nproc)
+workers=${WORKERS:-$((processors < 8 ? processors : 8))}
 
 stage() {  # NAME COMMAND...
   local name=$1 started=$SECONDS
@@ -17,7 +21,7 @@ stage() {  # NAME COMMAND...
 
 stage lint make --no-print-directory lint-quick
 stage ctest ctest --test-dir "$build" --output-on-failure --no-tests=error
-stage pytest python -m pytest
+stage pytest env OMP_NUM_THREADS=1 python -m pytest --numprocesses "$workers" --dist loadfile
 
 echo "==> summary, $SECONDS s"
 grep -E '^[0-9]+% tests passed' "$logs/ctest.log"
