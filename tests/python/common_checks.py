@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fulgurite import _C
 from fulgurite.testing import (
     OPERATORS,
     Operator,
@@ -20,9 +19,12 @@ from fulgurite.testing import (
     evaluate,
     to_float64,
 )
+from fulgurite.testing.backend import always_spread as always_spread
+from fulgurite.testing.backend import current
 
 FULL = os.environ.get("FULGURITE_FULL") == "1"
-CPU = torch.device("cpu")
+DEVICE = current().device  # that the operators are tested on
+CPU = DEVICE
 Results = dict[str, Tensor]
 
 
@@ -54,17 +56,6 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def always_spread() -> Iterator[None]:
-    """Run calls of any size on every thread."""
-    before = _C.inline_cost()
-    _C.set_inline_cost(0)
-    try:
-        yield
-    finally:
-        _C.set_inline_cost(before)
-
-
 def filler(dtype: torch.dtype) -> float:
     """What stands between the elements of a scattered tensor: NaN where there is one."""
     return float("nan") if dtype.is_floating_point else 1
@@ -93,7 +84,7 @@ def assert_gaps_untouched(view: Tensor) -> None:
 @cache
 def samples_of(name: str, dtype: torch.dtype, seed: int) -> dict[str, Sample]:
     """The sample calls of an operator by name. Shared between tests: nobody may write to them."""
-    return {sample.name: sample for sample in OPERATORS[name].samples(dtype, CPU, seed)}
+    return {sample.name: sample for sample in OPERATORS[name].samples(dtype, DEVICE, seed)}
 
 
 @cache

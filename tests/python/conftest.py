@@ -1,7 +1,8 @@
 """Settings of the whole suite: the exhaustive grids, hypothesis, and the instruction sets.
 
 ``FULGURITE_FULL=1`` runs the tests marked ``full`` too, and hypothesis with more examples.
-A test that takes ``isa`` runs once on every instruction set that the machine has.
+A test that takes ``backend`` runs once on every device and set of kernels that the machine has;
+``isa`` is the set's name alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from common_checks import FULL
-from fulgurite import _C
+from fulgurite.testing.backend import Backend, backends, using
 
 for _profile, _examples in (("quick", 30), ("full", 500)):
     settings.register_profile(
@@ -21,7 +22,7 @@ for _profile, _examples in (("quick", 30), ("full", 500)):
         max_examples=_examples,
         deadline=None,
         print_blob=True,
-        # `isa` is the same for every example, so it need not be set up again for each.
+        # `backend` is the same for every example, so it need not be set up again for each.
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 settings.load_profile("full" if FULL else "quick")
@@ -40,14 +41,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)  # the sets change fastest: they share the references of a case
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "isa" in metafunc.fixturenames:
-        metafunc.parametrize("isa", _C.available_isas(), indirect=True)
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", backends(), ids=lambda b: b.set, indirect=True)
 
 
 @pytest.fixture
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The instruction set that the test runs on."""
-    before = _C.get_isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The device and the set of kernels that the test runs on: once on every one of the machine."""
+    with using(request.param.set) as selected:
+        yield selected
+
+
+@pytest.fixture
+def isa(backend: Backend) -> str:
+    """The set of ``backend``."""
+    return backend.set

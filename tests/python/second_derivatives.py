@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common_checks import CPU, Results, threads
+from common_checks import DEVICE, Results, threads
 from fulgurite.testing import to_float64
 from fulgurite.testing.references.attention import attention
 from fulgurite.testing.samples.attention import qkv
@@ -96,7 +96,9 @@ def make_case(
 ) -> tuple[Results, dict[str, Any]]:
     """Differentiable inputs by name, and the other arguments."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = dict(zip(("query", "key", "value"), qkv(generator, dtype, CPU, **sizes), strict=True))
+    tensors = dict(
+        zip(("query", "key", "value"), qkv(generator, dtype, DEVICE, **sizes), strict=True)
+    )
     kwargs = CASES[case](generator, *(sizes[name] for name in ("B", "Hq", "N", "M")))
     for name in ("bias", "sink"):
         if name in kwargs:

@@ -15,8 +15,7 @@ import torch
 from torch.autograd.gradcheck import GradcheckError
 
 from common_checks import (
-    CPU,
-    always_spread,
+    DEVICE,
     assert_gaps_untouched,
     assert_same_bits,
     expected,
@@ -24,7 +23,6 @@ from common_checks import (
     scattered,
     threads,
 )
-from fulgurite import _C
 from fulgurite.testing import (
     OPERATORS,
     ErrorSample,
@@ -33,6 +31,7 @@ from fulgurite.testing import (
     Sample,
     evaluate,
 )
+from fulgurite.testing.backend import always_spread, backends, using
 from fulgurite.testing.registry import ALL_DTYPES, argument_name, select, substitute
 from fulgurite.testing.source import call_module, tensors_only
 from fulgurite.testing.tolerances import MIN_SEEDS
@@ -79,7 +78,7 @@ def error_cases() -> Any:
         [
             pytest.param(operator, wrong, id=f"{name}-{wrong.name}")
             for name, operator in OPERATORS.items()
-            for wrong in operator.errors(CPU)
+            for wrong in operator.errors(DEVICE)
         ],
     )
 
@@ -141,7 +140,7 @@ def test_meta_equals_real(operator: Operator, dtype: torch.dtype, sample: str) -
 @framework_cases()
 def test_autocast(operator: Operator, sample: Sample) -> None:
     def autocast(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             return operator.op(*args, **kwargs)
 
     def check(given: Sample, equivalent: Sample) -> None:
@@ -249,8 +248,8 @@ def test_same_bits_for_any_instruction_set(
 ) -> None:
     call = samples_of(operator.name, dtype, 0)[sample]
     actual = evaluate(operator.op, operator, call)
-    _C.set_isa(_C.available_isas()[0])
-    assert_same_bits(actual, evaluate(operator.op, operator, call), f"on {isa}")
+    with using(backends()[0].set):
+        assert_same_bits(actual, evaluate(operator.op, operator, call), f"on {isa}")
 
 
 def differentiable_function(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common_checks import CPU, assert_same_bits, samples_of
+from common_checks import DEVICE, assert_same_bits, samples_of
 from fulgurite.testing import OPERATORS, Operator, Sample, evaluate
 from fulgurite.testing.registry import argument_name, flatten
 
@@ -41,9 +41,9 @@ def test_every_registered_operator_has_an_entry() -> None:
 @each_operator
 def test_samples_are_varied_and_reproducible(operator: Operator) -> None:
     for dtype in operator.dtypes:
-        first = list(operator.samples(dtype, CPU, 0))
-        again = list(operator.samples(dtype, CPU, 0))
-        other = list(operator.samples(dtype, CPU, 1))
+        first = list(operator.samples(dtype, DEVICE, 0))
+        again = list(operator.samples(dtype, DEVICE, 0))
+        other = list(operator.samples(dtype, DEVICE, 1))
         names = [sample.name for sample in first]
         assert 3 <= len(set(names)) == len(names)
         assert names == [sample.name for sample in other], "names depend on the seed"
@@ -71,7 +71,7 @@ def test_samples_include_empty_sizes(operator: Operator) -> None:
 
 @each_operator
 def test_error_samples_are_named(operator: Operator) -> None:
-    names = [wrong.name for wrong in operator.errors(CPU)]
+    names = [wrong.name for wrong in operator.errors(DEVICE)]
     assert names
     assert len(set(names)) == len(names)
 

@@ -10,6 +10,7 @@ import torch
 
 import fulgurite
 from fulgurite.bench.machine import as_wide_as_the_machine
+from fulgurite.testing.backend import kernels
 
 TRIES = 3
 # A float64 vector has half as many lanes. 16-bit products run at least as fast as float32's.
@@ -45,10 +46,20 @@ def read_bandwidth() -> float:
     return 4 * numbers.numel() / _best_seconds(numbers.sum, 3)
 
 
+def product_peak(dtype: torch.dtype) -> float:
+    """What ``measure_peak`` finds, unchecked.
+
+    Raises:
+        ValueError: a dtype other than float64, float32 and bfloat16.
+    """
+    if fulgurite._C is None:
+        raise RuntimeError("fulgurite was built without its Python module _C: no peak is measured")
+    return float(fulgurite._C.measure_peak(name_of(dtype)))
+
+
 def _set_that_ran() -> str:
-    """Of the last measure_peak: a build may lack the one that was asked for."""
-    rows = fulgurite._C.kernel_table()
-    return next(row["ran"] for row in rows if row["name"] == "product_peak")
+    """Of the last product_peak: a build may lack the one that was asked for."""
+    return str(kernels()["product_peak"]["ran"])
 
 
 def peak(dtype: torch.dtype) -> float:
@@ -60,7 +71,7 @@ def peak(dtype: torch.dtype) -> float:
     if fulgurite._C is None:
         return 0.0
     for _ in range(TRIES):
-        measured = float(fulgurite._C.measure_peak(name_of(dtype)))
+        measured = product_peak(dtype)
         if not as_wide_as_the_machine(_set_that_ran()):
             return measured
         if measured >= _CLOSE * _OF_FLOAT32[dtype] * product_rate():

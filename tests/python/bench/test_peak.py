@@ -9,23 +9,23 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 
-import fulgurite
 from fulgurite.bench import machine
 from fulgurite.bench import peak as measured
 from fulgurite.bench.harness import Case, measure
+from fulgurite.testing.backend import current
 
 SETS = ["baseline", "avx2", "avx512", "avx512_bf16", "amx"]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_every_set_has_a_peak(isa: str, dtype: str) -> None:
-    assert fulgurite._C.get_isa() == isa
-    assert 1e9 < fulgurite._C.measure_peak(dtype) < 1e15
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_every_set_has_a_peak(isa: str, dtype: torch.dtype) -> None:
+    assert current().set == isa
+    assert 1e9 < measured.product_peak(dtype) < 1e15
 
 
 def test_peaks_of_unknown_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match="expected float64, float32 or bfloat16, got int8"):
-        fulgurite._C.measure_peak("int8")
+        measured.product_peak(torch.int8)
 
 
 def test_a_peak_does_not_depend_on_how_threads_wake() -> None:
@@ -33,7 +33,7 @@ def test_a_peak_does_not_depend_on_how_threads_wake() -> None:
     peaks = []
     for _ in range(6):
         time.sleep(0.02)
-        peaks.append(fulgurite._C.measure_peak("float32"))
+        peaks.append(measured.product_peak(torch.float32))
     assert max(peaks) < 4 * min(peaks), [f"{p:.3g}" for p in peaks]
 
 
@@ -42,7 +42,7 @@ def test_a_peak_does_not_depend_on_how_threads_wake() -> None:
 )
 def test_a_peak_is_above_a_product(dtype: torch.dtype, lanes: float) -> None:
     """Of torch's; a tenth of it for a set of half the width on a busy machine."""
-    found = fulgurite._C.measure_peak(measured.name_of(dtype))
+    found = measured.product_peak(dtype)
     assert found > 0.1 * lanes * measured.product_rate()
 
 
@@ -59,19 +59,19 @@ def test_sets_as_wide_as_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def peaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterable[float]], list[str]]:
-    """Makes ``measure_peak`` give these; the list of dtypes that it was asked for. torch's product
+def peaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterable[float]], list[torch.dtype]]:
+    """Makes ``product_peak`` give these; the list of dtypes that it was asked for. torch's product
     runs at 1e11, and the set in use is as wide."""
 
-    def set_peaks(values: Iterable[float]) -> list[str]:
-        asked: list[str] = []
+    def set_peaks(values: Iterable[float]) -> list[torch.dtype]:
+        asked: list[torch.dtype] = []
         following = iter(values)
 
-        def give(dtype: str) -> float:
+        def give(dtype: torch.dtype) -> float:
             asked.append(dtype)
             return next(following)
 
-        monkeypatch.setattr(fulgurite._C, "measure_peak", give)
+        monkeypatch.setattr(measured, "product_peak", give)
         monkeypatch.setattr(measured, "product_rate", lambda: 1e11)
         monkeypatch.setattr(measured, "as_wide_as_the_machine", lambda isa: True)
         return asked
@@ -80,23 +80,25 @@ def peaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterable[float]], list[s
 
 
 def test_a_peak_below_torchs_product_is_measured_again(
-    peaks: Callable[[Iterable[float]], list[str]],
+    peaks: Callable[[Iterable[float]], list[torch.dtype]],
 ) -> None:
     asked = peaks([3e8, 1.5e11])
     assert measured.peak(torch.bfloat16) == 1.5e11
-    assert asked == ["bfloat16"] * 2
+    assert asked == [torch.bfloat16] * 2
     peaks([0.6e11])
     assert measured.peak(torch.float64) == 0.6e11
 
 
-def test_a_peak_that_stays_below_is_none(peaks: Callable[[Iterable[float]], list[str]]) -> None:
+def test_a_peak_that_stays_below_is_none(
+    peaks: Callable[[Iterable[float]], list[torch.dtype]],
+) -> None:
     asked = peaks(itertools.repeat(3e8))
     assert measured.peak(torch.float32) == 0
     assert len(asked) == measured.TRIES
 
 
 def test_a_narrow_set_may_be_slower_than_torch(
-    peaks: Callable[[Iterable[float]], list[str]], monkeypatch: pytest.MonkeyPatch
+    peaks: Callable[[Iterable[float]], list[torch.dtype]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peaks([3e10])
     monkeypatch.setattr(measured, "as_wide_as_the_machine", lambda isa: False)
@@ -111,7 +113,7 @@ def product_of(seconds: float, operations: float) -> Case:
 
 
 def test_nothing_multiplies_faster_than_the_peak(
-    peaks: Callable[[Iterable[float]], list[str]],
+    peaks: Callable[[Iterable[float]], list[torch.dtype]],
 ) -> None:
     case = product_of(0.005, 1e12)  # 2e14 a second, or less on a busy machine
     peaks([1.2e11, 1.2e11, 4e14])  # before, after, and once more
@@ -125,7 +127,7 @@ def test_nothing_multiplies_faster_than_the_peak(
 
 
 def test_a_share_is_of_the_peaks_around_its_row(
-    peaks: Callable[[Iterable[float]], list[str]],
+    peaks: Callable[[Iterable[float]], list[torch.dtype]],
 ) -> None:
     peaks([2e11, 4e11])
     row = measure(product_of(0.005, 1e8), seconds=0)
