@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import re
 
-import pytest
 import torch
 
 import fulgurite
-from fulgurite import _C
+from fulgurite import _build_info
+from fulgurite.testing.backend import Backend, backends, kernels
 
 
 def test_names_build_torch_and_compiler() -> None:
     first = fulgurite.show_config().splitlines()[0]
     assert fulgurite.__version__ in first
-    assert f"built with torch {_C.torch_version()}" in first
+    assert f"built with torch {_build_info.TORCH_VERSION}" in first
     assert f"running with torch {torch.__version__}" in first
     assert re.search(r"by (g\+\+|clang) \d+", first)
 
 
-@pytest.mark.parametrize("wanted", _C.available_isas())
-def test_names_the_set_in_use_and_every_kernel(wanted: str) -> None:
-    before = _C.get_isa()
-    _C.set_isa(wanted)
-    try:
-        text = fulgurite.show_config()
-        table = _C.kernel_table()
-    finally:
-        _C.set_isa(before)
-    machine = ", ".join(_C.available_isas())
-    assert f"instruction set: {wanted} (this machine has {machine}; FULGURITE_ISA" in text
-    assert table
-    for kernel in table:
+def test_names_the_set_in_use_and_every_kernel(backend: Backend) -> None:
+    text = fulgurite.show_config()
+    machine = ", ".join(one.set for one in backends())
+    assert f"instruction set: {backend.set} (this machine has {machine}; FULGURITE_ISA" in text
+    assert kernels()
+    for name, kernel in kernels().items():
         compiled = ", ".join(kernel["variants"])
-        assert f"  {kernel['name']}: {kernel['active']} (compiled for {compiled})" in text
+        assert f"  {name}: {kernel['active']} (compiled for {compiled})" in text

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import fulgurite
-from common_checks import always_spread, threads
+from common_checks import threads
+from fulgurite.testing.backend import always_spread
 
 ops = torch.ops.fulgurite
 
