@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common_checks import assert_same_bits, scattered, threads
-from fulgurite import _C
+from fulgurite.testing.backend import backends, using
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 stats = torch.ops.fulgurite.grad_stats
@@ -64,16 +64,14 @@ def test_bits_of_the_norm(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(3,), (40_001,), (100, 129), (0,), (17, 5, 3)]
     grads = [torch.randn(s, generator=generator).to(dtype) for s in shapes]
-    before = _C.get_isa()
     expected = stats(grads, inv_scale=torch.tensor(0.3))[1]
-    for name in _C.available_isas():
-        _C.set_isa(name)
-        for count in (1, 2, 3):
-            with threads(count):
-                assert torch.equal(stats(grads, inv_scale=torch.tensor(0.3))[1], expected)
-        moved = [scattered(grad) for grad in grads]
-        assert torch.equal(stats(moved, inv_scale=torch.tensor(0.3))[1], expected)
-    _C.set_isa(before)
+    moved = [scattered(grad) for grad in grads]
+    for backend in backends():
+        with using(backend.set):
+            for count in (1, 2, 3):
+                with threads(count):
+                    assert torch.equal(stats(grads, inv_scale=torch.tensor(0.3))[1], expected)
+            assert torch.equal(stats(moved, inv_scale=torch.tensor(0.3))[1], expected)
     exact = sum(((g.double() * float(torch.tensor(0.3))) ** 2).sum() for g in grads)
     assert expected.item() == pytest.approx(exact.item(), rel=1e-14)
 

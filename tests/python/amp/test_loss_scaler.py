@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from common_checks import DEVICE
 from fulgurite.amp import LossScaler
 from fulgurite.optim import AdamW
+from fulgurite.testing.backend import kernels
 
 OPTIMIZERS: dict[str, Any] = {
     "ours": AdamW,
@@ -59,8 +61,8 @@ OPTIONS: dict[str, Any] = {"init_scale": 1024.0, "growth_interval": 3}
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_same_training_as_gradscaler(optimizer: str, explicit: bool) -> None:
     make = OPTIMIZERS[optimizer]
-    ours, our_scales = train(LossScaler("cpu", **OPTIONS), make, TRACE, explicit)
-    plain, scales = train(GradScaler("cpu", **OPTIONS), make, TRACE, explicit)
+    ours, our_scales = train(LossScaler(DEVICE.type, **OPTIONS), make, TRACE, explicit)
+    plain, scales = train(GradScaler(DEVICE.type, **OPTIONS), make, TRACE, explicit)
     assert our_scales == scales
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -73,7 +75,7 @@ def test_unscaling_inside_the_step_is_the_training_without_a_scale(scaler: Any) 
     scaled, plain = model(), model()
     clipped = AdamW(scaled.parameters(), max_grad_norm=0.5)
     reference = AdamW(plain.parameters(), max_grad_norm=0.5)
-    grad_scaler = scaler("cpu", init_scale=2.0**12)
+    grad_scaler = scaler(DEVICE.type, init_scale=2.0**12)
     for step in range(5):
         clipped.zero_grad()
         grad_scaler.scale(loss_of(scaled, step)).backward()
@@ -91,7 +93,7 @@ def test_unscaling_inside_the_step_is_the_training_without_a_scale(scaler: Any) 
 def test_what_happened() -> None:
     net = model()
     optimizer = AdamW(net.parameters())
-    scaler = LossScaler("cpu", init_scale=8.0)
+    scaler = LossScaler(DEVICE.type, init_scale=8.0)
     assert (scaler.skipped, scaler.first_bad, scaler.total_norm) == (0, -1, None)
     for overflow in (False, True, True):
         optimizer.zero_grad()
@@ -114,14 +116,13 @@ def test_what_happened() -> None:
 
 def test_one_pass_serves_scaler_and_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     """The optimizer takes the norm that the scaler found, and only for that step."""
-    from fulgurite import _C
 
     def passes() -> int:
-        return next(k["calls"] for k in _C.kernel_table() if k["name"] == "amp_grad_stats")
+        return int(kernels()["amp_grad_stats"]["calls"])
 
     net = model()
     optimizer = AdamW(net.parameters(), max_grad_norm=0.5)
-    scaler = LossScaler("cpu", init_scale=8.0)
+    scaler = LossScaler(DEVICE.type, init_scale=8.0)
     scaler.scale(loss_of(net, 0)).backward()
     before = passes()
     scaler.step(optimizer)
@@ -137,7 +138,7 @@ def test_one_pass_serves_scaler_and_clipping(monkeypatch: pytest.MonkeyPatch) ->
 def test_several_optimizers_share_a_scale() -> None:
     net = model()
     first, second = AdamW(net[0].parameters()), torch.optim.SGD(net[2].parameters(), lr=0.1)
-    scaler = LossScaler("cpu", init_scale=8.0)
+    scaler = LossScaler(DEVICE.type, init_scale=8.0)
     scaler.scale(loss_of(net, 0)).backward()
     net[0].bias.grad[0] = math.inf
     before = net[2].weight.detach().clone()
@@ -153,7 +154,7 @@ def test_several_optimizers_share_a_scale() -> None:
 @pytest.mark.filterwarnings("ignore:.*at its floor")
 def test_hysteresis_floor_and_ceiling() -> None:
     scaler = LossScaler(
-        "cpu", init_scale=8.0, growth_interval=1, hysteresis=2, min_scale=4.0, max_scale=16.0
+        DEVICE.type, init_scale=8.0, growth_interval=1, hysteresis=2, min_scale=4.0, max_scale=16.0
     )
     trace = (True, True, True, True, False, False, False, True, True)
     _, scales = train(scaler, AdamW, trace)
@@ -162,17 +163,17 @@ def test_hysteresis_floor_and_ceiling() -> None:
 
 @pytest.mark.parametrize(("refill", "last"), [("clean", 8.0), ("growth", 4.0)])
 def test_refill(refill: str, last: float) -> None:
-    scaler = LossScaler("cpu", init_scale=8.0, hysteresis=2, refill=refill)
+    scaler = LossScaler(DEVICE.type, init_scale=8.0, hysteresis=2, refill=refill)
     _, scales = train(scaler, AdamW, (True, False, True))
     assert scales[-1] == last
 
 
 def test_states_go_both_ways() -> None:
-    ours, plain = LossScaler("cpu", **OPTIONS), GradScaler("cpu", **OPTIONS)
+    ours, plain = LossScaler(DEVICE.type, **OPTIONS), GradScaler(DEVICE.type, **OPTIONS)
     train(ours, AdamW, TRACE[:5])
     train(plain, AdamW, TRACE[:5])
     assert plain.state_dict().items() <= ours.state_dict().items()
-    into_torch, into_ours = GradScaler("cpu"), LossScaler("cpu", hysteresis=3)
+    into_torch, into_ours = GradScaler(DEVICE.type), LossScaler(DEVICE.type, hysteresis=3)
     into_torch.load_state_dict(ours.state_dict())
     assert into_torch.state_dict() == plain.state_dict()
     into_ours.load_state_dict(plain.state_dict())
@@ -183,11 +184,11 @@ def test_states_go_both_ways() -> None:
 @pytest.mark.parametrize("started", [False, True])
 def test_a_loaded_or_pickled_scaler_continues(started: bool) -> None:
     options = OPTIONS | {"hysteresis": 2, "refill": "growth", "min_scale": 16.0}
-    whole = LossScaler("cpu", **options)
+    whole = LossScaler(DEVICE.type, **options)
     train(whole, AdamW, TRACE)
-    part = LossScaler("cpu", **options)
+    part = LossScaler(DEVICE.type, **options)
     train(part, AdamW, TRACE[:6])
-    loaded = LossScaler("cpu")
+    loaded = LossScaler(DEVICE.type)
     if started:
         train(loaded, AdamW, TRACE[:2])
     loaded.load_state_dict(part.state_dict())
@@ -200,7 +201,7 @@ def test_a_loaded_or_pickled_scaler_continues(started: bool) -> None:
 def test_a_disabled_scaler_passes_through() -> None:
     net = model()
     optimizer = AdamW(net.parameters())
-    scaler = LossScaler("cpu", enabled=False)
+    scaler = LossScaler(DEVICE.type, enabled=False)
     loss = loss_of(net, 0)
     assert scaler.scale(loss) is loss
     loss.backward()
@@ -214,7 +215,7 @@ def test_a_disabled_scaler_passes_through() -> None:
 def test_gradscalers_own_errors() -> None:
     net = model()
     optimizer = AdamW(net.parameters())
-    scaler = LossScaler("cpu")
+    scaler = LossScaler(DEVICE.type)
     with pytest.raises(AssertionError, match="scale"):
         scaler.step(optimizer)
     scaler.scale(loss_of(net, 0)).backward()
@@ -231,7 +232,7 @@ def test_gradscalers_own_errors() -> None:
 def test_a_new_scale() -> None:
     net = model()
     optimizer = AdamW(net.parameters())
-    scaler = LossScaler("cpu")
+    scaler = LossScaler(DEVICE.type)
     scaler.scale(loss_of(net, 0)).backward()
     scaler.step(optimizer)
     scaler.update(128.0)
@@ -253,14 +254,14 @@ def test_a_new_scale() -> None:
 )
 def test_wrong_options(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        LossScaler("cpu", **options)
+        LossScaler(DEVICE.type, **options)
 
 
 def test_sparse_gradients_of_torchs_optimizers() -> None:
     """Duplicate rows add up before they are judged."""
     embedding = nn.Embedding(4, 2, sparse=True)
     optimizer = torch.optim.SGD(embedding.parameters(), lr=1.0)
-    scaler = LossScaler("cpu", init_scale=2.0)
+    scaler = LossScaler(DEVICE.type, init_scale=2.0)
     before = embedding.weight.detach().clone()
     scaler.scale(embedding(torch.tensor([1, 1])).sum()).backward()
     scaler.step(optimizer)
@@ -280,11 +281,11 @@ def test_float16_learns_through_overflows() -> None:
     for low in (False, True):
         net = model()
         optimizer = AdamW(net.parameters(), lr=1e-2, max_grad_norm=1.0)
-        scaler = LossScaler("cpu", init_scale=2.0**24, enabled=low)
+        scaler = LossScaler(DEVICE.type, init_scale=2.0**24, enabled=low)
         taken = 0
         while taken < 120:
             optimizer.zero_grad()
-            with torch.autocast("cpu", dtype=torch.float16, enabled=low):
+            with torch.autocast(DEVICE.type, dtype=torch.float16, enabled=low):
                 loss = (net(x) - y).square().mean()
             scaler.scale(loss).backward()
             scaler.step(optimizer)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from common_checks import DEVICE
 from fulgurite.amp import LossScaler
 from fulgurite.optim import AdamW
 
@@ -38,7 +39,7 @@ def test_a_static_scale_still_skips() -> None:
     net = model()
     optimizer = AdamW(net.parameters())
     scaler = LossScaler(
-        "cpu", init_scale=128.0, growth_interval=1, min_scale=128.0, max_scale=128.0
+        DEVICE.type, init_scale=128.0, growth_interval=1, min_scale=128.0, max_scale=128.0
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -53,7 +54,7 @@ def test_a_static_scale_still_skips() -> None:
 def test_a_scale_at_its_floor_warns() -> None:
     net = model()
     optimizer = AdamW(net.parameters())
-    scaler = LossScaler("cpu", init_scale=4.0, min_scale=1.0)
+    scaler = LossScaler(DEVICE.type, init_scale=4.0, min_scale=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         backward(scaler, net, net[0].bias)
@@ -76,7 +77,7 @@ def test_names_of_what_overflowed() -> None:
     optimizer = AdamW(
         [{"params": [net[2].bias]}, {"params": [net[0].weight, net[0].bias, net[2].weight]}]
     )
-    scaler = LossScaler("cpu", init_scale=4.0, model=net)
+    scaler = LossScaler(DEVICE.type, init_scale=4.0, model=net)
     assert scaler.first_bad_name is None
     backward(scaler, net)
     step(scaler, optimizer)
@@ -101,7 +102,7 @@ def test_several_optimizers_of_both_libraries(fused_unscale: bool) -> None:
         (GradScaler, lambda p: torch.optim.AdamW(p, fused=True)),
     ):
         net = model()
-        scaler = kind("cpu", init_scale=256.0, growth_interval=2)
+        scaler = kind(DEVICE.type, init_scale=256.0, growth_interval=2)
         optimizers = [first(net[0].parameters()), torch.optim.SGD(net[2].parameters(), lr=0.01)]
         for i in range(10):
             backward(scaler, net, {3: net[0].bias, 4: net[2].bias, 7: net[0].weight}.get(i))
@@ -123,7 +124,7 @@ def test_frameworks_that_clip_themselves() -> None:
     nets = []
     for kind, ours in ((LossScaler, True), (GradScaler, True), (GradScaler, False)):
         net = model()
-        scaler = kind("cpu", init_scale=64.0)
+        scaler = kind(DEVICE.type, init_scale=64.0)
         optimizer = (
             AdamW(net.parameters(), fused_unscale=False)
             if ours
@@ -148,7 +149,7 @@ def test_norms_beyond_float32(dtype: torch.dtype) -> None:
     """Sums of squares that overflow float32 are no overflow: the step is taken, clipped."""
     p = nn.Parameter(torch.zeros(1000, dtype=dtype))
     optimizer = AdamW([p], lr=1.0, weight_decay=0.0, max_grad_norm=1.0)
-    scaler = LossScaler("cpu", init_scale=2.0)
+    scaler = LossScaler(DEVICE.type, init_scale=2.0)
     scaler.scale(torch.ones(()))
     p.grad = torch.full_like(p, 1e38)
     step(scaler, optimizer)
@@ -182,13 +183,13 @@ def losses_of(kind: Any, low: bool, steps: int = 100) -> tuple[list[float], Any]
     text = (torch.arange(4096) ** 2 // 7 % 32).view(64, 64)
     options = {"max_grad_norm": 1.0} if kind is LossScaler else {}
     optimizer = AdamW(net.parameters(), lr=5e-3, **options)
-    scaler = kind("cpu", init_scale=2.0**20, growth_interval=25, enabled=low)
+    scaler = kind(DEVICE.type, init_scale=2.0**20, growth_interval=25, enabled=low)
     losses: list[float] = []
     attempts = 0
     while len(losses) < steps:
         batch = text[torch.arange(8) * 7 % 64 + len(losses) % 8]
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.float16, enabled=low):
+        with torch.autocast(DEVICE.type, dtype=torch.float16, enabled=low):
             logits = net(batch[:, :-1])
         loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         scaler.scale(loss).backward()
