@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fulgurite.nn.functional as F
-from common_checks import Results, always_spread, assert_same_bits, forward_backward, threads
+from common_checks import Results, assert_same_bits, forward_backward, threads
 from fulgurite.testing import assert_accurate
+from fulgurite.testing.backend import always_spread
 from fulgurite.testing.references import moe_experts as reference
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai")

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import fulgurite.nn.functional as F
-from common_checks import always_spread, assert_same_bits, threads
+from common_checks import assert_same_bits, threads
 from fulgurite.demo.memory import peak_bytes
 from fulgurite.testing import assert_accurate
+from fulgurite.testing.backend import always_spread
 from moe.test_experts import NAMES, experts_inputs, run, run_reference
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fulgurite.nn.functional as F
-from common_checks import assert_same_bits, scattered, threads
+from common_checks import DEVICE, assert_same_bits, scattered, threads
 
 NAN, INF = float("nan"), float("inf")
 AWKWARD = [NAN, INF, -INF, 0.0, -0.0, 0.5, 0.5, 1.0, -1.0]
@@ -188,7 +188,7 @@ def test_two_to_the_31_assignments_are_too_many() -> None:
     rows, floats = of(T * K, 1, dtype=torch.float32), {"dtype": torch.float32}
     calls: list[Callable[[], Any]] = [
         lambda: F.moe_plan(of(T, K), 3),
-        lambda: F.moe_plan(of(T, K, dtype=torch.int64, device="cpu"), 3),
+        lambda: F.moe_plan(of(T, K, dtype=torch.int64, device=DEVICE), 3),
         lambda: F.moe_route(of(1 << 28, 8, **floats), 8),
         lambda: F.moe_permute(of(T, 1, **floats), of(T * K), of(T, K)),
         lambda: F.moe_combine(rows, of(T, K)),

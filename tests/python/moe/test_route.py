@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fulgurite.nn.functional as F
-from common_checks import assert_same_bits, threads
+from common_checks import DEVICE, assert_same_bits, threads
 from fulgurite.testing.references import moe as reference
 
 NAN, INF = float("nan"), float("inf")
@@ -187,7 +187,7 @@ def test_deepseek_v3(isa: str) -> None:
 
 def test_autocast_routes_in_float32() -> None:
     logits = torch.randn(20, 16).bfloat16()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         actual = F.moe_route(logits, 4, score="sigmoid")
     assert_same_bits(
         dict(enumerate(actual)), dict(enumerate(F.moe_route(logits.float(), 4, score="sigmoid")))
