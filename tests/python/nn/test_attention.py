@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common_checks import DEVICE
 from fulgurite.nn import Attention, rotary_table
 
 
@@ -104,7 +105,7 @@ def test_qk_norm_under_autocast_rounds_once(recwarn: pytest.WarningsRecorder) ->
     torch.manual_seed(0)
     module = Attention(16, 2, qk_norm=True)
     x = torch.randn(2, 5, 16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         out = module(x)
         normed = module.q_norm(x[..., :8].bfloat16())
     assert out.dtype == torch.bfloat16

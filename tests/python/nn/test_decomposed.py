@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import fulgurite.nn.functional as F
+from common_checks import DEVICE
 from fulgurite.nn import decomposed_bias_inputs
 
 
@@ -135,7 +136,7 @@ def test_three_dims_and_16_bits() -> None:
     query_plus, key_plus = decomposed_bias_inputs(query, key, *tables, (3, 4))
     assert query_plus.shape == key_plus.shape == (2, 12, 15)
     assert query_plus.dtype == key_plus.dtype == torch.bfloat16
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         inside, _ = decomposed_bias_inputs(query.float(), key.float(), *tables, (3, 4))
     assert inside.dtype == torch.float32
     torch.testing.assert_close(inside.bfloat16(), query_plus, rtol=0.02, atol=0.02)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common_checks import DEVICE
 from fulgurite.nn import MoE, aux_losses
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -254,7 +255,7 @@ def test_router_is_float32_under_autocast() -> None:
     x = torch.randn(5, 16)
     expected = F.linear(x, module.router.weight)
     scripted = torch.jit.script(module)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         assert torch.equal(module.router.logits(x), expected)
         torch.testing.assert_close(scripted.router.logits(x), expected, rtol=1e-6, atol=1e-6)
         assert module(x).dtype == torch.bfloat16

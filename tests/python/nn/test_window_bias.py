@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fulgurite.nn.functional as F
+from common_checks import DEVICE
 from fulgurite.nn import (
     ContinuousPositionBias,
     WindowPositionBias,
@@ -138,7 +139,7 @@ def test_continuous_bias_in_cosine_attention() -> None:
 
 def test_autocast_does_not_round_the_bias() -> None:
     module = ContinuousPositionBias((4, 4), 3)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, torch.bfloat16):
         assert torch.equal(module(), module())
         inside = module()
     assert torch.equal(inside, module())
