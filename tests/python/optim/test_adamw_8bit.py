@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common_checks import assert_same_bits, threads
+from common_checks import DEVICE, assert_same_bits, threads
 from fulgurite.optim import AdamW
 from fulgurite.optim._codes import dequantize, dynamic_map, memory_order, quantize
 from fulgurite.testing.references import optim as reference
 from fulgurite.testing.samples.optim import CodeLists, Lists
 
-CPU = torch.device("cpu")
 NAMES = (
     "params", "exp_avg_codes", "exp_avg_scales", "exp_avg_sq_codes", "exp_avg_sq_scales", "masters",
     "steps",
@@ -51,7 +50,7 @@ def test_the_map(signed: bool) -> None:
 
 def moments_of(m: Tensor, v: Tensor | None = None) -> dict[str, Tensor]:
     """Codes and scales of a step that puts these numbers into the moments, as they are."""
-    lists = CodeLists([tuple(m.shape)], torch.float32, CPU, 0)
+    lists = CodeLists([tuple(m.shape)], torch.float32, DEVICE, 0)
     lists.grads = [m if v is None else v.sqrt()]
     lists.hyper[:, 1:3] = 0.0  # β1 = β2 = 0: m = g, v = g²
     lists.exp_avg_scales[0].zero_()
@@ -141,7 +140,7 @@ def test_a_zero_block_has_scale_0_and_stays_zero(isa: str) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_in_its_block(isa: str, value: float) -> None:
     """A block shares its scale, so all of it is NaN at the next step; its neighbours are not."""
-    lists = CodeLists([(700,)], torch.float32, CPU, 2)
+    lists = CodeLists([(700,)], torch.float32, DEVICE, 2)
     plain = run(lists)
     lists.grads[0][300] = value
     once = run(lists)
@@ -164,7 +163,7 @@ def test_what_is_not_finite_stays_in_its_block(isa: str, value: float) -> None:
 
 def as_numbers(lists: CodeLists) -> Lists:
     """The same call of adamw_."""
-    wide = Lists([], torch.float32, CPU, 0)
+    wide = Lists([], torch.float32, DEVICE, 0)
     for name in ("params", "grads", "masters", "steps", "hyper", "groups"):
         setattr(wide, name, getattr(lists, name))
     dtype = torch.float64 if lists.params[0].dtype == torch.float64 else torch.float32
@@ -181,7 +180,7 @@ def as_numbers(lists: CodeLists) -> Lists:
 def test_the_update_uses_the_numbers_before_they_are_codes(
     isa: str, dtype: torch.dtype, master: str | None, options: dict[str, Any]
 ) -> None:
-    lists = CodeLists([(700,), (9, 50), (3,)], dtype, CPU, 3)
+    lists = CodeLists([(700,), (9, 50), (3,)], dtype, DEVICE, 3)
     if master is not None and dtype == torch.bfloat16:
         lists.masters = [
             p.float() + 1e-3 if master == "fp32" else torch.full(p.shape, 99, dtype=torch.int16)
@@ -209,7 +208,7 @@ def test_the_update_uses_the_numbers_before_they_are_codes(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_alone_or_in_a_list_and_on_any_number_of_threads(isa: str, dtype: torch.dtype) -> None:
     shapes = [(3,), (70001,), (0,), (128, 129), (1,), (16384,), (5, 5)]
-    lists = CodeLists(shapes, dtype, CPU, 4)
+    lists = CodeLists(shapes, dtype, DEVICE, 4)
     with threads(1):
         together = run(lists)
     for count in (2, 3):
@@ -217,7 +216,7 @@ def test_alone_or_in_a_list_and_on_any_number_of_threads(isa: str, dtype: torch.
             assert_same_bits(run(lists), together, f"{count} threads")
     names = [name for name in NAMES if name != "masters"]
     for i in range(len(shapes)):
-        one = CodeLists(shapes, dtype, CPU, 4)
+        one = CodeLists(shapes, dtype, DEVICE, 4)
         for name in (*names, "grads", "groups"):
             setattr(one, name, [getattr(one, name)[i]])
         for label, tensor in run(one).items():
@@ -226,8 +225,8 @@ def test_alone_or_in_a_list_and_on_any_number_of_threads(isa: str, dtype: torch.
 
 def test_blocks_follow_the_parameters_memory(isa: str) -> None:
     """A permuted parameter has the codes of its memory's order, whatever the other strides."""
-    dense = CodeLists([(7, 11, 13)], torch.float32, CPU, 5)
-    moved = CodeLists([(7, 11, 13)], torch.float32, CPU, 5)
+    dense = CodeLists([(7, 11, 13)], torch.float32, DEVICE, 5)
+    moved = CodeLists([(7, 11, 13)], torch.float32, DEVICE, 5)
     expected = run(dense)
     for name in ("params", "grads", "exp_avg_codes", "exp_avg_sq_codes"):
         own = getattr(moved, name)[0]
@@ -240,7 +239,7 @@ def test_blocks_follow_the_parameters_memory(isa: str) -> None:
 
 
 def test_an_overflow_changes_nothing() -> None:
-    lists = CodeLists([(700,)], torch.bfloat16, CPU, 6)
+    lists = CodeLists([(700,)], torch.bfloat16, DEVICE, 6)
     after = run(lists, found_inf=torch.tensor(0.5), grad_multiplier=torch.tensor(math.nan))
     for name in NAMES:
         for i, before in enumerate(getattr(lists, name)):

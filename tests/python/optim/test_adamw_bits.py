@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from common_checks import assert_same_bits, scattered, threads
+from common_checks import DEVICE, assert_same_bits, scattered, threads
+from fulgurite.testing.backend import backends, using
 from fulgurite.testing.samples.optim import Lists
 from ulp_distance import ulps
 
-CPU = torch.device("cpu")
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
 
 
@@ -131,9 +131,9 @@ def test_rms_error_is_at_most_that_of_torch() -> None:
 
 def test_any_tail_has_the_bits_of_the_whole(isa: str) -> None:
     """Elements do not know their neighbours: sizes 0 … 63 against one tensor of 64."""
-    whole = run(Lists([(64,)], torch.float32, CPU, 3))
+    whole = run(Lists([(64,)], torch.float32, DEVICE, 3))
     for n in range(64):
-        part = Lists([(64,)], torch.float32, CPU, 3)
+        part = Lists([(64,)], torch.float32, DEVICE, 3)
         for name in ("params", "grads", "exp_avgs", "exp_avg_sqs"):
             setattr(part, name, [tensor[:n].clone() for tensor in getattr(part, name)])
         for label, tensor in run(part).items():
@@ -146,14 +146,14 @@ def test_any_tail_has_the_bits_of_the_whole(isa: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_alone_or_in_a_list_and_on_any_number_of_threads(isa: str, dtype: torch.dtype) -> None:
     shapes = [(3,), (70001,), (0,), (128, 129), (1,), (16384,), (5, 5)]
-    lists = Lists(shapes, dtype, CPU, 4)
+    lists = Lists(shapes, dtype, DEVICE, 4)
     with threads(1):
         together = run(lists)
     for count in (2, 3):
         with threads(count):
             assert_same_bits(run(lists), together, f"{count} threads")
     for i in range(len(shapes)):
-        one = Lists(shapes, dtype, CPU, 4)
+        one = Lists(shapes, dtype, DEVICE, 4)
         for name in ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "groups"):
             setattr(one, name, [getattr(one, name)[i]])
         for label, tensor in run(one).items():
@@ -161,12 +161,10 @@ def test_alone_or_in_a_list_and_on_any_number_of_threads(isa: str, dtype: torch.
 
 
 def test_instruction_sets_agree(isa: str) -> None:
-    from fulgurite import _C
-
     generator = torch.Generator().manual_seed(5)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         lists = Lists(
-            [(517,), (3, 11)], dtype, CPU, int(torch.randint(99, (), generator=generator))
+            [(517,), (3, 11)], dtype, DEVICE, int(torch.randint(99, (), generator=generator))
         )
         lists.emas = [m.clone() for m in lists.exp_avgs]
         lists.max_exp_avg_sqs = [v.clone() for v in lists.exp_avg_sqs]
@@ -174,9 +172,8 @@ def test_instruction_sets_agree(isa: str) -> None:
             lists.masters = [torch.full(p.shape, 77, dtype=torch.int16) for p in lists.params]
         for options in ({}, {"decoupled": False, "amsgrad": True}):
             here = run(lists, **options)
-            _C.set_isa("baseline")
-            baseline = run(lists, **options)
-            _C.set_isa(isa)
+            with using(backends()[0].set):
+                baseline = run(lists, **options)
             assert_same_bits(here, baseline, f"{dtype} {options}")
 
 
@@ -184,7 +181,7 @@ def test_instruction_sets_agree(isa: str) -> None:
 def test_strides_pair_elements_by_index(isa: str, split: bool) -> None:
     """Operands of one tensor in different layouts: torch's fused kernel pairs them by memory."""
     shape = (6, 35, 4)
-    lists = Lists([shape], torch.bfloat16 if split else torch.float32, CPU, 6)
+    lists = Lists([shape], torch.bfloat16 if split else torch.float32, DEVICE, 6)
     if split:
         lists.masters = [torch.randint(-9999, 9999, shape, dtype=torch.int16)]
     dense = run(lists)
@@ -215,7 +212,7 @@ def test_strides_pair_elements_by_index(isa: str, split: bool) -> None:
 
 
 def test_all_dense_orders_are_walked_as_memory(isa: str) -> None:
-    lists = Lists([(4, 6, 5)], torch.float32, CPU, 7)
+    lists = Lists([(4, 6, 5)], torch.float32, DEVICE, 7)
     dense = run(lists)
     for name in ("params", "grads", "exp_avgs", "exp_avg_sqs"):
         setattr(
@@ -229,7 +226,7 @@ def test_all_dense_orders_are_walked_as_memory(isa: str) -> None:
 
 @pytest.mark.parametrize("value", [1.0, 2.0, 0.5, math.inf])
 def test_an_overflow_changes_nothing(value: float) -> None:
-    lists = Lists([(7,), (30, 3)], torch.bfloat16, CPU, 8)
+    lists = Lists([(7,), (30, 3)], torch.bfloat16, DEVICE, 8)
     lists.masters = [torch.zeros(p.shape, dtype=torch.int16) for p in lists.params]
     lists.copies = [p.float() for p in lists.params]
     lists.emas = [m.clone() for m in lists.exp_avgs]
@@ -251,7 +248,7 @@ def test_an_overflow_changes_nothing(value: float) -> None:
 def test_sixteen_bits_are_the_float32_step_rounded_once(
     isa: str, dtype: torch.dtype, grad_dtype: torch.dtype
 ) -> None:
-    lists = Lists([(301,)], dtype, CPU, 9, grad_dtype=grad_dtype)
+    lists = Lists([(301,)], dtype, DEVICE, 9, grad_dtype=grad_dtype)
     low = run(lists)
     lists.params = [p.float() for p in lists.params]
     lists.grads = [g.float() for g in lists.grads]
@@ -263,7 +260,7 @@ def test_sixteen_bits_are_the_float32_step_rounded_once(
 
 def test_moments_in_bfloat16_do_not_reach_the_update(isa: str) -> None:
     """Stored to nearest; the parameter moves by the unrounded ones."""
-    lists = Lists([(301,)], torch.float32, CPU, 10, moment_dtype=torch.bfloat16)
+    lists = Lists([(301,)], torch.float32, DEVICE, 10, moment_dtype=torch.bfloat16)
     low = run(lists)
     lists.exp_avgs = [m.float() for m in lists.exp_avgs]
     lists.exp_avg_sqs = [v.float() for v in lists.exp_avg_sqs]
@@ -275,14 +272,14 @@ def test_moments_in_bfloat16_do_not_reach_the_update(isa: str) -> None:
 
 def test_masters_copies_and_averages(isa: str) -> None:
     """Both masters take the same steps; parameters, copies and averages follow them."""
-    wide = Lists([(517,)], torch.float32, CPU, 11)
+    wide = Lists([(517,)], torch.float32, DEVICE, 11)
     high, low = torch.ops.fulgurite.split_master(wide.params[0])
-    full = Lists([(517,)], torch.bfloat16, CPU, 11)
+    full = Lists([(517,)], torch.bfloat16, DEVICE, 11)
     full.grads = wide.grads
     full.masters = [wide.params[0]]
     full.copies = [torch.zeros(517, dtype=torch.float16)]
     full.emas = [wide.exp_avgs[0].clone()]
-    split = Lists([(517,)], torch.bfloat16, CPU, 11)
+    split = Lists([(517,)], torch.bfloat16, DEVICE, 11)
     split.grads = wide.grads
     split.params, split.masters = [high], [low]
     expected, with_master, halves = run(wide), run(full), run(split)
@@ -299,7 +296,7 @@ def test_masters_copies_and_averages(isa: str) -> None:
 
 
 def test_entries_without_elements_mean_none() -> None:
-    lists = Lists([(5,), (6,)], torch.bfloat16, CPU, 12)
+    lists = Lists([(5,), (6,)], torch.bfloat16, DEVICE, 12)
     plain = run(lists)
     lists.masters = [torch.empty(0), lists.params[1].float()]
     lists.copies = [torch.empty(2, 0, dtype=torch.int64), torch.zeros(6)]
@@ -309,7 +306,7 @@ def test_entries_without_elements_mean_none() -> None:
 
 
 def test_gradients_are_zeroed_only_when_asked() -> None:
-    lists = Lists([(5,), (40, 3)], torch.float32, CPU, 13)
+    lists = Lists([(5,), (40, 3)], torch.float32, DEVICE, 13)
     assert torch.equal(run(lists)["grads[1]"], lists.grads[1])
     zeroed = run(lists, zero_grads=True)
     assert not zeroed["grads[0]"].any()
@@ -318,7 +315,7 @@ def test_gradients_are_zeroed_only_when_asked() -> None:
 
 
 def test_a_nan_gradient_stays_in_its_element() -> None:
-    lists = Lists([(67,)], torch.float32, CPU, 14)
+    lists = Lists([(67,)], torch.float32, DEVICE, 14)
     plain = run(lists)
     lists.grads[0][66] = math.nan
     poisoned = run(lists)
@@ -328,7 +325,7 @@ def test_a_nan_gradient_stays_in_its_element() -> None:
 
 
 def test_a_leaf_is_not_written_while_gradients_are_recorded() -> None:
-    lists = Lists([(3,)], torch.float32, CPU, 15)
+    lists = Lists([(3,)], torch.float32, DEVICE, 15)
     lists.params[0].requires_grad_()
     before = lists.params[0].detach().clone()
     with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
@@ -344,7 +341,7 @@ def test_a_leaf_is_not_written_while_gradients_are_recorded() -> None:
 
 def test_steps_count_beyond_a_million() -> None:
     """Bias corrections by squaring stay right: 1 − 0.9999999^t in float64."""
-    lists = Lists([(4,)], torch.float64, CPU, 16)
+    lists = Lists([(4,)], torch.float64, DEVICE, 16)
     lists.hyper = hyper((LR, 0.999999, 0.9999999, EPS, 0.0, 0.0))
     lists.steps = [torch.tensor(3.0e6)]
     t = 3_000_001

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common_checks import DEVICE
 from fulgurite.testing.samples.optim import Lists
 
-CPU = torch.device("cpu")
 NAMES = ("params", "grads", "exp_avgs", "exp_avg_sqs", "masters", "emas")
 
 
@@ -29,7 +29,7 @@ def cases(draw: Any) -> tuple[Lists, dict[str, list[Tensor]]]:
         st.lists(st.lists(st.integers(0, 6), max_size=4).map(tuple), min_size=1, max_size=3)
     )
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    lists = Lists(shapes, dtype, CPU, draw(st.integers(0, 99)))
+    lists = Lists(shapes, dtype, DEVICE, draw(st.integers(0, 99)))
     if dtype == torch.bfloat16:
         lists.masters = [torch.ones(shape, dtype=torch.int16) for shape in shapes]
     lists.emas = [m.clone() for m in lists.exp_avgs]

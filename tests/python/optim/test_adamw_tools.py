@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
+from common_checks import DEVICE
 from fulgurite.amp import LossScaler
 from fulgurite.optim import AdamW
 
@@ -128,7 +129,7 @@ def test_a_schedule_that_waits_for_skipped_steps() -> None:
     net = model()
     optimizer = AdamW(net.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
-    scaler = LossScaler("cpu", init_scale=4.0)
+    scaler = LossScaler(DEVICE.type, init_scale=4.0)
     for step in range(6):
         optimizer.zero_grad()
         scaler.scale(net(torch.ones(1, 64)).sum()).backward()

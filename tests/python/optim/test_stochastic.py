@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common_checks import assert_same_bits, scattered, threads
+from common_checks import DEVICE, assert_same_bits, scattered, threads
 from fulgurite.optim import AdamW
 from fulgurite.testing.references.optim import philox_words, round_stochastically
 from fulgurite.testing.samples.optim import Lists
 
-CPU = torch.device("cpu")
 LOW = (torch.bfloat16, torch.float16)
 
 
@@ -44,7 +43,7 @@ def test_philox_is_that_of_the_paper() -> None:
 @pytest.mark.parametrize("dtype", LOW)
 def test_every_bit_is_the_words(isa: str, dtype: torch.dtype, seed: int) -> None:
     """Values of every size, subnormals and overflows too, against a plain computation."""
-    lists = Lists([(1021,), (3, 77)], dtype, CPU, 1)
+    lists = Lists([(1021,), (3, 77)], dtype, DEVICE, 1)
     for p, g in zip(lists.params, lists.grads, strict=True):
         exponents = torch.linspace(-26, 17, p.numel()).reshape(p.shape)
         p.copy_(p.double() * torch.exp2(exponents.double()))
@@ -61,7 +60,7 @@ def test_every_bit_is_the_words(isa: str, dtype: torch.dtype, seed: int) -> None
 @pytest.mark.parametrize("dtype", LOW)
 def test_replayed_alone_in_other_lists_and_layouts(isa: str, dtype: torch.dtype) -> None:
     shapes = [(40003,), (6, 35, 4), (1,), (5, 5)]
-    lists = Lists(shapes, dtype, CPU, 2)
+    lists = Lists(shapes, dtype, DEVICE, 2)
     seed = seed_of(77, 1)
     with threads(1):
         together = run(lists, seed)
@@ -70,7 +69,7 @@ def test_replayed_alone_in_other_lists_and_layouts(isa: str, dtype: torch.dtype)
             again = run(lists, seed)
         assert_same_bits(dict(enumerate(again)), dict(enumerate(together)))
     for i in range(len(shapes)):
-        one = Lists(shapes, dtype, CPU, 2)
+        one = Lists(shapes, dtype, DEVICE, 2)
         for name in ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "groups"):
             setattr(one, name, [getattr(one, name)[i]])
         assert torch.equal(run(one, seed, keys=[i])[0], together[i])
@@ -87,7 +86,7 @@ def test_replayed_alone_in_other_lists_and_layouts(isa: str, dtype: torch.dtype)
 
 
 def test_seed_step_and_key_each_matter() -> None:
-    lists = Lists([(4096,)], torch.bfloat16, CPU, 3)
+    lists = Lists([(4096,)], torch.bfloat16, DEVICE, 3)
     runs = [
         run(lists, seed_of(1, 1))[0],
         run(lists, seed_of(2, 1))[0],
@@ -106,7 +105,7 @@ def test_unbiased(dtype: torch.dtype, fraction: float) -> None:
     """The share of those that go up is the fraction, within four standard errors."""
     n = 1 << 18
     unit = torch.finfo(dtype).eps
-    lists = Lists([(n,)], dtype, CPU, 4)
+    lists = Lists([(n,)], dtype, DEVICE, 4)
     lists.params = [torch.ones(n, dtype=dtype)]
     lists.grads = [-torch.ones(n, dtype=dtype)]
     lists.exp_avgs, lists.exp_avg_sqs = [torch.zeros(n)], [torch.zeros(n)]
@@ -123,7 +122,7 @@ def test_what_sixteen_bits_hold_stays(dtype: torch.dtype) -> None:
     """Every 16-bit number, NaN and infinities included, comes back from a step of nothing."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     values = bits.view(dtype)
-    lists = Lists([(2**16,)], dtype, CPU, 5)
+    lists = Lists([(2**16,)], dtype, DEVICE, 5)
     lists.params = [values]
     lists.grads = [torch.zeros_like(values)]
     lists.exp_avgs, lists.exp_avg_sqs = [torch.zeros(2**16)], [torch.zeros(2**16)]
@@ -135,7 +134,7 @@ def test_what_sixteen_bits_hold_stays(dtype: torch.dtype) -> None:
 
 def test_float32_and_masters_are_left_alone() -> None:
     for dtype, masters in ((torch.float32, False), (torch.bfloat16, True)):
-        lists = Lists([(33,)], dtype, CPU, 6)
+        lists = Lists([(33,)], dtype, DEVICE, 6)
         if masters:
             lists.masters = [lists.params[0].float()]
         one = run(lists, None)
