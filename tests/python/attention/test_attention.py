@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 import fulgurite
 from common_checks import (
-    CPU,
-    always_spread,
+    DEVICE,
     assert_equals_reference,
     assert_same_bits,
     forward_backward,
@@ -21,6 +20,7 @@ from common_checks import (
 )
 from fulgurite.demo.memory import peak_bytes
 from fulgurite.testing import OPERATORS, Sample, assert_accurate, evaluate, unit_roundoff
+from fulgurite.testing.backend import always_spread
 from fulgurite.testing.references.attention import attention, attention_naive
 from fulgurite.testing.samples.attention import qkv
 
@@ -66,7 +66,7 @@ def test_any_shape_and_argument(call: dict[str, Any], isa: str) -> None:
     kwargs = {k: call[k] for k in ("scale", "causal", "align", "window_left", "window_right")}
     if call["D"] == 0:
         kwargs["scale"] = 1.0
-    tensors = qkv(generator, dtype, CPU, **sizes)
+    tensors = qkv(generator, dtype, DEVICE, **sizes)
     if call["mask"] is not None:
         lacking, single, density = call["mask"]
         shape = [
@@ -79,7 +79,7 @@ def test_any_shape_and_argument(call: dict[str, Any], isa: str) -> None:
 
 @each_dtype
 def test_dtypes_of_results(dtype: torch.dtype) -> None:
-    out, lse = attention_op(*qkv(torch.Generator(), dtype, CPU, N=3, M=4, D=5, Dv=6))
+    out, lse = attention_op(*qkv(torch.Generator(), dtype, DEVICE, N=3, M=4, D=5, Dv=6))
     assert (out.dtype, out.shape) == (dtype, (2, 2, 3, 6))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert (lse.dtype, lse.shape) == (wide, (2, 2, 3))
@@ -96,7 +96,7 @@ def test_no_heads() -> None:
 @pytest.mark.parametrize("used", ["out", "lse", "both"])
 def test_loss_of_out_lse_or_both(dtype: torch.dtype, used: str, isa: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    tensors = qkv(generator, dtype, CPU, Hq=4, Hkv=2, N=20, M=70, D=16, Dv=8)
+    tensors = qkv(generator, dtype, DEVICE, Hq=4, Hkv=2, N=20, M=70, D=16, Dv=8)
     inputs = dict(zip(("query", "key", "value"), tensors, strict=True))
     noise = [torch.randn(s, generator=generator).to(dtype) for s in ((2, 4, 20, 8), (2, 4, 20))]
     cotangents = (noise[0] if used != "lse" else None, noise[1] if used != "out" else None)
@@ -117,7 +117,7 @@ def test_loss_of_out_lse_or_both(dtype: torch.dtype, used: str, isa: str) -> Non
 def test_same_bits_in_any_batch(dtype: torch.dtype, company: str, isa: str) -> None:
     """A sample's results do not depend on what else is in the batch, nor on its place there."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = qkv(generator, dtype, CPU, B=3, Hq=4, Hkv=2, N=100, M=140, D=40)
+    query, key, value = qkv(generator, dtype, DEVICE, B=3, Hq=4, Hkv=2, N=100, M=140, D=40)
     mask = torch.rand(3, 1, 100, 140, generator=generator) < 0.8
     cotangents = tuple(
         torch.randn(s, generator=generator).to(dtype) for s in ((3, 4, 100, 40), (3, 4, 100))
@@ -139,7 +139,7 @@ def test_same_bits_in_any_batch(dtype: torch.dtype, company: str, isa: str) -> N
 def test_mask_of_a_batch_that_divides(dtype: torch.dtype, isa: str) -> None:
     """A mask of batch B' dividing B repeats: sample b takes b mod B', as Swin's windows do."""
     generator = torch.Generator().manual_seed(0)
-    tensors = qkv(generator, dtype, CPU, B=6, N=20, M=30, D=8)
+    tensors = qkv(generator, dtype, DEVICE, B=6, N=20, M=30, D=8)
     mask = torch.rand(3, 1, 20, 30, generator=generator) < 0.7
     actual = evaluate(attention_op, ATTENTION, Sample("periodic", tensors, {"mask": mask}))
     repeated = Sample("repeated", tensors, {"mask": mask.repeat(2, 1, 1, 1)})
@@ -151,7 +151,7 @@ def test_mask_of_a_batch_that_divides(dtype: torch.dtype, isa: str) -> None:
 def test_same_bits_for_any_threads_in_large_calls(dtype: torch.dtype, B: int, isa: str) -> None:
     """Large enough that the work is shared out, which the generated check's samples are not."""
     generator = torch.Generator().manual_seed(0)
-    tensors = qkv(generator, dtype, CPU, B=B, Hq=4, Hkv=2, N=300, M=333, D=64)
+    tensors = qkv(generator, dtype, DEVICE, B=B, Hq=4, Hkv=2, N=300, M=333, D=64)
     sample = Sample("large", tensors, {"causal": True})
     with threads(1):
         one = evaluate(attention_op, ATTENTION, sample)
@@ -169,7 +169,7 @@ def test_key_blocks_of_one_head_add_to_dq_in_turn(
 ) -> None:
     """Nine blocks on up to nine threads, in four chains."""
     generator = torch.Generator().manual_seed(0)
-    tensors = qkv(generator, dtype, CPU, Hq=2, Hkv=1, N=N, M=1100, D=24)
+    tensors = qkv(generator, dtype, DEVICE, Hq=2, Hkv=1, N=N, M=1100, D=24)
     sample = Sample("one head", tensors, hidden)
     with threads(1):
         one = evaluate(attention_op, ATTENTION, sample)
@@ -180,7 +180,7 @@ def test_key_blocks_of_one_head_add_to_dq_in_turn(
 
 def test_one_head_has_a_task_for_every_key_block() -> None:
     tensors = [
-        x.requires_grad_() for x in qkv(torch.Generator(), torch.float32, CPU, N=9, M=1100, D=8)
+        x.requires_grad_() for x in qkv(torch.Generator(), torch.float32, DEVICE, N=9, M=1100, D=8)
     ]
     ran = fulgurite.explain(lambda: attention_op(*tensors, causal=True)[0].sum().backward())
     tasks = {row["kernel"]: row["tasks"] for row in ran}
@@ -210,7 +210,7 @@ def test_many_heads_share_the_memory_of_the_parts_of_dq(N: int) -> None:
     """More heads than parts are kept for; small tasks start several at a time."""
     query, key, value = (
         x.requires_grad_()
-        for x in qkv(torch.Generator(), torch.float32, CPU, B=8, Hq=8, N=N, M=512, D=8)
+        for x in qkv(torch.Generator(), torch.float32, DEVICE, B=8, Hq=8, N=N, M=512, D=8)
     )
 
     def gradients() -> dict[str, torch.Tensor]:
@@ -228,7 +228,7 @@ def test_memory_grows_with_the_length_not_with_its_square() -> None:
     """A score matrix would have 256 MiB."""
     query, key, value = (
         x.requires_grad_()
-        for x in qkv(torch.Generator(), torch.float32, CPU, B=1, Hq=1, N=8192, M=8192, D=16)
+        for x in qkv(torch.Generator(), torch.float32, DEVICE, B=1, Hq=1, N=8192, M=8192, D=16)
     )
     grad = torch.ones_like(query)
     size = query.numel() * query.element_size()

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import fulgurite
 import fulgurite.nn.functional as F
-from common_checks import CPU, always_spread, assert_equals_reference, threads
+from common_checks import DEVICE, assert_equals_reference, threads
 from fulgurite.testing import OPERATORS, Sample
+from fulgurite.testing.backend import always_spread
 from fulgurite.testing.samples.attention_cache import offsets, paged
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -32,7 +33,7 @@ def as_batch(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packed_sequences_have_the_bits_of_each_alone(isa: str, dtype: torch.dtype) -> None:
     lengths = (3, 0, 140, 1, 97)
-    starts = offsets(CPU, torch.int64, *lengths)
+    starts = offsets(DEVICE, torch.int64, *lengths)
     tensors = [
         rows(dtype, sum(lengths), h, 16, seed).requires_grad_() for seed, h in enumerate((4, 2, 2))
     ]
@@ -58,7 +59,7 @@ def test_packed_sequences_have_the_bits_of_each_alone(isa: str, dtype: torch.dty
 def test_any_packing(
     lengths: list[tuple[int, int]], heads: tuple[int, int], causal: bool, window: int, rest: int
 ) -> None:
-    starts = [offsets(CPU, torch.int32, *(pair[side] for pair in lengths)) for side in (0, 1)]
+    starts = [offsets(DEVICE, torch.int32, *(pair[side] for pair in lengths)) for side in (0, 1)]
     totals = [int(s[-1]) + rest for s in starts]
     query = rows(torch.float32, totals[0], heads[0], 8)
     key, value = (rows(torch.float32, totals[1], heads[1], 8, seed) for seed in (1, 2))
@@ -67,7 +68,7 @@ def test_any_packing(
 
 
 def test_rows_of_other_sequences_never_leak(isa: str) -> None:
-    starts = offsets(CPU, torch.int32, 5, 6, 5)
+    starts = offsets(DEVICE, torch.int32, 5, 6, 5)
     clean = [rows(torch.float32, 18, 2, 8, seed) for seed in range(3)]
     dirty = [x.clone() for x in clean]
     for x in dirty:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common_checks import (
-    CPU,
+    DEVICE,
     FULL,
     Results,
     assert_equals_reference,
@@ -65,7 +65,7 @@ def sample_of(case: Case, seed: int) -> Sample:
     (D, Dv), (N, M), (Hq, Hkv), hiding, dtype = case
     generator = torch.Generator().manual_seed(seed)
     sizes = {"B": 1, "Hq": Hq, "Hkv": Hkv, "N": N, "M": M, "D": D, "Dv": Dv}
-    return Sample(case_id(case), qkv(generator, dtype, CPU, **sizes), hiding)
+    return Sample(case_id(case), qkv(generator, dtype, DEVICE, **sizes), hiding)
 
 
 @lru_cache(maxsize=8)

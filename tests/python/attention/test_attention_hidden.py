@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common_checks import CPU, Results, forward_backward, threads
+from common_checks import DEVICE, Results, forward_backward, threads
 from fulgurite.testing import assert_accurate, to_float64
 from fulgurite.testing.references.attention import (
     PAIRWISE_LIMIT,
@@ -50,7 +50,7 @@ def tensors_of(
     generator = torch.Generator().manual_seed(call["seed"])
     sizes = {name: call[name] for name in ("B", "Hkv", "N", "M", "D")}
     Hq = call["Hkv"] * call["group"]
-    query, key, value = qkv(generator, call["dtype"], CPU, Hq=Hq, **sizes)
+    query, key, value = qkv(generator, call["dtype"], DEVICE, Hq=Hq, **sizes)
     assert query.numel() * call["M"] <= PAIRWISE_LIMIT, "the reference would let NaN out"
     cotangents = (torch.randn(query.shape, generator=generator).to(call["dtype"]),
                   torch.randn(query.shape[:3], generator=generator).to(call["dtype"]))  # fmt: skip
@@ -116,7 +116,7 @@ def test_padding_may_hold_anything(dtype: torch.dtype, number: float, isa: str) 
     Bits may change: tiles with such numbers take a route of their own.
     """
     generator = torch.Generator().manual_seed(0)
-    query, key, value = qkv(generator, dtype, CPU, Hq=4, Hkv=2, N=70, M=150, D=24)
+    query, key, value = qkv(generator, dtype, DEVICE, Hq=4, Hkv=2, N=70, M=150, D=24)
     mask = torch.rand(2, 1, 70, 150, generator=generator) < 0.8
     mask[..., 100:] = False
     mask[:, :, 5:60] = False
@@ -152,7 +152,7 @@ def test_rows_that_keep_nothing(
     """out 0, lse −inf, every gradient 0, whatever cotangent comes in."""
     generator = torch.Generator().manual_seed(0)
     inputs = dict(
-        zip(("query", "key", "value"), qkv(generator, dtype, CPU, N=N, M=M, D=4), strict=True)
+        zip(("query", "key", "value"), qkv(generator, dtype, DEVICE, N=N, M=M, D=4), strict=True)
     )
     cotangents = (torch.ones(2, 2, N, 4, dtype=dtype), torch.ones(2, 2, N, dtype=dtype))
     cotangents[0][:, :, empty] = math.nan

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
+from common_checks import DEVICE
 from fulgurite.testing.references.attention import PAIRWISE_LIMIT, attention, rope
 from fulgurite.testing.samples.attention import qkv
 
@@ -20,7 +21,7 @@ B, HQ, HKV, N, M, D, DV = 2, 2, 1, 4, 5, 3, 2
 def tensors(seed: int, **sizes: Any) -> tuple[torch.Tensor, ...]:
     sizes = {"B": B, "Hq": HQ, "Hkv": HKV, "N": N, "M": M, "D": D, "Dv": DV} | sizes
     generator = torch.Generator().manual_seed(seed)
-    return qkv(generator, torch.float64, torch.device("cpu"), **sizes)
+    return qkv(generator, torch.float64, DEVICE, **sizes)
 
 
 def kept_pair(b: int, h: int, i: int, j: int, arguments: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attention.grids import DTYPES, assert_case, assert_errors, rows, yardsticks
-from common_checks import CPU, FULL
+from common_checks import DEVICE, FULL
 from fulgurite.testing import OPERATORS, Sample
 from fulgurite.testing.references.attention import attention_naive, expand_pairs
 from fulgurite.testing.samples.attention import qkv
@@ -78,7 +78,7 @@ class Case(NamedTuple):
         B = 4 if "b" in self.shape else 2
         sizes = {"B": B, "b": B // 2, "H": Hq, "N": N, "M": M, "1": 1}
         tensor = self.tensor([sizes[letter] for letter in self.shape], generator)
-        tensors = qkv(generator, self.dtype, CPU, B=B, Hq=Hq, Hkv=Hkv, N=N, M=M, D=self.width)
+        tensors = qkv(generator, self.dtype, DEVICE, B=B, Hq=Hq, Hkv=Hkv, N=N, M=M, D=self.width)
         name = "mask" if tensor.dtype == torch.bool else "bias"
         return Sample(str(self), tensors, HIDING[self.hiding] | {name: tensor})
 

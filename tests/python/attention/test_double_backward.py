@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fulgurite.nn.functional as F
-from common_checks import Results, assert_same_bits, threads
+from common_checks import DEVICE, Results, assert_same_bits, threads
 from fulgurite.testing import ErrorStatistics, assert_accurate
 from fulgurite.testing.references.attention import (
     PAIRWISE_LIMIT,
@@ -200,7 +200,7 @@ def test_autocast_does_not_lower_the_sums() -> None:
         )
         return dict(zip(leaves, grads, strict=True))
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         lowered = second()
     assert_same_bits(lowered, second())
 

@@ -12,7 +12,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common_checks import CPU, assert_same_bits, threads
+from common_checks import DEVICE, assert_same_bits, threads
 from fulgurite.demo.memory import peak_bytes
 from fulgurite.testing.samples.attention import qkv
 from second_derivatives import (
@@ -36,7 +36,7 @@ def test_memory_is_of_tiles() -> None:
     """One head of 4096 queries and keys: less than half of one float32 matrix N×M."""
     N = 4096
     generator = torch.Generator().manual_seed(0)
-    leaves = [t.requires_grad_() for t in qkv(generator, torch.float32, CPU, B=1, Hq=1, N=N, M=N,
+    leaves = [t.requires_grad_() for t in qkv(generator, torch.float32, DEVICE, B=1, Hq=1, N=N, M=N,
                                               D=8)]  # fmt: skip
     out, lse = attention_op(*leaves, causal=True)
     first = torch.autograd.grad(out.square().sum() + lse.sum(), leaves, create_graph=True)
@@ -47,7 +47,9 @@ def test_memory_is_of_tiles() -> None:
 
 
 def test_first_derivatives_keep_nothing() -> None:
-    leaves = [t.requires_grad_() for t in qkv(torch.Generator(), torch.float32, CPU, N=3, M=4, D=5)]
+    leaves = [
+        t.requires_grad_() for t in qkv(torch.Generator(), torch.float32, DEVICE, N=3, M=4, D=5)
+    ]
     out, _ = attention_op(*leaves)
     cotangent = torch.ones_like(out)
     kept = weakref.ref(cotangent)
@@ -151,7 +153,7 @@ NO_FORWARD_MODE = r"jvp is not implemented for the c\+\+ API of custom Function"
 
 
 def loss_of_query() -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    query, key, value = qkv(torch.Generator().manual_seed(0), torch.float64, CPU, N=3, M=4, D=2)
+    query, key, value = qkv(torch.Generator().manual_seed(0), torch.float64, DEVICE, N=3, M=4, D=2)
     return lambda q: attention_op(q, key, value)[0].pow(3).sum(), query
 
 
@@ -211,7 +213,7 @@ def test_a_second_derivative_of_a_compiled_function_raises() -> None:
 
 def test_forward_mode_through_the_backward_raises() -> None:
     """A tangent of the cotangent alone: it must not be dropped."""
-    query, key, value = qkv(torch.Generator().manual_seed(0), torch.float64, CPU, N=3, M=4, D=2)
+    query, key, value = qkv(torch.Generator().manual_seed(0), torch.float64, DEVICE, N=3, M=4, D=2)
     query.requires_grad_()
     out, _ = attention_op(query, key, value)
     with fwAD.dual_level():
@@ -223,7 +225,7 @@ def test_forward_mode_through_the_backward_raises() -> None:
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_and_batched_gradients_work() -> None:
     """torch calls the operator once per item: vmap, and is_grads_batched of a first derivative."""
-    query, key, value = qkv(torch.Generator().manual_seed(0), torch.float64, CPU, N=3, M=4, D=2)
+    query, key, value = qkv(torch.Generator().manual_seed(0), torch.float64, DEVICE, N=3, M=4, D=2)
     queries = torch.stack([query, 2 * query])
     mapped = torch.func.vmap(lambda q: attention_op(q, key, value)[0])(queries)
     for one, q in zip(mapped, queries, strict=True):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common_checks import CPU, assert_equals_reference
+from common_checks import DEVICE, assert_equals_reference
 from fulgurite.testing import OPERATORS, Sample
 from fulgurite.testing.samples.attention import angles
 
@@ -40,7 +40,7 @@ def test_any_shape_and_argument(call: dict[str, Any], isa: str) -> None:
     rows = rows[min(call["lacking"], len(rows) - 1) :]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     table = (*rows, min(call["pairs"], call["D"] // 2))
-    cos, sin = angles(generator, table, wide if call["wide_angles"] else dtype, CPU)
+    cos, sin = angles(generator, table, wide if call["wide_angles"] else dtype, DEVICE)
     options = {name: call[name] for name in ("interleaved", "conjugate")}
     assert_equals_reference(ROPE, Sample("any", (x, cos, sin), options), dtype, magnitude=1.0)
 
@@ -48,7 +48,7 @@ def test_any_shape_and_argument(call: dict[str, Any], isa: str) -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_conjugate_turns_back(interleaved: bool, isa: str) -> None:
     x = torch.randn(2, 3, 7, 10, dtype=torch.float64)
-    cos, sin = angles(torch.Generator(), (7, 4), torch.float64, CPU)
+    cos, sin = angles(torch.Generator(), (7, 4), torch.float64, DEVICE)
     there = torch.ops.fulgurite.rope(x, cos, sin, interleaved=interleaved)
     back = torch.ops.fulgurite.rope(there, cos, sin, interleaved=interleaved, conjugate=True)
     torch.testing.assert_close(back, x)
@@ -58,7 +58,7 @@ def test_conjugate_turns_back(interleaved: bool, isa: str) -> None:
 def test_wide_angles_are_not_rounded_to_16_bit(isa: str) -> None:
     """With float32 cos and sin the only rounding is that of the result."""
     x = torch.randn(3, 50, 64).bfloat16()
-    cos, sin = angles(torch.Generator(), (50, 32), torch.float32, CPU)
+    cos, sin = angles(torch.Generator(), (50, 32), torch.float32, DEVICE)
     out = torch.ops.fulgurite.rope(x, cos, sin)
     want = ROPE.reference(x.double(), cos.double(), sin.double())
     error = (out.double() - want).abs()
@@ -67,6 +67,6 @@ def test_wide_angles_are_not_rounded_to_16_bit(isa: str) -> None:
 
 def test_gradient_of_the_tables_is_refused() -> None:
     x = torch.randn(5, 8)
-    cos, sin = angles(torch.Generator(), (5, 4), torch.float32, CPU)
+    cos, sin = angles(torch.Generator(), (5, 4), torch.float32, DEVICE)
     with pytest.raises(NotImplementedError, match=r"fulgurite::rope: .*cos and sin"):
         torch.ops.fulgurite.rope(x, cos.requires_grad_(), sin)

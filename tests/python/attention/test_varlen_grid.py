@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attention.grids import DTYPES, assert_case, assert_errors, rows
-from common_checks import CPU, FULL
+from common_checks import DEVICE, FULL
 from fulgurite.testing import OPERATORS, Sample
 from fulgurite.testing.samples.attention_cache import offsets
 
@@ -56,7 +56,7 @@ class Case(NamedTuple):
         """As many sequences as are worth about 600 keys, and two rows of nobody at the end."""
         generator = torch.Generator().manual_seed(seed)
         pairs = self.lengths(random.Random(seed))
-        starts = [offsets(CPU, torch.int32, *(pair[side] for pair in pairs)) for side in (0, 1)]
+        starts = [offsets(DEVICE, torch.int32, *(pair[side] for pair in pairs)) for side in (0, 1)]
         (Hq, Hkv), (D, Dv) = self.heads, self.widths
         Tq, Tk = (int(s[-1]) + 2 for s in starts)
         shapes = ((Tq, Hq, D), (Tk, Hkv, D), (Tk, Hkv, Dv))
