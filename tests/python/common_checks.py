@@ -19,12 +19,10 @@ from fulgurite.testing import (
     evaluate,
     to_float64,
 )
-from fulgurite.testing.backend import always_spread as always_spread
 from fulgurite.testing.backend import current
 
 FULL = os.environ.get("FULGURITE_FULL") == "1"
 DEVICE = current().device  # that the operators are tested on
-CPU = DEVICE
 Results = dict[str, Tensor]
 
 
