@@ -81,7 +81,8 @@ def test_masked_tokens_take_no_place(per_sequence: bool) -> None:
     twin = Router(8, 3, 2, capacity=5)
     twin.load_state_dict(router.state_dict())
     kept = [twin(row) for row in rows]
-    assert torch.equal(weights[~hidden], torch.cat([w for w, _ in kept]))
+    # The bits of torch's product, which makes the logits, depend on how many rows there are.
+    torch.testing.assert_close(weights[~hidden], torch.cat([w for w, _ in kept]))
     assert torch.equal(ids[~hidden], torch.cat([i for _, i in kept]))
     logits = router.logits(x[mask])
     torch.testing.assert_close(router.aux_loss, F.moe_z_loss(logits))
