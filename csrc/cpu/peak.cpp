@@ -6,8 +6,8 @@
 #include <chrono>
 #include <stdexcept>
 
-#include "cpu/kernels/peak.h"
 #include "cpu/isa.h"
+#include "cpu/kernels/peak.h"
 
 namespace fulgurite {
 
@@ -55,12 +55,13 @@ double rate(PeakFn* run, const PeakParams& p) {
 }  // namespace
 
 double measure_peak(const std::string& dtype) {
-  constexpr int64_t kRounds = 4096;  // tens of microseconds: asking the time costs nothing beside it
+  // Tens of microseconds: asking the time costs nothing beside it.
+  constexpr int64_t kRounds = 4096;
   const PeakParams p{parse_dtype(dtype), kRounds};
   PeakFn* const run = product_peak_kernel.get(p.dtype);
   double best = 0;
   for (int repeat = 0; repeat < 5; ++repeat) best = std::max(best, rate(run, p));
-  if (best == 0) throw std::runtime_error("fulgurite: torch's threads did not run at the same time");
+  if (best == 0) throw std::runtime_error("fulgurite: torch's threads did not run together");
   return best;
 }
 

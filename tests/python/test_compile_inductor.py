@@ -152,7 +152,17 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm, self.moe_norm = RMSNorm(width), RMSNorm(width)
         self.attention = Attention(width, num_heads=4, num_kv_heads=2, window=8, qk_norm=True)
-        self.moe = MoE(width, 24, 8, 2, num_shared_experts=1, score="sigmoid", z_loss_weight=1e-3)
+        self.moe = MoE(
+            width,
+            24,
+            8,
+            2,
+            num_shared_experts=1,
+            score="sigmoid",
+            bias_update_rate=0.01,
+            balance_loss_weight=0.01,
+            z_loss_weight=1e-3,
+        )
         cos, sin = rotary_table(length, width // 4)
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
@@ -171,7 +181,7 @@ def test_block_of_all_families() -> None:
         mine = copy.deepcopy(block)
         params = list(mine.parameters())
         state = optimizer_state(params)
-        norms = []
+        norms, loads = [], []
         for x in batches:
             loss = forward(mine)(x)
             (loss * state["scaler"][0]).backward()
@@ -179,10 +189,13 @@ def test_block_of_all_families() -> None:
             with torch.no_grad():
                 norms.append(update(params, grads, **state))
             mine.zero_grad()
-        return [loss.detach(), norms, [p.detach() for p in params], state]
+            loads.append(mine.moe.load.clone())
+            mine.moe.update_bias()
+        return [loss.detach(), norms, [p.detach() for p in params], loads[0], state]
 
     expected = train(lambda module: module, adamw_step)
     actual = train(compiled, compiled(adamw_step))
     # AdamW's first step is ±lr for any gradient: where one is almost 0, rounding picks the sign.
     torch.testing.assert_close(actual[:2], expected[:2], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(actual[2], expected[2], rtol=1e-3, atol=1e-3)
+    assert torch.equal(actual[3], expected[3])  # later ones may differ: routing magnifies rounding

@@ -81,7 +81,7 @@ def test_masked_tokens_take_no_place(per_sequence: bool) -> None:
     twin = Router(8, 3, 2, capacity=5)
     twin.load_state_dict(router.state_dict())
     kept = [twin(row) for row in rows]
-    # The logits come from a matrix product, whose bits depend on the number of its rows.
+    # The bits of torch's product, which makes the logits, depend on how many rows there are.
     torch.testing.assert_close(weights[~hidden], torch.cat([w for w, _ in kept]))
     assert torch.equal(ids[~hidden], torch.cat([i for _, i in kept]))
     logits = router.logits(x[mask])
