@@ -82,6 +82,7 @@ class AttentionCall {
   void pack();
   bool forward_packs_in_tasks() const;
   void add_delta();
+  void normalise();
   void gradients();
   void run_with_parts(QueryParts& parts, const TaskSpace& space);
   int64_t query_rows(int64_t N) const;

@@ -116,6 +116,15 @@ struct Weigh {
   using V = Native<Accumulate<E>>;
   V unit, base;
 
+  /// exp of what was centred before.
+  FULGURITE_INLINE static Weigh of_centred() {
+    constexpr auto kLog2E = static_cast<Accumulate<E>>(kStep<E> == 2 ? 1.4426950408889634 : 1.0);
+    Weigh weigh;
+    weigh.unit = splat<V>(kLog2E);
+    weigh.base = V{};
+    return weigh;
+  }
+
   FULGURITE_INLINE Weigh(const AttentionParams& p, Accumulate<E> base_of_row) {
     using T = Accumulate<E>;
     constexpr T kLog2E = kStep<E> == 2 ? T(1.4426950408889634) : T(1);
@@ -128,7 +137,27 @@ struct Weigh {
     else
       return exp_flushed(score * unit - base);
   }
+
+ private:
+  Weigh() = default;
 };
+
+/// Scores of a row become (unit·s − base) − less.
+template <class T>
+FULGURITE_INLINE void centre_row(const AttentionParams& p, const Tile& t, T base, T less,
+                                 T* scores) {
+  using V = Native<T>;
+  const V unit = splat<V>(static_cast<T>(p.score_unit));
+  for (int64_t c = t.c0; c < t.c1; c += kLanes<T>)
+    store(scores + c, (load<V>(scores + c) * unit - base) - less);
+}
+
+/// Whether the scores of a row are centred before they are weighed. 2^(s·log2 e − base·log2 e) rounds the last product, by a
+/// factor of the row's weights that is beyond all numbers from a base of 10^10 on.
+template <class E>
+FULGURITE_INLINE bool weighs_centred(Accumulate<E> base) {
+  return kStep<E> == 2 && (base > 256 || base < -256);
+}
 
 /// Sets x to 0 where the pair's keep bit is 0 and multiplies the rest by 1/(1 − p), for row r of the tile.
 template <class T>
