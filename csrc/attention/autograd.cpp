@@ -1,10 +1,9 @@
 // Gradients. attention can be differentiated twice: _attention_backward has a function of its own, whose backward is
-// _attention_double_backward. That one has none: differentiating three times raises.
+// _attention_double_backward (double_backward_autograd.cpp).
 #include "attention/double_backward.h"
 #include "attention/saved_scores.h"
 #include "common/check.h"
 
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -160,6 +159,5 @@ TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   using namespace fulgurite;
   m.impl("attention", attention_from_schema<attention_autograd>);
   m.impl("_attention_backward", attention_backward_from_schema<attention_backward_autograd>);
-  m.impl("_attention_double_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("rope", rope_autograd);
 }

@@ -42,6 +42,10 @@ TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
       "Tensor grad_bias, Tensor grad_sink)",
       tags);
   m.def(
+      "_attention_dropout_keep(Tensor philox, float dropout_p, int b, int h, int heads, int i, int "
+      "rows, int j, int keys) -> Tensor",
+      tags);
+  m.def(
       "attention_varlen(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor "
       "cu_seqlens_k, *, Tensor? sink=None, Tensor? alibi_slopes=None, float? scale=None, "
       "bool causal=False, str align=\"bottom_right\", int window_left=-1, int window_right=-1, int "

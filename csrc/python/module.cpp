@@ -47,6 +47,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("same_objects", &same_objects, "Two lists hold the very same objects.");
   m.def("same_values", &same_values, py::arg("dicts"), py::arg("values"),
         "A list holds the very objects that are the values of some dicts, one after the other.");
+  m.def(
+      "choices",
+      [] {
+        py::dict choices;
+        for (const fulgurite::ChoiceReport& choice : fulgurite::choices())
+          choices[py::str(choice.argument)] = choice.names;
+        return choices;
+      },
+      "The names that each string argument of the operators takes.");
   m.def("kernel_table", [] {
     py::list table;
     for (const fulgurite::KernelReport& kernel : fulgurite::kernel_table()) {

@@ -35,7 +35,7 @@ void AttentionCall::normalise() {
   const int64_t blocks = p.query_blocks * p.Hq;
   const Tensor statistics = at::empty({2, blocks * p.query_block_rows}, options_);
   p.row_max = keep(statistics[0]);
-  p.row_log_sum = keep(statistics[1]);
+  p.row_inverse_sum = keep(statistics[1]);
   attention_normalise_layout_kernel.get(p.dtype)(p, &layout_);
   run_counted(attention_normalise_kernel, p,
               {blocks, pairs_ * p.Hq * (p.D + 1), layout_.normalise_scratch});

@@ -2,8 +2,8 @@
 //
 // The backward makes P = exp(s − lse), and what lse was rounded by is a relative error of P, the same for all of a row: ½ulp(lse),
 // up to |lse|·u with u = 2^-24 in float32. At 10^4 a row of P sums to 1 to 3 digits; from 2^24 on lse = max + log Σ is the
-// maximum alone, and P is 1 for every pair that shares it. So rows with a larger lse than below have max and log Σ made once
-// more, apart, and P = exp((s − max) − log Σ), which has the digits of the scores themselves.
+// maximum alone, and P is 1 for every pair that shares it. So rows with a larger lse than below have maximum and sum made once
+// more, apart, and P = exp(s − max)/Σ exp(s − max), which has the digits of the scores themselves.
 //
 //   float64, float32   16     P off by at most 8u, what a row of 3000 equal scores has (lse 8); plain softmax has 2u to 4u
 //   16 bits            256    128·2^-24, a 64th of float16's u = 2^-11 and a 256th of bfloat16's

@@ -24,7 +24,7 @@ struct BackwardScratch {
   const E *query, *grad_out;
   const T* delta;
   T *lse, *grad_lse;
-  const T *row_max, *row_log_sum;  // of coarse rows; null: there are none
+  const T *row_max, *row_inverse_sum;  // of coarse rows; null: there are none
   T *scores, *grad_scores;  // P and dS: of a tile, or of a strip where they become operands
   T* addends;               // of a strip in registers
   T* slope;                 // of the softcap
@@ -91,7 +91,7 @@ void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64
     return of_rows ? static_cast<const T*>(of_rows) + block * p.query_block_rows : nullptr;
   };
   w.row_max = statistics(p.row_max);
-  w.row_log_sum = statistics(p.row_log_sum);
+  w.row_inverse_sum = statistics(p.row_inverse_sum);
   if (p.score != ScoreKind::kSoftmax) return;
   for (int64_t r = 0; r < rows; ++r) {
     w.grad_lse[r] = p.grad_lse.data ? *rows_of<T>(p.grad_lse, b, h, first + r).data : T(0);
@@ -108,15 +108,11 @@ FULGURITE_INLINE bool is_coarse(const AttentionParams& p, const BackwardScratch<
 /// P and dS of row r of a strip whose first row is row r0 of its block, both 0 where a pair is hidden. Where every key in
 /// reach of the row lies in this tile, δ is Σ_j P·dP over Σ_j P, which is 1 without a sink but for the rounding of lse: what
 /// should cancel in dP − δ then does (with one key, to exactly 0).
-template <class S, class T>
+template <class S, class T, class Weights>
 FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                                   int64_t r0, int64_t r, T* scores, T* grads,
-                                  const BackwardScratch<S>& w) {
+                                  const BackwardScratch<S>& w, const Weights& weigh) {
   using V = Native<T>;
-  using Weights = Weigh<Operand<S>>;
-  const bool coarse = is_coarse(p, w, r0 + r);
-  if (coarse) centre_row(p, t, w.row_max[r0 + r], w.row_log_sum[r0 + r], scores);
-  const Weights weigh = coarse ? Weights::of_centred() : Weights(p, finite_base(w.lse[r0 + r]));
   if (rule.reach(t.i0 + r).within(t.j0, t.j0 + t.columns)) {
     V dot{}, total{};
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
@@ -146,6 +142,17 @@ FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rul
     store(grads + c, select(hidden, V{}, ds));
     store(scores + c, probability);
   }
+}
+
+/// The same of a row whose lse is too coarse: P = exp(u·s − m)/Σ.
+template <class S, class T>
+void coarse_softmax_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r0,
+                        int64_t r, T* scores, T* grads, const BackwardScratch<S>& w) {
+  using V = Native<T>;
+  centre_row(p, t, w.row_max[r0 + r], scores);
+  const auto weigh = Weigh<Operand<S>>::of_centred();
+  const V inverse = splat<V>(w.row_inverse_sum[r0 + r]);
+  softmax_row(p, rule, t, r0, r, scores, grads, w, [&](V score) { return weigh(score) * inverse; });
 }
 
 template <class T>
@@ -187,10 +194,12 @@ void gradients_in_memory(const AttentionParams& p, const ScoreRule& rule, const 
       drop(p, t, r, w.keep);
       for (int64_t c = t.c0; c < t.c1; ++c) grads[c] *= w.keep[c];
     }
-    if (p.score == ScoreKind::kSoftmax)
-      softmax_row(p, rule, t, r0, r, scores, grads, w);
-    else
+    if (p.score != ScoreKind::kSoftmax)
       activation_row(p, t, scores, grads);
+    else if (is_coarse(p, w, r0 + r))
+      coarse_softmax_row(p, rule, t, r0, r, scores, grads, w);
+    else
+      softmax_row(p, rule, t, r0, r, scores, grads, w, Weigh<E>(p, finite_base(w.lse[r0 + r])));
     if (p.dropout.active)
       for (int64_t c = t.c0; c < t.c1; ++c) scores[c] *= w.keep[c];
   }

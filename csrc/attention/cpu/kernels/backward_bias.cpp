@@ -160,11 +160,13 @@ void grad_sink_task(const AttentionParams& p, int64_t head) {
       T block = 0;  // shorter chains of additions
       for (int64_t r = 0; r < rows; ++r) {
         const T lse = *rows_of<T>(p.saved_lse, b, head, s.query_start + i0 + r).data;
-        T centred = sink - lse;
-        if (p.row_max && lse_is_coarse(lse, p.dtype))
-          centred = (sink - static_cast<const T*>(p.row_max)[first + r]) -
-                    static_cast<const T*>(p.row_log_sum)[first + r];
-        if (sink != kHidden<T>) block -= exp_flushed(splat<Native<T>>(centred))[0] * delta[r];
+        T base = lse, inverse = 1;
+        if (p.row_max && lse_is_coarse(lse, p.dtype)) {
+          base = static_cast<const T*>(p.row_max)[first + r];
+          inverse = static_cast<const T*>(p.row_inverse_sum)[first + r];
+        }
+        if (sink != kHidden<T>)
+          block -= exp_flushed(splat<Native<T>>(sink - base))[0] * inverse * delta[r];
       }
       total += block;
     }

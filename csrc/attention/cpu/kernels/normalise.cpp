@@ -1,8 +1,8 @@
-// Statistics of the rows whose lse is too coarse (rules/row_statistics.h), before the backward: the maximum m and log l apart.
+// Statistics of the rows whose lse is too coarse (rules/row_statistics.h), before the backward: the maximum m and the sum l apart.
 //
-//   m, l: online_softmax.h, without values      P = exp((u·s − m) − log l)
+//   m, l: online_softmax.h, without values      P = exp(u·s − m)/l
 //
-// Reads queries, keys, what makes scores, and lse. Writes row_max and row_log_sum of coarse rows. A task is one block of query
+// Reads queries, keys, what makes scores, and lse. Writes row_max and row_inverse_sum of coarse rows. A task is one block of query
 // rows of one head; it packs the keys that its coarse strips meet. Sums run over the keys in order.
 
 #include "attention/cpu/kernels/backward.h"
@@ -39,7 +39,7 @@ void sum_strip(const AttentionParams& p, const Tile& t, const OnlineSoftmax<Accu
   raise_maxima(p, t, w);
   for (int64_t r = 0; r < t.rows; ++r) {
     T* const row = w.scores + r * kScoreStride;
-    centre_row(p, t, finite_base(w.max[r]), T(0), row);
+    centre_row(p, t, finite_base(w.max[r]), row);
     weigh_row<T>(Weigh<Operand<S>>::of_centred(), t, row, row, w.sum + r * kLanes<T>);
   }
 }
@@ -85,12 +85,12 @@ void normalise_task(const AttentionParams& p, int64_t task, void* scratch) {
   }
   tally.add_to(p);
   T *const max = static_cast<T*>(p.row_max) + task * p.query_block_rows,
-    *const log_sum = static_cast<T*>(p.row_log_sum) + task * p.query_block_rows;
+    *const inverse_sum = static_cast<T*>(p.row_inverse_sum) + task * p.query_block_rows;
   for (int64_t r = 0; r < rows; ++r) {
     if (!coarse(r)) continue;
     const T total = sum(load<Native<T>>(w.sum + r * kLanes<T>));
     max[r] = finite_base(w.max[r]);
-    log_sum[r] = total > 0 ? static_cast<T>(__builtin_log(total)) : T(0);
+    inverse_sum[r] = total > 0 ? 1 / total : T(0);
   }
 }
 

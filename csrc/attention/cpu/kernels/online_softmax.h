@@ -112,7 +112,7 @@ void exponentiate(const AttentionParams& p, const Tile& t, const OnlineSoftmax<T
     T* const sums = w.sum + r * kLanes<T>;
     const T base = finite_base(w.max[r]);
     const bool centred = weighs_centred<E>(base);
-    if (centred) centre_row(p, t, base, T(0), row);
+    if (centred) centre_row(p, t, base, row);
     const Weigh<E> weigh = centred ? Weigh<E>::of_centred() : Weigh<E>(p, base);
     if (p.dropout.active) {
       weigh_row<T>(weigh, t, row, row, sums);

@@ -80,9 +80,9 @@ struct AttentionParams {
   bool *query_finite, *grad_out_finite;
   int64_t query_block_rows;
   // Rows whose lse is too coarse (rules/row_statistics.h): whether there are any, atomic, and then, laid out as δ is, their
-  // maximum and log Σ apart; null where none are.
+  // maximum m and 1/Σ exp(s − m) apart; null where none are.
   int64_t* coarse_rows;
-  void *row_max, *row_log_sum;
+  void *row_max, *row_inverse_sum;
   Output4 grad_query, grad_key, grad_value;  // of dtype
   // kQueryParts of every sequence and key/value head, of the group's dQ: rows of query_part elements of the accumulation type.
   void* const* query_parts;
