@@ -120,7 +120,7 @@ struct Problem {
     if (coarse_rows != 0) normalise();
     run(attention_backward, p.key_blocks, layout.backward_scratch);
     run(attention_reduce_query, p.query_blocks * Hq, layout.reduce_query_scratch);
-    run(attention_grad_sink, Hq, 0);
+    if (p.grad_sink) run(attention_grad_sink, Hq, 0);
   }
 
   /// Scores get a bias of this shape, of which batch entry 0 is the first sequence.
@@ -208,7 +208,7 @@ struct Problem {
     }
     p.key_finite = finite;
     p.value_finite = finite + key_blocks;
-    run(FULGURITE_VARIANT::attention_pack, key_blocks, 0);
+    run(FULGURITE_VARIANT::attention_pack, p.key_blocks, 0);
   }
 };
 
