@@ -38,8 +38,9 @@ void check_grad_places(const char* op, TensorList grads, const Tensor& first) {
 
 }  // namespace
 
-void check_grad_stats(TensorList grads, const OptionalTensor& inv_scale) {
+void check_grad_stats(const GradStatsArgs& args) {
   constexpr const char* op = "grad_stats";
+  const auto& [grads, inv_scale] = args;
   check_grad_types(op, grads);
   if (inv_scale) check_dtype(op, "inv_scale", *inv_scale, at::kFloat);
   if (!grads.empty()) check_grad_places(op, grads, grads[0]);
@@ -47,9 +48,9 @@ void check_grad_stats(TensorList grads, const OptionalTensor& inv_scale) {
     check_one_element(op, "inv_scale", *inv_scale, grads.empty() ? *inv_scale : grads[0]);
 }
 
-void check_clip_multiplier(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale,
-                           double eps) {
+void check_clip_multiplier(const ClipMultiplierArgs& args) {
   constexpr const char* op = "clip_multiplier";
+  const auto& [norm_sq, max_norm, inv_scale, eps] = args;
   check_dtype(op, "norm_sq", norm_sq, at::kDouble);
   if (inv_scale) check_dtype(op, "inv_scale", *inv_scale, at::kFloat);
   check_one_element(op, "norm_sq", norm_sq, norm_sq);
@@ -58,8 +59,9 @@ void check_clip_multiplier(const Tensor& norm_sq, double max_norm, const Optiona
   FULGURITE_CHECK_VALUE(eps >= 0, "expected eps >= 0, got ", eps);
 }
 
-void check_unscale(TensorList grads, const Tensor& found_inf, const Tensor& inv_scale) {
+void check_unscale(const UnscaleArgs& args) {
   constexpr const char* op = "unscale_";
+  const auto& [grads, found_inf, inv_scale] = args;
   check_grad_types(op, grads);
   check_dtype(op, "found_inf", found_inf, at::kFloat);
   check_dtype(op, "inv_scale", inv_scale, at::kFloat);

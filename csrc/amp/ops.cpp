@@ -3,7 +3,6 @@
 #include "amp/check.h"
 #include "common/check.h"
 #include "common/mutation.h"
-#include "common/op_handle.h"
 #include "fulgurite/amp.h"
 
 #include <ATen/ops/empty.h>
@@ -36,73 +35,66 @@ namespace {
 
 using GradStats = std::tuple<Tensor, Tensor, Tensor>;
 
-GradStats grad_stats_meta(TensorList grads, const OptionalTensor& inv_scale) {
-  check_grad_stats(grads, inv_scale);
-  const auto options = (grads.empty() ? *inv_scale : grads[0]).options();
+GradStats grad_stats_meta(const GradStatsArgs& args) {
+  check_grad_stats(args);
+  const auto options = (args.grads.empty() ? *args.inv_scale : args.grads[0]).options();
   return {at::empty({}, options.dtype(at::kFloat)), at::empty({}, options.dtype(at::kDouble)),
           at::empty({}, options.dtype(at::kLong))};
 }
 
 /// The dispatcher comes here when no tensor names a device (the statistics of nothing, on the CPU)
 /// or nothing serves it.
-GradStats grad_stats_empty(TensorList grads, const OptionalTensor& inv_scale) {
+GradStats grad_stats_empty(const GradStatsArgs& args) {
   constexpr const char* op = "grad_stats";
-  check_grad_stats(grads, inv_scale);
+  check_grad_stats(args);
+  const auto& [grads, inv_scale] = args;
   FULGURITE_CHECK_SERVED(grads.empty() && !inv_scale, "device ",
                          (grads.empty() ? *inv_scale : grads[0]).device(), " is not supported");
   return {at::full({}, 0, at::kFloat), at::full({}, 0, at::kDouble), at::full({}, -1, at::kLong)};
 }
 
-Tensor clip_multiplier_meta(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale,
-                            double eps) {
-  check_clip_multiplier(norm_sq, max_norm, inv_scale, eps);
-  return at::empty({}, norm_sq.options().dtype(at::kFloat));
+Tensor clip_multiplier_meta(const ClipMultiplierArgs& args) {
+  check_clip_multiplier(args);
+  return at::empty({}, args.norm_sq.options().dtype(at::kFloat));
 }
 
-void unscale_meta(TensorList grads, const Tensor& found_inf, const Tensor& inv_scale) {
-  check_unscale(grads, found_inf, inv_scale);
-}
-
+void unscale_meta(const UnscaleArgs& args) { check_unscale(args); }
 void update_scale_meta(const UpdateScaleArgs& args) { check_update_scale(args); }
 
 }  // namespace
 
 GradStats grad_stats(const std::vector<Tensor>& grads, const OptionalTensor& inv_scale) {
-  static const auto op = op_handle<GradStats(TensorList, const OptionalTensor&)>("grad_stats");
-  return op.call(grads, inv_scale);
+  return call(GradStatsArgs{grads, inv_scale});
 }
 
 Tensor clip_multiplier(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale,
                        double eps) {
-  static const auto op =
-      op_handle<Tensor(const Tensor&, double, const OptionalTensor&, double)>("clip_multiplier");
-  return op.call(norm_sq, max_norm, inv_scale, eps);
+  return call(ClipMultiplierArgs{norm_sq, max_norm, inv_scale, eps});
 }
 
 void unscale_(const std::vector<Tensor>& grads, const Tensor& found_inf, const Tensor& inv_scale) {
-  static const auto op = op_handle<void(TensorList, const Tensor&, const Tensor&)>("unscale_");
-  op.call(grads, found_inf, inv_scale);
+  call(UnscaleArgs{grads, found_inf, inv_scale});
 }
 
 void update_scale_(const Tensor& scale, const Tensor& growth_tracker, const Tensor& hysteresis,
                    const Tensor& counters, const Tensor& found_inf, const ScaleOptions& o) {
-  static const auto op = op_handle<UpdateScaleArgs::Signature>("update_scale_");
-  op.call(scale, growth_tracker, hysteresis, counters, found_inf, o.growth_factor, o.backoff_factor,
-          o.growth_interval, o.max_hysteresis, o.refill, o.min_scale, o.max_scale);
+  call(UpdateScaleArgs{scale, growth_tracker, hysteresis, counters, found_inf, o.growth_factor,
+                       o.backoff_factor, o.growth_interval, o.max_hysteresis, o.refill, o.min_scale,
+                       o.max_scale});
 }
 
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, CompositeExplicitAutograd, m) {
-  m.impl("grad_stats", fulgurite::grad_stats_empty);
+  fulgurite::implement<fulgurite::grad_stats_empty>(m);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
   using namespace fulgurite;
-  m.impl("grad_stats", grad_stats_meta);
-  m.impl("clip_multiplier", clip_multiplier_meta);
-  m.impl("unscale_", unscale_meta);
-  m.impl("update_scale_", update_scale_from_schema<update_scale_meta>);
+  implement<grad_stats_meta>(m);
+  implement<clip_multiplier_meta>(m);
+  implement<unscale_meta>(m);
+  implement<update_scale_meta>(m);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {

@@ -1,10 +1,9 @@
 // Gradients. attention can be differentiated twice: _attention_backward has a function of its own, whose backward is
-// _attention_double_backward. That one has none: differentiating three times raises.
+// _attention_double_backward (double_backward_autograd.cpp).
 #include "attention/double_backward.h"
 #include "attention/slopes.h"
 #include "common/saved_arguments.h"
 
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 namespace fulgurite {
@@ -118,5 +117,4 @@ TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   implement<attention_autograd>(m);
   implement<attention_backward_autograd>(m);
   implement<rope_autograd>(m);
-  m.impl("_attention_double_backward", torch::autograd::autogradNotImplementedFallback());
 }

@@ -2,10 +2,17 @@
 
 #include <cmath>
 
-#include "common/check.h"
+#include "attention/rules/choices.h"
+#include "common/check_choice.h"
 
 namespace fulgurite {
 namespace {
+
+const RegisteredChoice attention_choices[] = {
+    {"attention.score", kScoreKinds},
+    {"attention.align", kAligns},
+    {"attention_varlen.align", kAligns},
+};
 
 AttentionShape check_query_key_value(const char* op, const Tensor& query, const Tensor& key,
                                      const Tensor& value) {
@@ -101,8 +108,9 @@ void check_score_shapes(const char* op, const ScoreArgs& a, const Tensor& query,
   }
   if (a.philox) {
     check_place(op, "philox", *a.philox, query);
-    FULGURITE_CHECK(a.philox->dim() == 1 && a.philox->sym_size(0) == 2,
-                    "expected philox of shape [2], got ", a.philox->sym_sizes());
+    FULGURITE_CHECK(
+        a.philox->dim() == 1 && (a.philox->sym_size(0) == 2 || a.philox->sym_size(0) == 4),
+        "expected philox of shape [2] or [4], got ", a.philox->sym_sizes());
   }
 }
 
@@ -127,11 +135,8 @@ void check_block_layout(const char* op, const ScoreArgs& a, const Tensor& query,
 }  // namespace
 
 void check_score_values(const char* op, const ScoreArgs& a, const AttentionShape& s) {
-  FULGURITE_CHECK_VALUE(a.align == "bottom_right" || a.align == "top_left",
-                        "expected align 'bottom_right' or 'top_left', got '", a.align, "'");
-  const bool softmax = a.score == "softmax";
-  FULGURITE_CHECK_VALUE(softmax || a.score == "relu2" || a.score == "laplace",
-                        "expected score 'softmax', 'relu2' or 'laplace', got '", a.score, "'");
+  check_choice(op, "align", kAligns, a.align);
+  const bool softmax = check_choice(op, "score", kScoreKinds, a.score) == ScoreKind::kSoftmax;
   FULGURITE_CHECK_VALUE(a.scale || s.D != 0, "expected scale with D = 0, got none");
   if (a.scale) check_finite(op, "scale", *a.scale);
   check_finite(op, "softcap", a.softcap);

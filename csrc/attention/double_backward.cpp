@@ -19,7 +19,7 @@
 #include "attention/check.h"
 #include "attention/double_backward_weights.h"
 #include "attention/score_tiles.h"
-#include "common/check.h"
+#include "common/check_choice.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -27,37 +27,60 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace fulgurite {
 namespace {
 
 constexpr int64_t kTileRows = 128;  // over the query heads that share a key head
 
-/// Of a tile's query rows: (heads, rows, ·) in the accumulation type. Undefined: not given.
-struct Rows {
-  Tensor query, gg_query, grad_out, grad_lse;
-};
+/// A factor of products in the accumulation type, (heads, rows, ·) or (keys, ·); undefined: not given. As it is it enters sums
+/// along its width, which belong to one pair each; into sums over pairs, where 0 times a NaN or infinity would leave pairs that
+/// are not kept, it goes with zeros in their place.
+struct Factor {
+  Tensor all{}, finite{};
 
-/// Of keys: (keys, ·) in the accumulation type. Every tile adds to the gradients.
-struct Keys {
-  Tensor key, gg_key, value, gg_value;
-  Tensor grad_key{}, grad_value{};
-
-  template <class F>
-  Keys map(const F& f) const {
-    Keys mapped = *this;
-    for (Tensor* t : {&mapped.key, &mapped.gg_key, &mapped.value, &mapped.gg_value,
-                      &mapped.grad_key, &mapped.grad_value})
-      if (t->defined()) *t = f(*t);
-    return mapped;
+  Factor() = default;
+  explicit Factor(const Tensor& t) : all(t) {
+    if (t.defined()) finite = t.nan_to_num(0.0, 0.0, 0.0);
+  }
+  Factor narrow(int64_t begin, int64_t size) const {
+    Factor part;
+    if (all.defined()) part.all = all.narrow(0, begin, size);
+    if (all.defined()) part.finite = finite.narrow(0, begin, size);
+    return part;
   }
 };
 
-/// By their sums: one that overflows merely takes the careful route.
-bool all_finite(std::initializer_list<Tensor> tensors) {
-  return std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
-    return !t.defined() || t.sum().isfinite().item<bool>();
-  });
+/// Of a tile's query rows.
+struct Rows {
+  Factor query, gg_query, grad_out;
+  Tensor grad_lse;
+};
+
+/// Of keys. Every tile adds to the gradients.
+struct Keys {
+  Factor key, gg_key, value, gg_value;
+  Tensor grad_key{}, grad_value{};
+
+  Keys narrow(int64_t begin, int64_t size) const {
+    const auto part = [&](const Tensor& t) { return t.defined() ? t.narrow(0, begin, size) : t; };
+    return {key.narrow(begin, size),      gg_key.narrow(begin, size), value.narrow(begin, size),
+            gg_value.narrow(begin, size), part(grad_key),             part(grad_value)};
+  }
+};
+
+/// NaN into a sum over pairs where a kept pair brought what is not finite. `kept`: (…, sum's rows, pairs), 1 and 0; the factors:
+/// (pairs, width). For factors whose NaN does not reach their pairs' weights: it stays in its column.
+void mark_reached(const Tensor& sum, const Tensor& kept, std::initializer_list<Factor> factors) {
+  Tensor bad;
+  for (const Factor& f : factors) {
+    if (!f.all.defined()) continue;
+    const Tensor own = f.all.ne(f.finite);
+    bad = bad.defined() ? bad.logical_or_(own) : own;
+  }
+  sum.masked_fill_(kept.matmul(bad.to(kept.scalar_type())).gt(0),
+                   std::numeric_limits<double>::quiet_NaN());
 }
 
 /// Σ aᵢ·bᵢ over the products whose factors were given; undefined if there are none.
@@ -75,6 +98,12 @@ Tensor transposed(const Tensor& t) { return t.defined() ? t.mT() : t; }
 
 /// (heads, rows, ·) as (heads·rows, ·): what is summed over query rows is summed over their heads too.
 Tensor flat(const Tensor& t) { return t.defined() ? t.flatten(0, 1) : t; }
+Factor flat(const Factor& f) {
+  Factor flattened;
+  flattened.all = flat(f.all);
+  flattened.finite = flat(f.finite);
+  return flattened;
+}
 
 class DoubleBackward {
  public:
@@ -83,7 +112,6 @@ class DoubleBackward {
 
  private:
   void add_head(int64_t b, int64_t head);
-  void add_rows(const RowTile& tile, const Keys& head);
   void add_tile(const RowTile& tile, const Rows& rows, const Keys& keys, const Tensor& hidden);
   void add_scores(const RowTile& tile, const Rows& rows, const Keys& keys, const Pairs& p,
                   const Weights& w);
@@ -118,7 +146,7 @@ DoubleBackward::DoubleBackward(const AttentionDoubleBackwardArgs& args)
       group_(args.key.size(1) ? args.query.size(1) / args.key.size(1) : 0),
       scale_(attention_scale(args.scores.scale, args.query)),
       wide_(args.query.options().dtype(accumulate_type(args.query.scalar_type()))),
-      tiles_(args.scores, args.query.size(1), N_, args.key.size(2), wide_),
+      tiles_(args.scores, N_, args.key.size(2), wide_),
       grad_grad_out_(zeros(kOfGradOut, false)),
       grad_grad_lse_(zeros(kOfGradLse, true)),
       grad_query_(zeros(kOfQuery, false)),
@@ -147,38 +175,18 @@ AttentionDoubleGradients DoubleBackward::run() {
 /// Everything of one key/value head and the query heads that share it.
 void DoubleBackward::add_head(int64_t b, int64_t head) {
   const auto rows = [&](const OptionalTensor& t) {
-    return t ? wide(t->select(0, b).select(0, head)) : Tensor();
+    return Factor(t ? wide(t->select(0, b).select(0, head)) : Tensor());
   };
   Keys keys{rows(args_.key), rows(args_.grads[kKey]), rows(args_.value), rows(args_.grads[kValue])};
-  if (grad_key_.defined()) keys.grad_key = at::zeros(keys.key.sizes(), wide_);
-  if (grad_value_.defined()) keys.grad_value = at::zeros(keys.value.sizes(), wide_);
+  if (grad_key_.defined()) keys.grad_key = at::zeros(keys.key.all.sizes(), wide_);
+  if (grad_value_.defined()) keys.grad_value = at::zeros(keys.value.all.sizes(), wide_);
   const int64_t step = std::max<int64_t>(1, kTileRows / group_);
-  for (int64_t i = 0; i < N_; i += step)
-    add_rows(tiles_.tile(b, head * group_, group_, i, std::min(step, N_ - i)), keys);
+  for (int64_t i = 0; i < N_; i += step) {
+    const RowTile t = tiles_.tile(b, head * group_, group_, i, std::min(step, N_ - i));
+    add_tile(t, rows_of(t), keys.narrow(t.j, t.keys), tiles_.hidden(t));
+  }
   if (grad_key_.defined()) grad_key_.select(0, b).select(0, head).copy_(keys.grad_key);
   if (grad_value_.defined()) grad_value_.select(0, b).select(0, head).copy_(keys.grad_value);
-}
-
-/// A NaN or infinity would leave the pairs that are not kept by 0 times it. Where there are both, every row becomes a tile of
-/// its own, which sees the keys that it keeps and zeros for the others.
-void DoubleBackward::add_rows(const RowTile& t, const Keys& head) {
-  const Rows rows = rows_of(t);
-  const Tensor hidden = tiles_.hidden(t);
-  const Keys keys = head.map([&](const Tensor& all) { return all.narrow(0, t.j, t.keys); });
-  const bool finite = all_finite(
-      {rows.query, rows.gg_query, rows.grad_out, keys.key, keys.gg_key, keys.value, keys.gg_value});
-  if (finite || !hidden.any().item<bool>()) return add_tile(t, rows, keys, hidden);
-  if (t.heads * t.rows > 1) {
-    for (int64_t h = t.h; h < t.h + t.heads; ++h)
-      for (int64_t i = t.i; i < t.i + t.rows; ++i) add_rows(tiles_.tile(t.b, h, 1, i, 1), head);
-    return;
-  }
-  const Tensor unseen = hidden.view({-1, 1});
-  const Keys seen = keys.map([&](const Tensor& all) { return all.masked_fill(unseen, 0); });
-  add_tile(t, rows, seen, hidden);
-  for (const auto& [total, sum] :
-       {std::pair{keys.grad_key, seen.grad_key}, {keys.grad_value, seen.grad_value}})
-    if (total.defined()) total.copy_(total.where(unseen, sum));
 }
 
 Rows DoubleBackward::rows_of(const RowTile& t) const {
@@ -186,7 +194,8 @@ Rows DoubleBackward::rows_of(const RowTile& t) const {
     if (!all) return Tensor();
     return wide(all->select(0, t.b).narrow(0, t.h, t.heads).narrow(1, t.i, t.rows));
   };
-  Rows r{rows(args_.query), rows(args_.grads[kQuery]), rows(args_.grad_out), rows(args_.grad_lse)};
+  Rows r{Factor(rows(args_.query)), Factor(rows(args_.grads[kQuery])), Factor(rows(args_.grad_out)),
+         rows(args_.grad_lse)};
   if (r.grad_lse.defined()) r.grad_lse = r.grad_lse.unsqueeze(-1);
   return r;
 }
@@ -198,13 +207,13 @@ Pairs DoubleBackward::pairs_of(const RowTile& t, const Rows& rows, const Keys& k
     if (!sum.defined()) return at::zeros({t.heads, t.rows, t.keys}, wide_);
     return sum.masked_fill_(hidden, 0);
   };
-  const Tensor key = transposed(keys.key), gg_key = transposed(keys.gg_key);
+  const Tensor key = transposed(keys.key.all), gg_key = transposed(keys.gg_key.all);
   Pairs p;
   p.hidden = hidden;
-  p.score = products({{rows.query, key}}).mul_(scale_);
-  p.product_dot = products({{rows.gg_query, key}, {rows.query, gg_key}}).mul_(scale_);
-  p.grad_weight = products({{rows.grad_out, transposed(keys.value)}});
-  p.grad_weight_dot = products({{rows.grad_out, transposed(keys.gg_value)}});
+  p.score = products({{rows.query.all, key}}).mul_(scale_);
+  p.product_dot = products({{rows.gg_query.all, key}, {rows.query.all, gg_key}}).mul_(scale_);
+  p.grad_weight = products({{rows.grad_out.all, transposed(keys.value.all)}});
+  p.grad_weight_dot = products({{rows.grad_out.all, transposed(keys.gg_value.all)}});
   p.keep = tiles_.keep(t);
   if (p.keep.defined()) {
     p.grad_weight.mul_(p.keep);
@@ -236,9 +245,10 @@ Weights DoubleBackward::weights_of(const RowTile& t, const Rows& rows, const Pai
   const auto of_heads = [&](const Tensor& all) {
     return all.defined() ? all.narrow(0, t.h, t.heads) : Tensor();
   };
-  Weights w = scores.score == "softmax"
+  const ScoreKind kind = choice_of(kScoreKinds, scores.score);
+  Weights w = kind == ScoreKind::kSoftmax
                   ? softmax_weights(p, rows.grad_lse, of_heads(sink_), of_heads(gg_sink_))
-                  : activation_weights(p, scores.score == "relu2", scores.score_scale);
+                  : activation_weights(p, kind, scores.score_scale);
   for (Tensor* pairs : {&w.weight, &w.weight_dot, &w.grad_score_dot, &w.grad_score})
     pairs->masked_fill_(p.hidden, 0);
   return w;
@@ -262,14 +272,22 @@ void DoubleBackward::add_tile(const RowTile& t, const Rows& rows, const Keys& ke
 
   const Tensor weight = p.keep.defined() ? w.weight * p.keep : w.weight;
   const Tensor weight_dot = p.keep.defined() ? w.weight_dot * p.keep : w.weight_dot;
-  if (grad_grad_out_.defined())
-    rows_in(grad_grad_out_)
-        .copy_(sum_of_products({{weight, keys.gg_value}, {weight_dot, keys.value}}));
-  if (keys.grad_value.defined() && rows.grad_out.defined())
-    keys.grad_value.add_(flat(weight_dot).mT().matmul(flat(rows.grad_out)));
+  const Tensor kept = hidden.logical_not().to(weight.scalar_type());
+  if (grad_grad_out_.defined()) {
+    const Tensor sum =
+        sum_of_products({{weight, keys.gg_value.finite}, {weight_dot, keys.value.finite}});
+    mark_reached(sum, kept, {keys.gg_value, keys.value});
+    rows_in(grad_grad_out_).copy_(sum);
+  }
+  if (keys.grad_value.defined() && rows.grad_out.all.defined()) {
+    const Factor grad_out = flat(rows.grad_out);
+    const Tensor sum = flat(weight_dot).mT().matmul(grad_out.finite);
+    mark_reached(sum, flat(kept.expand_as(weight)).mT(), {grad_out});
+    keys.grad_value.add_(sum);
+  }
 }
 
-/// What reaches query and key, through x and ẋ.
+/// What reaches query and key, through x and ẋ. Where one of their elements is not finite, so are x of its kept pairs.
 void DoubleBackward::add_scores(const RowTile& t, const Rows& rows, const Keys& keys,
                                 const Pairs& p, const Weights& w) {
   Tensor x = w.grad_score, y = w.grad_score_dot;
@@ -281,11 +299,11 @@ void DoubleBackward::add_scores(const RowTile& t, const Rows& rows, const Keys& 
     grad_query_.select(0, t.b)
         .narrow(0, t.h, t.heads)
         .narrow(1, t.i, t.rows)
-        .copy_(sum_of_products({{x, keys.key}, {y, keys.gg_key}}).mul_(scale_));
+        .copy_(sum_of_products({{x, keys.key.finite}, {y, keys.gg_key.finite}}).mul_(scale_));
   if (keys.grad_key.defined())
-    keys.grad_key.add_(
-        sum_of_products({{flat(x).mT(), flat(rows.query)}, {flat(y).mT(), flat(rows.gg_query)}}),
-        scale_);
+    keys.grad_key.add_(sum_of_products({{flat(x).mT(), flat(rows.query).finite},
+                                        {flat(y).mT(), flat(rows.gg_query).finite}}),
+                       scale_);
 }
 
 }  // namespace

@@ -29,6 +29,8 @@ struct AttentionDoubleBackwardArgs {
   ScoreArgs scores;
   std::array<bool, kDoubleBackwardInputs> output_mask;
   FULGURITE_MEMBERS(grads, grad_out, grad_lse, query, key, value, scores, output_mask)
+  FULGURITE_INPUTS(grads[kQuery], grads[kKey], grads[kValue], grads[kBias], grads[kSink], grad_out,
+                   grad_lse, query, key, value, scores.bias, scores.sink)
 
   /// The tensor that a result is the gradient of; none where it was not given.
   OptionalTensor input(int which) const {

@@ -16,6 +16,8 @@
 #include <limits>
 #include <numbers>
 
+#include "attention/rules/choices.h"
+
 namespace fulgurite {
 
 /// (heads, rows, keys) in the accumulation type.
@@ -69,10 +71,10 @@ inline Weights softmax_weights(const Pairs& p, const at::Tensor& grad_lse, const
   return {weight, weight * centred, weight * slope, weight * (u - mean), lse_dot, grad_sink};
 }
 
-inline Weights activation_weights(const Pairs& p, bool relu2, double g) {
+inline Weights activation_weights(const Pairs& p, ScoreKind kind, double g) {
   using at::Tensor;
   Tensor weight, first, second;
-  if (relu2) {
+  if (kind == ScoreKind::kRelu2) {
     const Tensor positive = p.score.relu();
     weight = positive * positive * g;
     first = positive * (2 * g);

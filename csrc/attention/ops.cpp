@@ -34,6 +34,8 @@ const std::string kSchemas[] = {
         ", bool[7] output_mask) -> (Tensor grad_grad_out, Tensor grad_grad_lse, "
         "Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_bias, "
         "Tensor grad_sink)",
+    "_attention_dropout_keep(Tensor philox, float dropout_p, int b, int h, int heads, int i, "
+    "int rows, int j, int keys) -> Tensor",
     "attention_varlen(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, "
     "Tensor cu_seqlens_k, *, " +
         kVarlenScores + ") -> (Tensor out, Tensor lse)",

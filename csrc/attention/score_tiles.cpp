@@ -1,8 +1,8 @@
 #include "attention/score_tiles.h"
 
-#include "attention/cpu/call.h"
-
 #include <ATen/TensorOperators.h>
+#include "common/check_choice.h"
+
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 
@@ -21,14 +21,11 @@ Tensor part_of(const Tensor& tensor, const RowTile& t) {
   return part;
 }
 
-ScoreTiles::ScoreTiles(const ScoreArgs& scores, int64_t heads, int64_t N, int64_t M,
+ScoreTiles::ScoreTiles(const ScoreArgs& scores, int64_t N, int64_t M,
                        const at::TensorOptions& options)
     : scores_(scores), options_(options), rule_(score_rule(scores, N + M)) {
   rule_.M = M;
-  rule_.shift = scores.align == "bottom_right" ? M - N : 0;
-  ScoreArgs on_host = scores;
-  if (scores.philox) on_host.philox = scores.philox->cpu();
-  dropout_ = dropout_rule(on_host, heads);
+  rule_.shift = choice_of(kAligns, scores.align) == Align::kBottomRight ? M - N : 0;
 }
 
 RowTile ScoreTiles::tile(int64_t b, int64_t h, int64_t heads, int64_t i, int64_t rows) const {
@@ -56,7 +53,7 @@ Tensor ScoreTiles::in_reach(const RowTile& t) const {
     end[2 * t.rows + r] = reach.sinks.begin;
     end[3 * t.rows + r] = reach.sinks.end;
   }
-  const Tensor e = ends.to(options_.device()), j = positions(t.j, t.keys);
+  const Tensor e = ends.to(options_.device(), at::kLong, /*non_blocking=*/true), j = positions(t.j, t.keys);
   return (j.ge(e[0]) & j.lt(e[1])) | (j.ge(e[2]) & j.lt(e[3]));
 }
 
@@ -83,18 +80,10 @@ Tensor ScoreTiles::biased(const Tensor& score, const RowTile& t) const {
 }
 
 Tensor ScoreTiles::keep(const RowTile& t) const {
-  if (!dropout_.active) return Tensor();
-  const Tensor kept = at::empty({t.heads, t.rows, t.keys}, at::kBool);
-  bool* next = kept.mutable_data_ptr<bool>();
-  uint64_t words[4];
-  for (int64_t h = t.h; h < t.h + t.heads; ++h)
-    for (int64_t i = t.i; i < t.i + t.rows; ++i)
-      for (int64_t j = t.j; j < t.j + t.keys; ++j) {
-        if (j == t.j || j % 4 == 0) dropout_.words(t.b, h, i, static_cast<uint64_t>(j / 4), words);
-        *next++ = words[j % 4] >= dropout_.threshold;
-      }
-  return kept.to(options_.device(), c10::typeMetaToScalarType(options_.dtype()))
-      .mul_(dropout_.inverse_keep);
+  const double p = scores_.dropout_p;
+  if (p == 0) return Tensor();
+  const Tensor kept = call(DropoutKeepArgs{*scores_.philox, p, t});
+  return kept.to(c10::typeMetaToScalarType(options_.dtype())).mul_(1 / (1 - p));
 }
 
 Tensor ScoreTiles::positions(int64_t begin, int64_t size) const {

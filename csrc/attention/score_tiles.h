@@ -1,26 +1,20 @@
 // What scores.h defines, as tensors of one tile: for code made of ATen ops.
 #pragma once
 
-#include "attention/args.h"
-#include "attention/rules/scores.h"
+#include "attention/dropout_keep.h"
+#include "attention/score_rule.h"
 
 #include <c10/core/TensorOptions.h>
 
 namespace fulgurite {
-
-/// Query rows [i, i + rows) of heads [h, h + heads) against keys [j, j + keys), of batch entry b.
-struct RowTile {
-  int64_t b, h, heads, i, rows, j, keys;
-};
 
 /// The part of a tensor broadcastable to (B, Hq, N, M) that a tile meets: (heads, rows, keys), 1 where it broadcasts.
 Tensor part_of(const Tensor& tensor, const RowTile& tile);
 
 class ScoreTiles {
  public:
-  /// For N queries of `heads` heads and M keys; `options` has the accumulation type.
-  ScoreTiles(const ScoreArgs& scores, int64_t heads, int64_t N, int64_t M,
-             const at::TensorOptions& options);
+  /// For N queries and M keys; `options` has the accumulation type.
+  ScoreTiles(const ScoreArgs& scores, int64_t N, int64_t M, const at::TensorOptions& options);
 
   /// The rows with every key in their reach by position.
   RowTile tile(int64_t b, int64_t h, int64_t heads, int64_t i, int64_t rows) const;
@@ -39,7 +33,6 @@ class ScoreTiles {
   const ScoreArgs& scores_;
   const at::TensorOptions options_;
   ScoreRule rule_;
-  DropoutRule dropout_;
 };
 
 }  // namespace fulgurite

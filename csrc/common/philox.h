@@ -54,4 +54,12 @@ FULGURITE_HOST_DEVICE void philox4x32(U& c0, U& c1, U& c2, U& c3, PhiloxKey key)
   c3 &= kWord;
 }
 
+/// The key of stream `offset` of a seed: the first two words of counter (offset, 0) under the seed. Counters then have all of
+/// their four words for what is numbered within a stream.
+FULGURITE_HOST_DEVICE PhiloxKey philox_stream(uint64_t seed, uint64_t offset) {
+  uint64_t c0 = offset & 0xffffffffu, c1 = offset >> 32, c2 = 0, c3 = 0;
+  philox4x32(c0, c1, c2, c3, {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  return {static_cast<uint32_t>(c0), static_cast<uint32_t>(c1)};
+}
+
 }  // namespace fulgurite

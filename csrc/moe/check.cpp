@@ -1,6 +1,8 @@
 #include "moe/check.h"
 
+#include "common/check_choice.h"
 #include "moe/check_parts.h"
+#include "moe/rules/choices.h"
 
 namespace fulgurite {
 namespace {
@@ -16,22 +18,18 @@ void check_mask_dtype(const char* op, const OptionalTensor& mask) {
                          "expected token_mask of dtype bool, got ", mask->scalar_type());
 }
 
-void check_score(const char* op, std::string_view score) {
-  FULGURITE_CHECK_VALUE(
-      score == "softmax" || score == "softmax_topk" || score == "sigmoid" ||
-          score == "sqrtsoftplus",
-      "expected score 'softmax', 'softmax_topk', 'sigmoid' or 'sqrtsoftplus', got '", score, "'");
-}
-
-bool softmax_kind(std::string_view score) { return score == "softmax" || score == "softmax_topk"; }
+const RegisteredChoice routing_choices[] = {
+    {"moe_route.score", kScores},        {"moe_route.group_score", kGroupScores},
+    {"moe_balance_loss.score", kScores}, {"moe_balance_loss.kind", kBalanceKinds},
+    {"moe_plan.drop", kDrops},           {"moe_update_bias_.rule", kBiasRules},
+};
 
 void check_route_values(const char* op, const RouteArgs& a, const RouteShape& s) {
   FULGURITE_CHECK_VALUE(a.k >= 1 && s.E >= a.k, "expected k in [1, ", s.E, "], got ", a.k);
-  check_score(op, a.score);
-  FULGURITE_CHECK_VALUE(!a.bias || !softmax_kind(a.score), "expected no bias with score '", a.score,
-                        "'");
-  FULGURITE_CHECK_VALUE(a.group_score == "top2" || a.group_score == "max",
-                        "expected group_score 'top2' or 'max', got '", a.group_score, "'");
+  const Score score = check_choice(op, "score", kScores, a.score);
+  FULGURITE_CHECK_VALUE(!a.bias || score == Score::kSigmoid || score == Score::kSqrtSoftplus,
+                        "expected no bias with score '", a.score, "'");
+  check_choice(op, "group_score", kGroupScores, a.group_score);
   FULGURITE_CHECK_VALUE(a.n_group >= 1 && s.E % a.n_group == 0,
                         "expected n_group to divide E = ", s.E, ", got ", a.n_group);
   FULGURITE_CHECK_VALUE(a.topk_group >= 1 && a.topk_group <= a.n_group,
@@ -69,12 +67,9 @@ RouteShape check_balance_as(const char* op, const BalanceArgs& a) {
   if (a.sequence_ids)
     check_shape(op, "sequence_ids", *a.sequence_ids, c10::SymDimVector{s.T}, a.logits);
   if (a.token_mask) check_shape(op, "token_mask", *a.token_mask, c10::SymDimVector{s.T}, a.logits);
-  check_score(op, a.score);
-  FULGURITE_CHECK_VALUE(a.kind == "switch" || a.kind == "hf" || a.kind == "gshard" ||
-                            a.kind == "sequence" || a.kind == "cv2",
-                        "expected kind 'switch', 'hf', 'gshard', 'sequence' or 'cv2', got '",
-                        a.kind, "'");
-  FULGURITE_CHECK_VALUE((a.kind == "sequence") == a.sequence_ids.has_value(),
+  check_choice(op, "score", kScores, a.score);
+  const BalanceKind kind = check_choice(op, "kind", kBalanceKinds, a.kind);
+  FULGURITE_CHECK_VALUE((kind == BalanceKind::kSequence) == a.sequence_ids.has_value(),
                         "expected sequence_ids with kind 'sequence' and only there, got kind '",
                         a.kind, "'");
   check_finite(op, "eps", a.eps);
@@ -112,7 +107,7 @@ RouteShape check_route_backward(const RouteBackwardArgs& a) {
                        ", got ", a.grad_weights.scalar_type());
   const RouteShape s = check_logits_ids(op, a.logits, a.ids);
   check_shape(op, "grad_weights", a.grad_weights, c10::SymDimVector{s.T, s.K}, a.logits);
-  check_score(op, a.score);
+  check_choice(op, "score", kScores, a.score);
   return s;
 }
 
@@ -159,8 +154,7 @@ void check_update_bias(const UpdateBiasArgs& args) {
   check_dim(op, "bias", bias, 1, "[E]");
   check_place(op, "bias", bias, bias);
   check_shape(op, "counts", counts, bias.sym_sizes(), bias);
-  FULGURITE_CHECK_VALUE(rule == "sign" || rule == "proportional",
-                        "expected rule 'sign' or 'proportional', got '", rule, "'");
+  check_choice(op, "rule", kBiasRules, rule);
   check_finite(op, "rate", rate);
 }
 
@@ -177,10 +171,8 @@ void check_plan(const PlanArgs& a) {
   FULGURITE_CHECK_VALUE(a.num_experts >= 0, "expected num_experts >= 0, got ", a.num_experts);
   FULGURITE_CHECK_VALUE(a.capacity >= -1, "expected capacity >= 0, or -1 for none, got ",
                         a.capacity);
-  FULGURITE_CHECK_VALUE(
-      a.drop == "token" || a.drop == "choice" || a.drop == "weight" || a.drop == "priority",
-      "expected drop 'token', 'choice', 'weight' or 'priority', got '", a.drop, "'");
-  FULGURITE_CHECK_VALUE(a.weights || (a.drop != "weight" && a.drop != "priority"),
+  const Drop drop = check_choice(op, "drop", kDrops, a.drop);
+  FULGURITE_CHECK_VALUE(a.weights || drop == Drop::kToken || drop == Drop::kChoice,
                         "expected weights with drop '", a.drop, "', got none");
 }
 

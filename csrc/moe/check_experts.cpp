@@ -1,9 +1,13 @@
 // Checks of the experts and of the grouped product.
+#include "common/check_choice.h"
 #include "moe/check.h"
 #include "moe/check_parts.h"
+#include "moe/rules/choices.h"
 
 namespace fulgurite {
 namespace {
+
+const RegisteredChoice experts_choices[] = {{"moe_experts.activation", kActivations}};
 
 void check_experts_types(const char* op, const ExpertsArgs& a) {
   check_float(op, "x", a.x);
@@ -45,16 +49,10 @@ ExpertsShape check_experts_shapes(const char* op, const ExpertsArgs& a) {
 }
 
 void check_experts_values(const char* op, const ExpertsArgs& a) {
-  bool known = false;
-  for (const std::string_view name : {"silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oai"})
-    known |= a.activation == name;
-  FULGURITE_CHECK_VALUE(
-      known,
-      "expected activation 'silu', 'gelu', 'gelu_tanh', 'relu', 'relu2' or 'swiglu_oai', got '",
-      a.activation, "'");
+  const Activation activation = check_choice(op, "activation", kActivations, a.activation);
   check_finite(op, "alpha", a.alpha);
   FULGURITE_CHECK_VALUE(a.limit >= 0, "expected limit >= 0, got ", a.limit);
-  const bool oai = a.activation == "swiglu_oai";
+  const bool oai = activation == Activation::kSwigluOai;
   FULGURITE_CHECK_VALUE(oai || (a.limit == 0 && a.alpha == 1),
                         "expected alpha 1 and limit 0 with activation '", a.activation, "', got ",
                         a.alpha, " and ", a.limit);

@@ -77,15 +77,17 @@ void check_adamw_8bit_contents(const Adamw8bitArgs& a) {
   for (const auto& [name, list] : scale_lists(a)) check_overlap(op, name, list);
 }
 
-void check_split_master(const Tensor& master) {
+void check_split_master(const SplitMasterArgs& args) {
   constexpr const char* op = "split_master";
+  const Tensor& master = args.master;
   FULGURITE_CHECK_TYPE(master.scalar_type() == at::kFloat, "expected master of dtype float32, got ",
                        master.scalar_type());
   check_place(op, "master", master, master);
 }
 
-void check_join_master(const Tensor& high, const Tensor& low) {
+void check_join_master(const JoinMasterArgs& args) {
   constexpr const char* op = "join_master";
+  const auto& [high, low] = args;
   FULGURITE_CHECK_TYPE(high.scalar_type() == at::kBFloat16, "expected high of dtype bfloat16, got ",
                        high.scalar_type());
   FULGURITE_CHECK_TYPE(low.scalar_type() == at::kShort, "expected low of dtype int16, got ",

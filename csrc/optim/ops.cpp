@@ -37,15 +37,16 @@ namespace {
 void adamw_meta(const AdamwArgs& args) { check_adamw(args); }
 void adamw_8bit_meta(const Adamw8bitArgs& args) { check_adamw_8bit(args); }
 
-std::tuple<Tensor, Tensor> split_master_meta(const Tensor& master) {
-  check_split_master(master);
+std::tuple<Tensor, Tensor> split_master_meta(const SplitMasterArgs& args) {
+  check_split_master(args);
+  const Tensor& master = args.master;
   return {at::empty_symint(master.sym_sizes(), master.options().dtype(at::kBFloat16)),
           at::empty_symint(master.sym_sizes(), master.options().dtype(at::kShort))};
 }
 
-Tensor join_master_meta(const Tensor& high, const Tensor& low) {
-  check_join_master(high, low);
-  return at::empty_symint(high.sym_sizes(), high.options().dtype(at::kFloat));
+Tensor join_master_meta(const JoinMasterArgs& args) {
+  check_join_master(args);
+  return at::empty_symint(args.high.sym_sizes(), args.high.options().dtype(at::kFloat));
 }
 
 at::OptionalIntArrayRef optional_ints(const std::optional<std::vector<int64_t>>& ints) {
@@ -56,47 +57,34 @@ at::OptionalIntArrayRef optional_ints(const std::optional<std::vector<int64_t>>&
 
 void adamw_(const AdamwTensors& t, const Tensor& hyper, const std::vector<int64_t>& groups,
             const AdamwOptions& o) {
-  AdamwArgs{{t.params, t.grads, t.masters, t.steps, hyper, groups, o.grad_multiplier, o.found_inf,
-             o.seed, optional_ints(o.keys), o.decoupled, o.maximize},
-            t.exp_avgs,
-            t.exp_avg_sqs,
-            t.max_exp_avg_sqs,
-            t.copies,
-            t.emas,
-            o.amsgrad,
-            o.zero_grads}
-      .call();
+  call(arguments_of<AdamwArgs>(t.params, t.grads, t.exp_avgs, t.exp_avg_sqs, t.max_exp_avg_sqs,
+                               t.masters, t.copies, t.emas, t.steps, hyper, groups,
+                               o.grad_multiplier, o.found_inf, o.seed, optional_ints(o.keys),
+                               o.decoupled, o.amsgrad, o.maximize, o.zero_grads));
 }
 
 void adamw_8bit_(const Adamw8bitTensors& t, const Tensor& hyper, const std::vector<int64_t>& groups,
                  const Adamw8bitOptions& o) {
-  Adamw8bitArgs{{t.params, t.grads, t.masters, t.steps, hyper, groups, o.grad_multiplier,
-                 o.found_inf, o.seed, optional_ints(o.keys), o.decoupled, o.maximize},
-                t.exp_avg_codes,
-                t.exp_avg_scales,
-                t.exp_avg_sq_codes,
-                t.exp_avg_sq_scales}
-      .call();
+  call(arguments_of<Adamw8bitArgs>(t.params, t.grads, t.exp_avg_codes, t.exp_avg_scales,
+                                   t.exp_avg_sq_codes, t.exp_avg_sq_scales, t.masters, t.steps,
+                                   hyper, groups, o.grad_multiplier, o.found_inf, o.seed,
+                                   optional_ints(o.keys), o.decoupled, o.maximize));
 }
 
 std::tuple<Tensor, Tensor> split_master(const Tensor& master) {
-  static const auto op = op_handle<std::tuple<Tensor, Tensor>(const Tensor&)>("split_master");
-  return op.call(master);
+  return call(SplitMasterArgs{master});
 }
 
-Tensor join_master(const Tensor& high, const Tensor& low) {
-  static const auto op = op_handle<Tensor(const Tensor&, const Tensor&)>("join_master");
-  return op.call(high, low);
-}
+Tensor join_master(const Tensor& high, const Tensor& low) { return call(JoinMasterArgs{high, low}); }
 
 }  // namespace fulgurite
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
   using namespace fulgurite;
-  m.impl("adamw_", adamw_from_schema<adamw_meta>);
-  m.impl("adamw_8bit_", adamw_8bit_from_schema<adamw_8bit_meta>);
-  m.impl("split_master", split_master_meta);
-  m.impl("join_master", join_master_meta);
+  implement<adamw_meta>(m);
+  implement<adamw_8bit_meta>(m);
+  implement<split_master_meta>(m);
+  implement<join_master_meta>(m);
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {

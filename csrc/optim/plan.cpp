@@ -17,7 +17,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "common/op_handle.h"
+#include "amp/args.h"
 #include "optim/args.h"
 
 namespace fulgurite {
@@ -165,12 +165,10 @@ class AdamwPlan : public torch::CustomClassHolder {
 
   /// Of the collected gradients, in the order of their keys.
   std::tuple<Tensor, Tensor, Tensor> grad_stats(const OptionalTensor& inv_scale) {
-    static const auto op =
-        op_handle<std::tuple<Tensor, Tensor, Tensor>(TensorList, const OptionalTensor&)>(
-            "grad_stats");
     const at::AutoDispatchBelowADInplaceOrView below;
-    if (calls_.size() == 1) return op.call(calls_[0].grads, inv_scale);
-    return op.call(ordered_gradients(), inv_scale);
+    if (calls_.size() == 1) return call(GradStatsArgs{calls_[0].grads, inv_scale});
+    const Tensors all = ordered_gradients();
+    return call(GradStatsArgs{all, inv_scale});
   }
 
   /// Remembers the collected gradients until the step, which can ask whether they are the same.
@@ -270,9 +268,9 @@ class AdamwPlan : public torch::CustomClassHolder {
                         call.maximize};
     const std::vector<Borrowed>& s = call.states;
     if (s.size() == 4)
-      Adamw8bitArgs{step, s[0], s[1], s[2], s[3]}.call();
+      fulgurite::call(Adamw8bitArgs{step, s[0], s[1], s[2], s[3]});
     else
-      AdamwArgs{step, s[0], s[1], s[2], s[3], s[4], call.amsgrad, false}.call();
+      fulgurite::call(AdamwArgs{step, s[0], s[1], s[2], s[3], s[4], call.amsgrad, false});
   }
 
   static void bump_versions(PlannedCall& call) {

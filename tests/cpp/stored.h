@@ -1,4 +1,5 @@
-// Numbers of kernel tests: float64, or bfloat16 where FULGURITE_TEST_BFLOAT16 says so, both read and written as float64.
+// Numbers of kernel tests: float64, float32 on sets that leave float64 to others, or bfloat16 where FULGURITE_TEST_BFLOAT16 says so,
+// all read and written as float64.
 #pragma once
 
 #include <cmath>
@@ -11,12 +12,18 @@ namespace fulgurite {
 #if defined(FULGURITE_TEST_BFLOAT16)
 using Storage = BFloat16;
 inline constexpr Dtype kDtype = Dtype::kBFloat16;
-inline constexpr bool kExact = false;
-#else
+inline constexpr double kTolerance = 0x1p-7;  // rounded to 2⁻⁹ a few times on the way
+#elif FULGURITE_FLOAT64
 using Storage = double;
 inline constexpr Dtype kDtype = Dtype::kFloat64;
-inline constexpr bool kExact = true;
+inline constexpr double kTolerance = 1e-11;
+#else
+using Storage = float;
+inline constexpr Dtype kDtype = Dtype::kFloat32;
+inline constexpr double kTolerance = 1e-4;
 #endif
+
+inline constexpr bool kExact = kDtype == Dtype::kFloat64;
 
 template <class S>
 struct Cell {
@@ -36,9 +43,9 @@ V numbers(int64_t n, int seed, double size = 1) {
   return x;
 }
 
-/// a against what it should be: bfloat16 rounds to 2⁻⁹ a few times on the way.
+/// a against what it should be.
 inline bool near(double a, double b) {
-  return a == b || std::fabs(a - b) <= (kExact ? 1e-11 : 0x1p-7) * (1 + std::fabs(b));
+  return a == b || std::fabs(a - b) <= kTolerance * (1 + std::fabs(b));
 }
 
 }  // namespace fulgurite

@@ -41,9 +41,9 @@ std::vector<int64_t> first_slots(TensorList grads) {
   return slots;
 }
 
-std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(TensorList grads,
-                                                  const OptionalTensor& inv_scale) {
-  check_grad_stats(grads, inv_scale);
+std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(const GradStatsArgs& args) {
+  check_grad_stats(args);
+  const auto& [grads, inv_scale] = args;
   WalkList<1> list(WalkOrder::kLogical);
   list.reserve(grads.size());
   std::vector<GradTensor> tensors;
@@ -88,17 +88,18 @@ std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(TensorList grads,
           scalar_result<int64_t>(first_bad, at::kLong, like)};
 }
 
-Tensor clip_multiplier_cpu(const Tensor& norm_sq, double max_norm, const OptionalTensor& inv_scale,
-                           double eps) {
-  check_clip_multiplier(norm_sq, max_norm, inv_scale, eps);
+Tensor clip_multiplier_cpu(const ClipMultiplierArgs& args) {
+  check_clip_multiplier(args);
+  const auto& [norm_sq, max_norm, inv_scale, eps] = args;
   const double inv = inv_scale ? scalar(*inv_scale) : 1.0;
   const double ratio = max_norm / (std::sqrt(*norm_sq.const_data_ptr<double>()) + eps);
   const double clipped = ratio >= 1 ? 1.0 : ratio;  // a NaN norm stays visible
   return scalar_result<float>(static_cast<float>(inv * clipped), at::kFloat, norm_sq);
 }
 
-void unscale_cpu(TensorList grads, const Tensor& found_inf, const Tensor& inv_scale) {
-  check_unscale(grads, found_inf, inv_scale);
+void unscale_cpu(const UnscaleArgs& args) {
+  check_unscale(args);
+  const auto& [grads, found_inf, inv_scale] = args;
   check_unscale_memory(grads);
   WalkList<1> list;
   list.reserve(grads.size());
@@ -166,8 +167,8 @@ void update_scale_cpu(const UpdateScaleArgs& a) {
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("grad_stats", grad_stats_cpu);
-  m.impl("clip_multiplier", clip_multiplier_cpu);
-  m.impl("unscale_", unscale_cpu);
-  m.impl("update_scale_", update_scale_from_schema<update_scale_cpu>);
+  implement<grad_stats_cpu>(m);
+  implement<clip_multiplier_cpu>(m);
+  implement<unscale_cpu>(m);
+  implement<update_scale_cpu>(m);
 }

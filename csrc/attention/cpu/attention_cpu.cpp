@@ -10,9 +10,9 @@
 namespace fulgurite {
 namespace {
 
-AttentionCall batch_call(Pass pass, const Tensor& query, const Tensor& key, const Tensor& value,
+AttentionCall batch_call(const char* op, Pass pass, const Tensor& query, const Tensor& key, const Tensor& value,
                          const ScoreArgs& scores) {
-  AttentionCall call(pass, query, key, value, false, query.size(2) + key.size(2), scores);
+  AttentionCall call(op, pass, query, key, value, false, query.size(2) + key.size(2), scores);
   call.add_batch(query.size(0), query.size(2), key.size(2));
   return call;
 }
@@ -20,7 +20,7 @@ AttentionCall batch_call(Pass pass, const Tensor& query, const Tensor& key, cons
 AttentionResult attention_cpu(const AttentionArgs& args) {
   check_attention(args);
   const Tensor& query = args.query;
-  AttentionCall call = batch_call(Pass::kForward, query, args.key, args.value, args.scores);
+  AttentionCall call = batch_call("attention", Pass::kForward, query, args.key, args.value, args.scores);
   Tensor out =
       at::empty({query.size(0), query.size(1), query.size(2), args.value.size(3)}, query.options());
   Tensor lse = at::empty({query.size(0), query.size(1), query.size(2)},
@@ -48,12 +48,12 @@ void prepare_grad_bias(AttentionCall& call, const Tensor& bias, Tensor& grad) {
 AttentionGradients attention_backward_cpu(const AttentionBackwardArgs& args) {
   check_attention_backward(args);
   const Tensor& query = args.query;
-  AttentionCall call = batch_call(Pass::kBackward, query, args.key, args.value, args.scores);
+  AttentionCall call = batch_call("_attention_backward", Pass::kBackward, query, args.key, args.value, args.scores);
   AttentionParams& p = call.p;
   p.saved_out = head_rows(args.out, batch_strides(args.out));
   p.saved_lse = head_rows(args.lse, batch_strides(args.lse));
   if (args.grad_out) p.grad_out = head_rows(args.grad_out, batch_strides(*args.grad_out));
-  if (args.grad_lse && args.scores.score == "softmax")
+  if (args.grad_lse && p.score == ScoreKind::kSoftmax)
     p.grad_lse = head_rows(args.grad_lse, batch_strides(*args.grad_lse));
   const auto gradient = [&](AttentionInput input, const OptionalTensor& like) {
     return fresh_gradient(args.output_mask[input], like, query);

@@ -1,7 +1,7 @@
 #include "attention/cpu/call.h"
 
 #include "attention/check.h"
-#include "common/check.h"
+#include "common/check_choice.h"
 #include "common/dtype.h"
 #include "cpu/tasks.h"
 
@@ -15,46 +15,15 @@ FULGURITE_KERNEL(attention_forward, attention_forward, AttentionTaskFn);
 FULGURITE_KERNEL(attention_forward, attention_forward_layout, AttentionLayoutFn);
 FULGURITE_KERNEL(attention_backward, attention_backward_layout, AttentionLayoutFn);
 
-ScoreRule score_rule(const ScoreArgs& a, int64_t widest) {
-  ScoreRule rule{};
-  rule.causal = a.causal;
-  rule.window_left = std::min(a.window_left.expect_int(), widest);
-  rule.window_right = std::min(a.window_right.expect_int(), widest);
-  rule.sink_tokens = a.sink_tokens.expect_int();
-  rule.chunk_size = a.chunk_size.expect_int();
-  rule.mask = score_tensor(a.mask);
-  rule.layout = score_tensor(a.block_layout);
-  rule.block_size = a.block_size.expect_int();
-  rule.bias = score_tensor(a.bias);
-  if (a.bias) rule.bias_dtype = kernel_dtype(a.bias->scalar_type());
-  return rule;
+DropoutRule dropout_rule(const char* op, double dropout_p, const OptionalTensor& philox) {
+  if (dropout_p == 0) return DropoutRule{};
+  const std::vector<int64_t> words = host_integers(*philox);
+  for (size_t i = 2; i < words.size(); ++i)
+    FULGURITE_CHECK(words[i] >= 0 && words[i] <= INT32_MAX, "expected ",
+                    i == 2 ? "the first batch index" : "the first head",
+                    " in philox from 0 to 2^31 - 1, got ", words[i]);
+  return make_dropout_rule(dropout_p, words.data(), static_cast<int64_t>(words.size()));
 }
-
-DropoutRule dropout_rule(const ScoreArgs& a, int64_t heads) {
-  DropoutRule d{};
-  d.active = a.dropout_p > 0;
-  if (!d.active) return d;
-  const int64_t stride = a.philox->stride(0);
-  const auto* const words = a.philox->const_data_ptr<int64_t>();
-  const auto seed = static_cast<uint64_t>(words[0]), offset = static_cast<uint64_t>(words[stride]);
-  d.key = {static_cast<uint32_t>(seed),
-           static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(offset >> 32)};
-  d.offset = static_cast<uint32_t>(offset);
-  d.threshold = static_cast<uint32_t>(std::min(a.dropout_p * 0x1p32, 0x1p32 - 1));
-  d.inverse_keep = 1.0 / (1.0 - a.dropout_p);
-  d.heads = heads;
-  return d;
-}
-
-namespace {
-
-ScoreKind score_kind(std::string_view score) {
-  return score == "softmax" ? ScoreKind::kSoftmax
-         : score == "relu2" ? ScoreKind::kRelu2
-                            : ScoreKind::kLaplace;
-}
-
-}  // namespace
 
 void count_tiles(KernelInfo& kernel, AttentionParams& p) {
   TileCount& tiles = *kernel.tiles();
@@ -80,23 +49,13 @@ HeadStrides batch_strides(const Tensor& t) {
 HeadStrides packed_strides(const Tensor& t) { return {0, t.stride(1), t.stride(0), t.stride(2)}; }
 HeadStrides packed_lse_strides(const Tensor& t) { return {0, t.stride(0), t.stride(1), 0}; }
 
-ScoreTensor score_tensor(const OptionalTensor& t) {
-  ScoreTensor s{nullptr, 1, {0, 0, 0, 0}};
-  if (!t) return s;
-  s.data = t->const_data_ptr();
-  s.batches = t->dim() == 4 ? t->size(0) : 1;
-  for (int64_t d = 0; d < t->dim(); ++d)
-    s.strides[4 - t->dim() + d] = t->size(d) == 1 ? 0 : t->stride(d);
-  return s;
-}
-
 std::vector<int64_t> host_integers(const Tensor& tensor) {
   const Tensor wide = tensor.to(at::kLong).contiguous();
   const auto* const data = wide.const_data_ptr<int64_t>();
   return {data, data + wide.numel()};
 }
 
-AttentionCall::AttentionCall(Pass pass, const Tensor& query, const Tensor& key, const Tensor& value,
+AttentionCall::AttentionCall(const char* op, Pass pass, const Tensor& query, const Tensor& key, const Tensor& value,
                              bool packed, int64_t widest, const ScoreArgs& scores)
     : options_(query.options().dtype(accumulate_type(query.scalar_type()))), pass_(pass) {
   const auto strides = packed ? packed_strides : batch_strides;
@@ -108,14 +67,14 @@ AttentionCall::AttentionCall(Pass pass, const Tensor& query, const Tensor& key, 
   p.Dv = value.size(-1);
   p.scale = attention_scale(scores.scale, query);
   p.softcap = scores.softcap;
-  p.score = score_kind(scores.score);
+  p.score = choice_of(kScoreKinds, scores.score);
   p.score_scale = scores.score_scale;
   p.plain_scores = p.score == ScoreKind::kSoftmax && p.scale > 0 && p.softcap == 0 &&
                    !scores.bias && !scores.alibi_slopes;
   p.score_unit = p.plain_scores ? p.scale : 1.0;
   p.rule = score_rule(scores, widest);
-  p.bottom_right = scores.align == "bottom_right";
-  p.dropout = dropout_rule(scores, p.Hq);
+  p.bottom_right = choice_of(kAligns, scores.align) == Align::kBottomRight;
+  p.dropout = dropout_rule(op, scores.dropout_p, scores.philox);
   p.query = head_rows(query, strides(query));
   p.key = head_rows(key, strides(key));
   p.value = head_rows(value, strides(value));

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention/args.h"
+#include "attention/score_rule.h"
 #include "attention/cpu/kernels/params.h"
 #include "common/ceil_div.h"
 #include "cpu/isa.h"
@@ -34,19 +35,14 @@ HeadStrides packed_lse_strides(const Tensor& tensor);
 inline Output4 head_output(const Tensor& tensor, const HeadStrides& s) {
   return {tensor.mutable_data_ptr(), {s.batch, s.head, s.row}};
 }
-/// Right-aligned to four dimensions; broadcast dimensions get stride 0.
-ScoreTensor score_tensor(const OptionalTensor& tensor);
-
 /// int32 or int64 offsets or lengths of any stride.
 std::vector<int64_t> host_integers(const Tensor& tensor);
 
 /// Lets the tasks of a call count their tiles for `explain`.
 void count_tiles(KernelInfo& kernel, AttentionParams& params);
 void run_counted(Kernel<AttentionTaskFn>& kernel, AttentionParams& params, const TaskSpace& space);
-/// Everything of a rule but M and shift, which belong to a sequence; `widest` bounds every distance between positions.
-ScoreRule score_rule(const ScoreArgs& scores, int64_t widest);
-/// philox must be on the host.
-DropoutRule dropout_rule(const ScoreArgs& scores, int64_t heads);
+/// Of philox on the host, whose contents are checked for the operator `op`.
+DropoutRule dropout_rule(const char* op, double dropout_p, const OptionalTensor& philox);
 
 enum class Pass { kForward, kBackward };
 
@@ -55,8 +51,8 @@ class AttentionCall {
   AttentionParams p{};
 
   /// query, key and value as (B,H,·,·), or (T,H,·) with `packed`; `widest` bounds every distance between positions.
-  AttentionCall(Pass pass, const Tensor& query, const Tensor& key, const Tensor& value, bool packed,
-                int64_t widest, const ScoreArgs& scores);
+  AttentionCall(const char* op, Pass pass, const Tensor& query, const Tensor& key,
+                const Tensor& value, bool packed, int64_t widest, const ScoreArgs& scores);
 
   /// Every batch entry a problem of the same size.
   void add_batch(int64_t B, int64_t N, int64_t M) {
@@ -82,6 +78,7 @@ class AttentionCall {
   void pack();
   bool forward_packs_in_tasks() const;
   void add_delta();
+  void normalise();
   void gradients();
   void run_with_parts(QueryParts& parts, const TaskSpace& space);
   int64_t query_rows(int64_t N) const;

@@ -9,6 +9,8 @@
 namespace fulgurite {
 
 FULGURITE_KERNEL(attention_backward, attention_delta, AttentionTaskFn);
+FULGURITE_KERNEL(attention_normalise, attention_normalise, AttentionTaskFn);
+FULGURITE_KERNEL(attention_normalise, attention_normalise_layout, AttentionLayoutFn);
 FULGURITE_KERNEL(attention_backward, attention_backward, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward, attention_reduce_query, AttentionTaskFn);
 FULGURITE_KERNEL(attention_backward_bias, attention_grad_bias, AttentionTaskFn);
@@ -22,7 +24,21 @@ void AttentionCall::add_delta() {
   p.delta = keep(at::empty({blocks * p.query_block_rows}, options_));
   p.query_finite = static_cast<bool*>(keep(at::empty({2, blocks}, options_.dtype(at::kBool))));
   p.grad_out_finite = p.query_finite + blocks;
+  int64_t coarse_rows = 0;
+  p.coarse_rows = &coarse_rows;
   run_counted(attention_delta_kernel, p, {blocks, blocks * p.query_block_rows * (p.D + p.Dv)});
+  if (coarse_rows != 0) normalise();
+}
+
+/// Rows whose lse has too few digits left.
+void AttentionCall::normalise() {
+  const int64_t blocks = p.query_blocks * p.Hq;
+  const Tensor statistics = at::empty({2, blocks * p.query_block_rows}, options_);
+  p.row_max = keep(statistics[0]);
+  p.row_inverse_sum = keep(statistics[1]);
+  attention_normalise_layout_kernel.get(p.dtype)(p, &layout_);
+  run_counted(attention_normalise_kernel, p,
+              {blocks, pairs_ * p.Hq * (p.D + 1), layout_.normalise_scratch});
 }
 
 void AttentionCall::want_sink(const Tensor& grad) {

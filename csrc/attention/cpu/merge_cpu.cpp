@@ -61,9 +61,8 @@ MergeGradients merge_backward_cpu(const MergeBackwardArgs& args) {
   const auto& [grad_out, grad_lse, outs, lses, lse, output_mask] = args;
   const Partials contiguous_outs(outs), contiguous_lses(lses);
   MergeParams p = merge_params(outs, lses, contiguous_outs, contiguous_lses);
-  const Tensor saved = lse.contiguous(), out_rows = grad_out ? grad_out->contiguous() : Tensor(),
+  const Tensor out_rows = grad_out ? grad_out->contiguous() : Tensor(),
                lse_rows = grad_lse ? grad_lse->contiguous() : Tensor();
-  p.saved_lse = saved.const_data_ptr();
   if (grad_out) p.grad_out = out_rows.const_data_ptr();
   if (grad_lse) p.grad_lse = lse_rows.const_data_ptr();
   MergeGradients grads;

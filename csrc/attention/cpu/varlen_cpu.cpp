@@ -34,8 +34,8 @@ Offsets read_offsets(const char* op, const Args& args) {
 }
 
 template <class Args>
-AttentionCall packed_call(Pass pass, const Args& args, const Offsets& offsets) {
-  AttentionCall call(pass, args.query, args.key, args.value, true,
+AttentionCall packed_call(const char* op, Pass pass, const Args& args, const Offsets& offsets) {
+  AttentionCall call(op, pass, args.query, args.key, args.value, true,
                      args.query.size(0) + args.key.size(0), args.scores);
   for (size_t s = 0; s + 1 < offsets.query.size(); ++s)
     call.add_sequence(offsets.query[s], offsets.query[s + 1] - offsets.query[s], offsets.key[s],
@@ -52,7 +52,7 @@ AttentionResult varlen_cpu(const VarlenArgs& args) {
   check_varlen(args);
   const Tensor& query = args.query;
   const Offsets offsets = read_offsets("attention_varlen", args);
-  AttentionCall call = packed_call(Pass::kForward, args, offsets);
+  AttentionCall call = packed_call("attention_varlen", Pass::kForward, args, offsets);
   Tensor out = at::empty({query.size(0), query.size(1), args.value.size(2)}, query.options());
   Tensor lse = at::empty({query.size(1), query.size(0)},
                          query.options().dtype(accumulate_type(query.scalar_type())));
@@ -68,7 +68,7 @@ VarlenGradients varlen_backward_cpu(const VarlenBackwardArgs& args) {
   check_varlen_backward(args);
   const Tensor& query = args.query;
   const Offsets offsets = read_offsets("_attention_varlen_backward", args);
-  AttentionCall call = packed_call(Pass::kBackward, args, offsets);
+  AttentionCall call = packed_call("_attention_varlen_backward", Pass::kBackward, args, offsets);
   AttentionParams& p = call.p;
   p.saved_out = head_rows(args.out, packed_strides(args.out));
   p.saved_lse = head_rows(args.lse, packed_lse_strides(args.lse));

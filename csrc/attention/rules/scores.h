@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "attention/rules/choices.h"
 #include "common/host_device.h"
 #include "common/philox.h"
 #include "simd/types.h"
@@ -18,7 +19,6 @@
 namespace fulgurite {
 
 enum class TileState { kSkip, kPartial, kFull };
-enum class ScoreKind : int { kSoftmax, kRelu2, kLaplace };
 
 struct KeyRange {
   int64_t begin, end;
@@ -179,24 +179,43 @@ struct ScoreRule {
   }
 };
 
-/// Keep bits of dropout: a function of seed, offset and the pair's own indices, of nothing else.
+/// Keep bits of dropout: a function of seed, offset and the pair's own indices b, h, i and j, of nothing else. Each index has
+/// a word of the counter (j // 4, i, b, h) of its own; seed and offset, 64 bits each, make the key (philox_stream). Word j mod 4
+/// is key j's.
 struct DropoutRule {
   bool active;
   PhiloxKey key;
-  uint32_t offset;      // low word; the high word is mixed into the key
-  uint32_t threshold;   // dropped iff the word is below: p·2³²
-  double inverse_keep;  // 1/(1 − p)
-  int64_t heads;
+  uint32_t first_batch, first_head;  // of the whole that the call's batch entries and heads are a part of
+  uint32_t threshold;                // dropped iff the word is below: p·2³²
+  double inverse_keep;               // 1/(1 − p)
 
   /// Words of the keys 4·group … 4·group + 3 of query i; `group` may be a vector of groups.
   template <class U>
   FULGURITE_HOST_DEVICE void words(int64_t b, int64_t h, int64_t i, U group, U (&out)[4]) const {
     out[0] = group;
     out[1] = group * 0 + static_cast<uint64_t>(static_cast<uint32_t>(i));
-    out[2] = group * 0 + static_cast<uint64_t>(static_cast<uint32_t>(b * heads + h));
-    out[3] = group * 0 + static_cast<uint64_t>(offset);
+    out[2] = group * 0 + static_cast<uint64_t>(first_batch + static_cast<uint32_t>(b));
+    out[3] = group * 0 + static_cast<uint64_t>(first_head + static_cast<uint32_t>(h));
     philox4x32(out[0], out[1], out[2], out[3], key);
   }
 };
+
+/// philox: `words` of them, [seed, offset] or [seed, offset, first batch index, first head].
+FULGURITE_HOST_DEVICE DropoutRule make_dropout_rule(double p, const int64_t* philox,
+                                                    int64_t words) {
+  DropoutRule d{};
+  d.active = p > 0;
+  if (!d.active) return d;
+  d.key = philox_stream(static_cast<uint64_t>(philox[0]), static_cast<uint64_t>(philox[1]));
+  if (words == 4) {
+    d.first_batch = static_cast<uint32_t>(philox[2]);
+    d.first_head = static_cast<uint32_t>(philox[3]);
+  }
+  const double threshold = p * 0x1p32;
+  d.threshold =
+      threshold < 0x1p32 - 1 ? static_cast<uint32_t>(threshold) : static_cast<uint32_t>(0x1p32 - 1);
+  d.inverse_keep = 1.0 / (1.0 - p);
+  return d;
+}
 
 }  // namespace fulgurite

@@ -22,6 +22,12 @@ struct KernelReport {
   int64_t tile_rows, tile_columns, tiles, tiles_skipped;
 };
 
+/// The names that a string argument takes: argument "attention.score", names {"softmax", "relu2", "laplace"}.
+struct ChoiceReport {
+  std::string argument;
+  std::vector<std::string> names;
+};
+
 FULGURITE_API const char* version();
 /// "2.13.0": the torch whose headers the library was compiled with.
 FULGURITE_API const char* torch_version();
@@ -35,6 +41,7 @@ FULGURITE_API void set_isa(const std::string& name);
 FULGURITE_API int64_t inline_cost();
 FULGURITE_API void set_inline_cost(int64_t cost);
 FULGURITE_API std::vector<KernelReport> kernel_table();
+FULGURITE_API std::vector<ChoiceReport> choices();
 /// Multiplications and additions a second of torch's threads together, on operands at hand, of float64, float32 or bfloat16
 /// products as the set in use makes them. Takes a fifth of a second.
 FULGURITE_API double measure_peak(const std::string& dtype);

@@ -13,6 +13,9 @@
 #include <limits>
 #include <vector>
 
+#include "common/check_choice.h"
+#include "moe/rules/choices.h"
+
 #include "moe/rules/order.h"
 #include "moe/cpu/plan.h"
 #include "moe/cpu/tensors.h"
@@ -48,13 +51,14 @@ std::vector<double> best_weights(const int32_t* experts, const double* weights, 
 std::vector<double> values(const PlanArgs& args, const int32_t* experts, int64_t E) {
   const int64_t T = args.ids.size(0), K = args.ids.size(1);
   std::vector<double> by(static_cast<size_t>(T * K));
-  if (args.drop == "choice") {
+  const Drop drop = choice_of(kDrops, args.drop);
+  if (drop == Drop::kChoice) {
     for (int64_t a = 0; a < T * K; ++a) by[a] = -static_cast<double>(a % K);
     return by;
   }
   const Tensor weights = args.weights->to(at::kDouble).contiguous();
   const double* const w = weights.const_data_ptr<double>();
-  if (args.drop == "weight") {
+  if (drop == Drop::kWeight) {
     by.assign(w, w + T * K);
     return by;
   }

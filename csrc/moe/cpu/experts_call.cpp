@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include "common/check_choice.h"
 #include "common/dtype.h"
 #include "cpu/huge_pages.h"
 #include "cpu/tasks.h"
@@ -17,14 +18,6 @@ FULGURITE_KERNEL(moe_experts_products, moe_experts_reduce, ReduceTaskFn);
 FULGURITE_KERNEL(moe_experts_products, moe_experts_reduce_layout, ReduceLayoutFn);
 
 namespace {
-
-Activation parse_activation(std::string_view name) {
-  if (name == "silu") return Activation::kSilu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "relu") return Activation::kRelu;
-  return name == "relu2" ? Activation::kRelu2 : Activation::kSwigluOai;
-}
 
 HiddenLayout layout_of(const HiddenParams& p) {
   HiddenLayout layout{};
@@ -52,7 +45,7 @@ HiddenParams hidden_params(const ExpertSizes& s, const ExpertsArgs& a) {
   p.dtype = kernel_dtype(a.x.scalar_type());
   p.H = s.H;
   p.I = s.I;
-  p.activation = parse_activation(a.activation);
+  p.activation = choice_of(kActivations, a.activation);
   p.gated = a.gated;
   p.interleaved = a.interleaved;
   p.alpha = a.alpha;

@@ -94,10 +94,11 @@ struct Coefficients {
 };
 
 /// switch: E f_e/T', f_e the share of T'·K assignments; hf: of T'; gshard: of the T' first choices.
-Coefficients linear_coefficients(const LossParams& p, const BalanceArgs& args) {
+Coefficients linear_coefficients(const LossParams& p, const BalanceArgs& args,
+                                 BalanceKind kind) {
   const int64_t K = args.ids.size(1), tokens = kept_tokens(p),
-                used = args.kind == "gshard" ? std::min<int64_t>(K, 1) : K;
-  const double shares = static_cast<double>(args.kind == "switch" ? tokens * K : tokens);
+                used = kind == BalanceKind::kGshard ? std::min<int64_t>(K, 1) : K;
+  const double shares = static_cast<double>(kind == BalanceKind::kSwitch ? tokens * K : tokens);
   Coefficients c;
   c.rows.assign(static_cast<size_t>(p.E), 0.0);
   const Ids ids(args.ids);
@@ -155,13 +156,22 @@ Coefficients cv2_coefficients(LossParams& p) {
   return c;
 }
 
+Coefficients coefficients(LossParams& p, const BalanceArgs& args) {
+  switch (const BalanceKind kind = choice_of(kBalanceKinds, args.kind)) {
+    case BalanceKind::kSwitch:
+    case BalanceKind::kHf:
+    case BalanceKind::kGshard: return linear_coefficients(p, args, kind);
+    case BalanceKind::kSequence: return sequence_coefficients(p, args);
+    case BalanceKind::kCv2: return cv2_coefficients(p);
+  }
+  return {};
+}
+
 /// Sets up p and returns the loss's coefficients in the accumulation type, rows padded with zeros.
 Tensor prepare_balance(LossParams& p, const BalanceArgs& args, Coefficients& c) {
-  p.score = parse_score(args.score);
+  p.score = choice_of(kScores, args.score);
   p.eps = args.eps;
-  c = args.kind == "cv2"        ? cv2_coefficients(p)
-      : args.kind == "sequence" ? sequence_coefficients(p, args)
-                                : linear_coefficients(p, args);
+  c = coefficients(p, args);
   const int64_t padded = padded_row(p.E),
                 rows = p.E ? static_cast<int64_t>(c.rows.size()) / p.E : 0;
   Tensor table = at::zeros({rows, padded},
@@ -183,8 +193,8 @@ Tensor balance_cpu(const BalanceArgs& args) {
   LossParams p = common_params(args.logits, args.token_mask);
   Coefficients c;
   const Tensor table = prepare_balance(p, args, c);
-  return scalar(args.kind == "cv2" ? c.loss : run_sums(moe_balance_loss_kernel, p, 1)[0],
-                args.logits);
+  const bool linear = choice_of(kBalanceKinds, args.kind) != BalanceKind::kCv2;
+  return scalar(linear ? run_sums(moe_balance_loss_kernel, p, 1)[0] : c.loss, args.logits);
 }
 
 Tensor balance_backward_cpu(const BalanceBackwardArgs& backward) {
@@ -240,7 +250,7 @@ void update_bias_cpu(const UpdateBiasArgs& args) {
   p.bias_stride = bias.stride(0);
   p.counts = load.data();
   p.rate = rate;
-  p.proportional = rule == "proportional";
+  p.proportional = choice_of(kBiasRules, rule) == BiasRule::kProportional;
   p.center = center;
   const auto fn = moe_update_bias_kernel.get(p.dtype);
   run_tasks(moe_update_bias_kernel, {1, p.E}, [&](int64_t, void*) { fn(p); });

@@ -29,7 +29,7 @@ PlanResult plan_cpu(const PlanArgs& args) {
   Tensor inverse = at::empty({T, K}, options.dtype(at::kInt));       // (T,K)
   Tensor offsets = at::empty({E + 1}, options.dtype(at::kLong));     // (E+1)
   const int64_t capacity = args.capacity.expect_int();
-  const bool in_token_order = capacity < 0 || args.drop == "token";
+  const bool in_token_order = capacity < 0 || choice_of(kDrops, args.drop) == Drop::kToken;
   make_plan(in_token_order ? args.ids : drop_overflow(args), E,
             permutation.mutable_data_ptr<int32_t>(), inverse.mutable_data_ptr<int32_t>(),
             offsets.mutable_data_ptr<int64_t>(), capacity < 0 ? T * K : capacity);

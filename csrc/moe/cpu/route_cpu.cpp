@@ -27,7 +27,7 @@ RouteParams common_params(const RouteShape& s, const Tensor& logits, std::string
   p.T = s.T.expect_int();
   p.E = s.E.expect_int();
   p.K = s.K.expect_int();
-  p.score = parse_score(score);
+  p.score = choice_of(kScores, score);
   p.renormalize = renormalize;
   p.eps = eps;
   p.scale = scale;
@@ -79,7 +79,7 @@ RouteResult route_cpu(const RouteArgs& args) {
   const at::ScalarType accumulate = accumulate_type(args.logits.scalar_type());
   p.n_group = args.n_group;
   p.topk_group = args.topk_group;
-  p.group_sum = args.group_score == "top2";
+  p.group_sum = choice_of(kGroupScores, args.group_score) == GroupScore::kTop2;
   Tensor bias, forced;
   if (args.bias) {
     bias = padded_bias(*args.bias, accumulate);

@@ -3,9 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <string_view>
-
 #include "common/ceil_div.h"
+#include "common/check_choice.h"
 #include "moe/cpu/kernels/params.h"
 
 namespace fulgurite {
@@ -32,12 +31,6 @@ class Ids {
   bool wide_;
   int64_t row_stride_, column_stride_;
 };
-
-inline Score parse_score(std::string_view score) {
-  if (score == "softmax") return Score::kSoftmax;
-  if (score == "softmax_topk") return Score::kSoftmaxTopk;
-  return score == "sigmoid" ? Score::kSigmoid : Score::kSqrtSoftplus;
-}
 
 /// Rows of logits in one task.
 inline int64_t rows_per_task(int64_t E) { return E < 16384 ? 16384 / (E < 1 ? 1 : E) : 1; }

@@ -77,8 +77,9 @@ void run_split(Kernel<SplitTaskFn>& kernel, const SplitParams& p, int64_t n) {
   });
 }
 
-std::tuple<Tensor, Tensor> split_master_cpu(const Tensor& master) {
-  check_split_master(master);
+std::tuple<Tensor, Tensor> split_master_cpu(const SplitMasterArgs& args) {
+  check_split_master(args);
+  const Tensor& master = args.master;
   const Tensor dense = master.contiguous();
   Tensor high =
       at::empty(master.sizes(),
@@ -93,8 +94,9 @@ std::tuple<Tensor, Tensor> split_master_cpu(const Tensor& master) {
   return {high, low};
 }
 
-Tensor join_master_cpu(const Tensor& high, const Tensor& low) {
-  check_join_master(high, low);
+Tensor join_master_cpu(const JoinMasterArgs& args) {
+  check_join_master(args);
+  const auto& [high, low] = args;
   const Tensor dense_high = high.contiguous(), dense_low = low.contiguous();
   Tensor master = at::empty(
       high.sizes(), high.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
@@ -111,8 +113,8 @@ Tensor join_master_cpu(const Tensor& high, const Tensor& low) {
 
 TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
   using namespace fulgurite;
-  m.impl("adamw_", adamw_from_schema<adamw_cpu>);
-  m.impl("adamw_8bit_", adamw_8bit_from_schema<adamw_8bit_cpu>);
-  m.impl("split_master", split_master_cpu);
-  m.impl("join_master", join_master_cpu);
+  implement<adamw_cpu>(m);
+  implement<adamw_8bit_cpu>(m);
+  implement<split_master_cpu>(m);
+  implement<join_master_cpu>(m);
 }

@@ -21,9 +21,10 @@ Gradients plain_gradients(const Problem& problem) {
       return Problem::dot(&problem.grad_out[row * Dv], &problem.out[row * Dv], Dv) -
              problem.grad_lse[row];
     };
+    const Numbers weights = problem.weights(h), sink_weights = problem.sink_weights(h);
     problem.for_pairs([&](int64_t i, int64_t j) {
       const int64_t row = h * N + i;
-      const double p = std::exp(problem.score(h, i, j) - problem.lse[row]);
+      const double p = weights[i * Problem::M + j];
       const double dp = Problem::dot(&problem.grad_out[row * Dv], &problem.value[j * Dv], Dv);
       const double ds = p * (dp - delta(i)) * problem.p.scale;
       for (int64_t d = 0; d < Dv; ++d) g.value[j * Dv + d] += p * problem.grad_out[row * Dv + d];
@@ -32,8 +33,7 @@ Gradients plain_gradients(const Problem& problem) {
         g.key[j * D + d] += ds * problem.query[row * D + d];
       }
     });
-    for (int64_t i = 0; i < N; ++i)
-      g.sink[h] -= std::exp(problem.sink[h] - problem.lse[h * N + i]) * delta(i);
+    for (int64_t i = 0; i < N; ++i) g.sink[h] -= sink_weights[i] * delta(i);
   }
   return g;
 }
@@ -76,4 +76,22 @@ TEST_CASE("keys that no query keeps get zeros") {
   // The first sequence has 600 keys for 110 queries: those before 600 − 110 − 2 are out of reach.
   for (int64_t j = 0; j < 488; ++j) REQUIRE(problem.grad_key[j * Problem::D] == 0);
   REQUIRE(problem.grad_key[488 * Problem::D] != 0);
+}
+
+TEST_CASE("gradients of rows whose lse is too coarse: every row of P sums to 1") {
+  // A bias of rows: sin(0.37·7·(i + 1)) times the size, so that some rows are large and some are not.
+  const double size = GENERATE(1e3, 1e5, 1e9);
+  Problem problem(GENERATE(false, true));
+  problem.add_bias({1, 1, 110, 1}, size);
+  for (int64_t i = 0; i < 110; ++i) problem.bias[i] = i % 7 < 3 ? 0.0 : double(problem.bias[i]);
+  problem.p.sink = nullptr;
+  problem.p.grad_sink = nullptr;
+  problem.p.rule.causal = true;
+  problem.forward();
+  problem.backward();
+  REQUIRE(problem.coarse_rows == 1);
+  const Gradients expected = plain_gradients(problem);
+  require_near(problem.grad_query, expected.query);
+  require_near(problem.grad_key, expected.key);
+  require_near(problem.grad_value, expected.value);
 }

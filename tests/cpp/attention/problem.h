@@ -12,9 +12,10 @@
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
-AttentionTaskFn attention_pack, attention_forward, attention_delta, attention_backward,
-    attention_reduce_query, attention_grad_sink;
-AttentionLayoutFn attention_forward_layout, attention_backward_layout;
+AttentionTaskFn attention_pack, attention_forward, attention_delta, attention_normalise,
+    attention_backward, attention_reduce_query, attention_grad_sink, attention_grad_bias,
+    attention_reduce_bias;
+AttentionLayoutFn attention_forward_layout, attention_normalise_layout, attention_backward_layout;
 }  // namespace FULGURITE_VARIANT
 
 namespace attention_test {
@@ -30,7 +31,9 @@ struct Problem {
   Rows out = Rows(Hq * N * Dv), grad_query = Rows(Hq * N * D), grad_key = Rows(M * D),
        grad_value = Rows(M * Dv);
   Sums grad_lse = numbers<Sums>(Hq * N, 5), sink{0.3, -0.2}, lse = Sums(Hq * N),
-       grad_sink = Sums(Hq), delta;
+       grad_sink = Sums(Hq), delta, row_max, row_inverse_sum;
+  Rows bias;  // broadcast as bias_shape says
+  int64_t coarse_rows = 0;
   std::vector<Sums> parts = std::vector<Sums>(2 * kQueryParts);
   void* part_pointers[2 * kQueryParts];
   std::vector<int64_t> steps = std::vector<int64_t>(key_blocks);
@@ -109,13 +112,35 @@ struct Problem {
     p.query_steps = steps.data();
     delta.resize(static_cast<size_t>(Hq * query_blocks * layout.backward_rows));
     p.delta = delta.data();
+    p.coarse_rows = &coarse_rows;
     p.query_block_rows = layout.backward_rows;
     p.query_finite = rows_finite;
     p.grad_out_finite = rows_finite + Hq * query_blocks;
     run(attention_delta, p.query_blocks * Hq, 0);
-    run(attention_backward, key_blocks, layout.backward_scratch);
+    if (coarse_rows != 0) normalise();
+    run(attention_backward, p.key_blocks, layout.backward_scratch);
     run(attention_reduce_query, p.query_blocks * Hq, layout.reduce_query_scratch);
-    run(attention_grad_sink, Hq, 0);
+    if (p.grad_sink) run(attention_grad_sink, Hq, 0);
+  }
+
+  /// Scores get a bias of this shape, of which batch entry 0 is the first sequence.
+  void add_bias(const int64_t (&shape)[4], double size) {
+    p.plain_scores = false;
+    p.score_unit = 1;
+    int64_t elements = 1;
+    for (int d = 3; d >= 0; --d) {
+      p.bias_shape[d] = shape[d];
+      p.rule.bias.strides[d] = shape[d] == 1 ? 0 : elements;
+      elements *= shape[d];
+    }
+    bias = numbers<Rows>(elements, 7, size);
+    p.rule.bias.batches = shape[0];
+    p.rule.bias.data = bias.data();
+    p.rule.bias_dtype = kDtype;
+  }
+  /// The bias's element of a pair; i and j count within their sequence.
+  int64_t bias_index(int64_t b, int64_t h, int64_t i, int64_t j) const {
+    return p.rule.bias.offset(b, h, i, j);
   }
 
   /// Calls see(query row, key row) for every kept pair.
@@ -130,7 +155,31 @@ struct Problem {
         }
   }
   double score(int64_t h, int64_t i, int64_t j) const {
-    return p.scale * dot(&query[(h * N + i) * D], &key[j * D], D);
+    const double product = p.scale * dot(&query[(h * N + i) * D], &key[j * D], D);
+    if (bias.empty()) return product;
+    const int64_t b = i >= sequences[1].query_start;
+    // Rounded as the kernels round it.
+    return static_cast<Accumulate<Storage>>(
+        product + bias[bias_index(b, h, i - sequences[b].query_start, j - sequences[b].key_start)]);
+  }
+  /// exp(score − lse) of every kept pair of head h, made by a softmax of its own: N rows of M.
+  Numbers weights(int64_t h) const {
+    const bool with_sink = p.sink != nullptr;
+    Numbers w(static_cast<size_t>(N * M)), max(N, with_sink ? double(sink[h]) : -INFINITY), sum(N);
+    for_pairs([&](int64_t i, int64_t j) { max[i] = std::max(max[i], score(h, i, j)); });
+    for (int64_t i = 0; i < N && with_sink; ++i) sum[i] = std::exp(sink[h] - max[i]);
+    for_pairs([&](int64_t i, int64_t j) { sum[i] += std::exp(score(h, i, j) - max[i]); });
+    for_pairs([&](int64_t i, int64_t j) {
+      w[i * M + j] = std::exp(score(h, i, j) - max[i]) / sum[i];
+    });
+    return w;
+  }
+  /// exp(sink − lse) of the rows of head h.
+  Numbers sink_weights(int64_t h) const {
+    const Numbers w = weights(h);
+    Numbers rest(N, 1.0);
+    for_pairs([&](int64_t i, int64_t j) { rest[i] -= w[i * M + j]; });
+    return rest;
   }
   static double dot(const Cell<Storage>* a, const Cell<Storage>* b, int64_t n) {
     double total = 0;
@@ -139,6 +188,14 @@ struct Problem {
   }
 
  private:
+  void normalise() {
+    row_max.resize(delta.size());
+    row_inverse_sum.resize(delta.size());
+    p.row_max = row_max.data();
+    p.row_inverse_sum = row_inverse_sum.data();
+    FULGURITE_VARIANT::attention_normalise_layout(p, &layout);
+    run(FULGURITE_VARIANT::attention_normalise, p.query_blocks * Hq, layout.normalise_scratch);
+  }
   void pack() {
     if (p.packs_in_tasks) return;
     const int64_t sizes[] = {layout.key_transposed, layout.key_rows, layout.value_transposed,
@@ -151,7 +208,7 @@ struct Problem {
     }
     p.key_finite = finite;
     p.value_finite = finite + key_blocks;
-    run(FULGURITE_VARIANT::attention_pack, key_blocks, 0);
+    run(FULGURITE_VARIANT::attention_pack, p.key_blocks, 0);
   }
 };
 

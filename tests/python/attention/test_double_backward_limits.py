@@ -10,14 +10,17 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
+from torch.autograd.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common_checks import DEVICE, assert_same_bits, threads
 from fulgurite.demo.memory import peak_bytes
+from fulgurite.testing.references.attention import attention
 from fulgurite.testing.samples.attention import qkv
 from second_derivatives import (
     SMALL,
     attention_op,
+    call,
     cotangents_for,
     make_case,
     noise_like,
@@ -144,6 +147,86 @@ def test_opcheck_of_the_backward_with_gradients() -> None:
         ),
         {"bias": leaves["bias"], "output_mask": [True, False, True, True, False]},
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------- its derivative by what comes in
+
+
+@pytest.mark.parametrize("case", ["softcap_bias_sink", "dropout", "relu2_bias_softcap", "causal"])
+def test_it_is_linear_in_what_comes_in(case: str) -> None:
+    """By the incoming gradients it has a derivative, and that is exact: a Hessian is symmetric."""
+    inputs, kwargs = make_case(case, SMALL)
+    cotangents, directions = cotangents_for(inputs, kwargs), noise_like(inputs, seed=2)
+    leaves = {k: t.requires_grad_() for k, t in (inputs | cotangents).items()}
+    outputs = call(attention_op, {k: leaves[k] for k in inputs}, kwargs)
+    first = torch.autograd.grad(
+        outputs, [leaves[k] for k in inputs], [leaves[k] for k in cotangents], create_graph=True
+    )
+    given = [t.requires_grad_() for t in directions.values()]
+
+    def second(*incoming: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            first, list(leaves.values()), incoming, create_graph=True, allow_unused=True,
+            materialize_grads=True,
+        )  # fmt: skip
+
+    with threads(1):
+        assert torch.autograd.gradcheck(second, given)
+    weights = noise_like(leaves, seed=3)
+    loss = sum((weights[k] * r).sum() for k, r in zip(leaves, second(*given), strict=True))
+    assert isinstance(loss, Tensor)
+    through = torch.autograd.grad(loss, given)
+    for one, other in zip(through, adjoint(leaves, inputs, kwargs, weights), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def adjoint(leaves: Any, inputs: Any, kwargs: Any, weights: Any) -> tuple[Tensor, ...]:
+    """∇(Σ v∘outputs) + ∇²F·v of the inputs, from the reference."""
+    own = {k: t.detach().requires_grad_() for k, t in leaves.items()}
+    outputs = call(attention, {k: own[k] for k in inputs}, kwargs)
+    grads = [own[k] for k in own if k not in inputs]
+    wanted = [own[k] for k in inputs]
+    first = torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True,
+                                materialize_grads=True)  # fmt: skip
+    value = sum((weights[k] * g).sum() for k, g in zip(inputs, first, strict=True))
+    incoming = [weights[k] for k in own if k not in inputs]
+    for output, weight in zip(outputs, incoming, strict=True):
+        value = value + (weight * output).sum()
+    assert isinstance(value, Tensor)
+    return torch.autograd.grad(value, wanted)
+
+
+@pytest.mark.parametrize("name", ["hvp", "vhp", "jvp", "hessian", "jacobian", "vjp"])
+def test_torch_autograd_functional(name: str) -> None:
+    query, key, value = qkv(torch.Generator().manual_seed(0), torch.float64, CPU, N=3, M=4, D=2)
+    function = getattr(torch.autograd.functional, name)
+    vector = () if name in ("hessian", "jacobian") else (torch.ones_like(query),)
+
+    def result(attend: Callable[..., Any]) -> Any:
+        given = function(lambda q: attend(q, key, value, causal=True)[0].pow(3).sum(), query,
+                         *(v if name != "vjp" else v.sum() for v in vector))  # fmt: skip
+        return given[-1] if isinstance(given, tuple) else given
+
+    torch.testing.assert_close(result(attention_op), result(attention), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_nothing_waits_for_the_host(poisoned: bool) -> None:
+    inputs, kwargs = make_case("dropout", SMALL)
+    kwargs["mask"] = torch.arange(SMALL["M"]) > 1
+    cotangents, directions = cotangents_for(inputs, kwargs), noise_like(inputs, seed=2)
+    if poisoned:
+        inputs["value"][:, :, 0] = torch.nan
+    with profile() as seen:
+        second_derivatives(attention_op, inputs, cotangents, directions, kwargs)
+    names = {event.name for event in seen.function_events or []}
+    assert "aten::masked_fill_" in names
+    assert not names & {
+        "aten::item",
+        "aten::_local_scalar_dense",
+        "aten::is_nonzero",
+        "aten::nonzero",
+    }
 
 
 # ---------------------------------------------------------------- refused

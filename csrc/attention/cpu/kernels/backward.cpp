@@ -201,7 +201,7 @@ void backward_task(const AttentionParams& p, int64_t task, void* scratch) {
   order.end();
 }
 
-/// δ_i = Σ_d dO·O − g_lse of one block of rows, and whether its rows are finite.
+/// δ_i = Σ_d dO·O − g_lse of one block of rows, whether its rows are finite, and whether lse is too coarse for some.
 template <class S>
 void delta_task(const AttentionParams& p, int64_t task) {
   using T = Accumulate<S>;
@@ -212,6 +212,7 @@ void delta_task(const AttentionParams& p, int64_t task) {
                 rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows;
   T* const delta = static_cast<T*>(p.delta) + task * p.query_block_rows;
   V query_zeros{}, out_zeros{};  // x·0 stays NaN for an infinity or a NaN
+  bool coarse = false;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = s.query_start + i0 + r;
     const Strided<S> query = rows_of<S>(p.query, q.b, q.head, row),
@@ -228,8 +229,11 @@ void delta_task(const AttentionParams& p, int64_t task) {
         dot = madd(o, g, dot);
         out_zeros = madd(g, V{}, out_zeros);
       }
+    if (p.score == ScoreKind::kSoftmax)
+      coarse |= lse_is_coarse(*rows_of<T>(p.saved_lse, q.b, q.head, row).data, p.dtype);
     delta[r] = sum(dot) - (p.grad_lse.data ? *rows_of<T>(p.grad_lse, q.b, q.head, row).data : T(0));
   }
+  if (coarse) __atomic_store_n(p.coarse_rows, 1, __ATOMIC_RELAXED);
   p.query_finite[task] = sum(query_zeros) == 0;
   p.grad_out_finite[task] = sum(out_zeros) == 0;
 }

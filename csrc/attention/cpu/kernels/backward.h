@@ -9,6 +9,7 @@
 #include "attention/cpu/kernels/activation.h"
 #include "attention/cpu/kernels/backward_strip.h"
 #include "attention/cpu/kernels/packed.h"
+#include "attention/rules/row_statistics.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -23,6 +24,7 @@ struct BackwardScratch {
   const E *query, *grad_out;
   const T* delta;
   T *lse, *grad_lse;
+  const T *row_max, *row_inverse_sum;  // of coarse rows; null: there are none
   T *scores, *grad_scores;  // P and dS: of a tile, or of a strip where they become operands
   T* addends;               // of a strip in registers
   T* slope;                 // of the softcap
@@ -85,6 +87,11 @@ void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64
   w.query_finite = p.query_finite[block];
   w.grad_out_finite = p.grad_out_finite[block];
   w.delta = static_cast<const T*>(p.delta) + block * p.query_block_rows;
+  const auto statistics = [&](const void* of_rows) {
+    return of_rows ? static_cast<const T*>(of_rows) + block * p.query_block_rows : nullptr;
+  };
+  w.row_max = statistics(p.row_max);
+  w.row_inverse_sum = statistics(p.row_inverse_sum);
   if (p.score != ScoreKind::kSoftmax) return;
   for (int64_t r = 0; r < rows; ++r) {
     w.grad_lse[r] = p.grad_lse.data ? *rows_of<T>(p.grad_lse, b, h, first + r).data : T(0);
@@ -92,15 +99,20 @@ void load_rows(const AttentionParams& p, int64_t b, int64_t h, int64_t i0, int64
   }
 }
 
+/// Row r of the block was normalised anew.
+template <class S>
+FULGURITE_INLINE bool is_coarse(const AttentionParams& p, const BackwardScratch<S>& w, int64_t r) {
+  return w.row_max && lse_is_coarse(w.lse[r], p.dtype);
+}
+
 /// P and dS of row r of a strip whose first row is row r0 of its block, both 0 where a pair is hidden. Where every key in
 /// reach of the row lies in this tile, δ is Σ_j P·dP over Σ_j P, which is 1 without a sink but for the rounding of lse: what
 /// should cancel in dP − δ then does (with one key, to exactly 0).
-template <class S, class T>
+template <class S, class T, class Weights>
 FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t,
                                   int64_t r0, int64_t r, T* scores, T* grads,
-                                  const BackwardScratch<S>& w) {
+                                  const BackwardScratch<S>& w, const Weights& weigh) {
   using V = Native<T>;
-  const Weigh<Operand<S>> weigh(p, finite_base(w.lse[r0 + r]));
   if (rule.reach(t.i0 + r).within(t.j0, t.j0 + t.columns)) {
     V dot{}, total{};
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
@@ -130,6 +142,17 @@ FULGURITE_INLINE void softmax_row(const AttentionParams& p, const ScoreRule& rul
     store(grads + c, select(hidden, V{}, ds));
     store(scores + c, probability);
   }
+}
+
+/// The same of a row whose lse is too coarse: P = exp(u·s − m)/Σ.
+template <class S, class T>
+void coarse_softmax_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r0,
+                        int64_t r, T* scores, T* grads, const BackwardScratch<S>& w) {
+  using V = Native<T>;
+  centre_row(p, t, w.row_max[r0 + r], scores);
+  const auto weigh = Weigh<Operand<S>>::of_centred();
+  const V inverse = splat<V>(w.row_inverse_sum[r0 + r]);
+  softmax_row(p, rule, t, r0, r, scores, grads, w, [&](V score) { return weigh(score) * inverse; });
 }
 
 template <class T>
@@ -171,10 +194,12 @@ void gradients_in_memory(const AttentionParams& p, const ScoreRule& rule, const 
       drop(p, t, r, w.keep);
       for (int64_t c = t.c0; c < t.c1; ++c) grads[c] *= w.keep[c];
     }
-    if (p.score == ScoreKind::kSoftmax)
-      softmax_row(p, rule, t, r0, r, scores, grads, w);
-    else
+    if (p.score != ScoreKind::kSoftmax)
       activation_row(p, t, scores, grads);
+    else if (is_coarse(p, w, r0 + r))
+      coarse_softmax_row(p, rule, t, r0, r, scores, grads, w);
+    else
+      softmax_row(p, rule, t, r0, r, scores, grads, w, Weigh<E>(p, finite_base(w.lse[r0 + r])));
     if (p.dropout.active)
       for (int64_t c = t.c0; c < t.c1; ++c) scores[c] *= w.keep[c];
   }
@@ -188,13 +213,23 @@ FULGURITE_INLINE int64_t rows_within(const ScoreRule& rule, const Tile& t) {
   return within;
 }
 
+template <class S>
+FULGURITE_INLINE bool has_coarse_row(const AttentionParams& p, const BackwardScratch<S>& w,
+                                     int64_t r0, int64_t rows) {
+  bool any = false;
+  for (int64_t r = r0; w.row_max && r < r0 + rows; ++r) any |= is_coarse(p, w, r);
+  return any;
+}
+
 /// P into scores and dS into grads for one strip; both are 0 at pairs that are not kept, whatever stands there.
 template <class S, class T>
 void gradient_strip(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r0,
                     T* scores, T* grads, T* slope, const BackwardScratch<S>& w) {
   if constexpr (kHasRegisterStrips) {
     using E = Operand<S>;
-    const StripKind kind = strip_kind<E>(p, t, p.D > p.Dv ? p.D : p.Dv);
+    const StripKind kind = has_coarse_row(p, w, r0, t.rows)
+                               ? StripKind::kInMemory
+                               : strip_kind<E>(p, t, p.D > p.Dv ? p.D : p.Dv);
     const int64_t within = kind == StripKind::kInMemory ? -1 : rows_within(rule, t);
     if (within == 0 || within == t.rows) {
       const GradientRows<E> rows = GradientRows<E>{{w.query, w.query_ld, kStep<E>},

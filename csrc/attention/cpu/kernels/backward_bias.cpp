@@ -154,12 +154,19 @@ void grad_sink_task(const AttentionParams& p, int64_t head) {
     const Sequence& s = p.sequences[b];
     for (int64_t i0 = 0; i0 < s.N; i0 += s.query_rows) {
       const int64_t rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows;
-      const T* const delta = static_cast<const T*>(p.delta) +
-                             query_block_index(p, b, head, i0 / s.query_rows) * p.query_block_rows;
+      const int64_t first =
+          query_block_index(p, b, head, i0 / s.query_rows) * p.query_block_rows;
+      const T* const delta = static_cast<const T*>(p.delta) + first;
       T block = 0;  // shorter chains of additions
       for (int64_t r = 0; r < rows; ++r) {
         const T lse = *rows_of<T>(p.saved_lse, b, head, s.query_start + i0 + r).data;
-        if (sink != kHidden<T>) block -= exp_flushed(splat<Native<T>>(sink - lse))[0] * delta[r];
+        T base = lse, inverse = 1;
+        if (p.row_max && lse_is_coarse(lse, p.dtype)) {
+          base = static_cast<const T*>(p.row_max)[first + r];
+          inverse = static_cast<const T*>(p.row_inverse_sum)[first + r];
+        }
+        if (sink != kHidden<T>)
+          block -= exp_flushed(splat<Native<T>>(sink - base))[0] * inverse * delta[r];
       }
       total += block;
     }

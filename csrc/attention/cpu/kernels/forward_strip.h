@@ -49,7 +49,14 @@ FULGURITE_INLINE void weigh_columns(const AttentionParams& p, const Tile& t, Mat
   }
 #pragma GCC unroll 6
   for (int r = 0; r < MR; ++r) {
-    const Weigh<E> weigh(p, finite_base(w.max[r]));
+    const T base = finite_base(w.max[r]);
+    Weigh<E> weigh(p, base);
+    if (weighs_centred<E>(base)) [[unlikely]] {
+      const T unit = static_cast<T>(p.score_unit);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) scores[r][j] = scores[r][j] * unit - base;
+      weigh = Weigh<E>::of_centred();
+    }
     T* const sums = w.sum + r * kLanes<T>;
     V total = load<V>(sums);
 #pragma GCC unroll 4

@@ -1,8 +1,9 @@
 // Partial results over different keys become one: partial r of a row has out_r and lse_r.
 //
-//   lse = log Σ_r exp lse_r       w_r = exp(lse_r − lse)       out = Σ_r w_r·out_r
+//   m = max_r lse_r      Σ = Σ_r exp(lse_r − m)      lse = m + log Σ      w_r = exp(lse_r − m)/Σ      out = Σ_r w_r·out_r
 //   dout_r = w_r·g_out            dlse_r = w_r·(g_out·out_r − Σ_s w_s·g_out·out_s + g_lse)
-// A partial whose lse is −inf kept nothing: it is not read, and its gradients are 0.
+// A partial whose lse is −inf kept nothing: it is not read, and its gradients are 0. exp(lse_r − lse) would take over the
+// rounding of lse, which is all of log Σ where lse is large; a softmax sums to 1 wherever it lies.
 
 #include "attention/cpu/kernels/merge.h"
 #include "simd/kernel.h"
@@ -25,29 +26,36 @@ FULGURITE_INLINE T lse_of(const MergeParams& p, int64_t r, int64_t row) {
   return static_cast<const T*>(p.lses[r])[row];
 }
 
+/// What the partials of one row weigh.
 template <class T>
-FULGURITE_INLINE T merged_lse(const MergeParams& p, int64_t row) {
-  T max = -kInfinity<T>;
-  bool empty = true;
-  for (int64_t r = 0; r < p.R; ++r) {
-    const T lse = lse_of<T>(p, r, row);
-    empty &= lse == -kInfinity<T>;
-    if (lse > max) max = lse;
+struct RowWeights {
+  bool empty = true;  // no partial kept anything
+  T base = 0, sum = 0;
+
+  FULGURITE_INLINE RowWeights(const MergeParams& p, int64_t row) {
+    T max = -kInfinity<T>;
+    for (int64_t r = 0; r < p.R; ++r) {
+      const T lse = lse_of<T>(p, r, row);
+      empty &= lse == -kInfinity<T>;
+      if (lse > max) max = lse;
+    }
+    if (empty) return;
+    base = max == kInfinity<T> || max == -kInfinity<T> ? T(0) : max;
+    for (int64_t r = 0; r < p.R; ++r) sum += exp_of(lse_of<T>(p, r, row) - base);
   }
-  if (empty) return -kInfinity<T>;
-  const T base = max == kInfinity<T> || max == -kInfinity<T> ? T(0) : max;
-  T sum = 0;
-  for (int64_t r = 0; r < p.R; ++r) sum += exp_of(lse_of<T>(p, r, row) - base);
-  return base + static_cast<T>(__builtin_log(sum));
-}
+  FULGURITE_INLINE T lse() const {
+    return empty ? -kInfinity<T> : base + static_cast<T>(__builtin_log(sum));
+  }
+  FULGURITE_INLINE T operator()(T partial) const { return exp_of(partial - base) / sum; }
+};
 
 template <class S>
 void merge_rows(const MergeParams& p, int64_t first, int64_t last) {
   using T = Accumulate<S>;
   using V = Native<T>;
   for (int64_t row = first; row < last; ++row) {
-    const T lse = merged_lse<T>(p, row);
-    static_cast<T*>(p.lse)[row] = lse;
+    const RowWeights<T> weight(p, row);
+    static_cast<T*>(p.lse)[row] = weight.lse();
     S* const out = static_cast<S*>(p.out) + row * p.D;
     for (int64_t d = 0; d < p.D; d += kLanes<T>) {
       const int64_t left = p.D - d;
@@ -56,7 +64,7 @@ void merge_rows(const MergeParams& p, int64_t first, int64_t last) {
         const T partial = lse_of<T>(p, r, row);
         if (partial == -kInfinity<T>) continue;
         const S* const from = static_cast<const S*>(p.outs[r]) + row * p.D + d;
-        sum = madd(splat<V>(exp_of(partial - lse)), load_strided<V>(from, 1, left), sum);
+        sum = madd(splat<V>(weight(partial)), load_strided<V>(from, 1, left), sum);
       }
       store_up_to(out + d, sum, left);
     }
@@ -81,17 +89,17 @@ void merge_backward_rows(const MergeParams& p, int64_t first, int64_t last) {
   using T = Accumulate<S>;
   using V = Native<T>;
   for (int64_t row = first; row < last; ++row) {
-    const T lse = static_cast<const T*>(p.saved_lse)[row];
+    const RowWeights<T> weight_of(p, row);
     const T grad_lse = p.grad_lse ? static_cast<const T*>(p.grad_lse)[row] : T(0);
     T mean = 0;  // Σ_s w_s·g_out·out_s
     for (int64_t r = 0; r < p.R && p.grad_out; ++r) {
       const T partial = lse_of<T>(p, r, row);
-      if (partial != -kInfinity<T>) mean += exp_of(partial - lse) * dot<S>(p, r, row);
+      if (partial != -kInfinity<T>) mean += weight_of(partial) * dot<S>(p, r, row);
     }
     for (int64_t r = 0; r < p.R; ++r) {
       const T partial = lse_of<T>(p, r, row);
       const bool kept = partial != -kInfinity<T>;
-      const T weight = kept ? exp_of(partial - lse) : T(0);
+      const T weight = kept ? weight_of(partial) : T(0);
       if (p.grad_lses[r]) {
         const T difference = kept && p.grad_out ? dot<S>(p, r, row) - mean : T(0);
         static_cast<T*>(p.grad_lses[r])[row] = kept ? weight * (difference + grad_lse) : T(0);

@@ -14,9 +14,8 @@ struct MergeParams {
   const void* const* lses;  // R of (rows)
   void *out, *lse;          // forward
 
-  const void *saved_lse, *grad_out,
-      *grad_lse;           // backward; an incoming gradient that is not there is null
-  void* const* grad_outs;  // a null entry is not wanted
+  const void *grad_out, *grad_lse;  // backward; an incoming gradient that is not there is null
+  void* const* grad_outs;           // a null entry is not wanted
   void* const* grad_lses;
 };
 

@@ -32,6 +32,10 @@ FULGURITE_INLINE void set_maximum(const AttentionParams& p, const OnlineSoftmax<
                                   T max) {
   w.max[r] = max;
   w.limit[r] = (max + static_cast<T>(kSlack)) / static_cast<T>(p.score_unit);
+  // The quotient's rounding must not let a score past by which exp overflows.
+  constexpr T kLarge = 65536, kRounding = sizeof(T) == 4 ? T(0x1p-21) : T(0x1p-50);
+  if (p.score_unit != 1 && (max > kLarge || max < -kLarge))
+    w.limit[r] -= kRounding * (max > 0 ? w.limit[r] : -w.limit[r]);
 }
 
 /// Nothing summed yet but a score of `sink`, −inf for none.
@@ -50,8 +54,9 @@ FULGURITE_INLINE Element<V> raise_row(const AttentionParams& p, const OnlineSoft
   using T = Element<V>;
   const T highest = max_lane(scores);
   if (!(highest > w.limit[r])) return 1;
-  const T before = w.max[r];
-  set_maximum(p, w, r, static_cast<T>(p.score_unit) * highest);
+  const T before = w.max[r], next = static_cast<T>(p.score_unit) * highest;
+  if (next <= before) return 1;
+  set_maximum(p, w, r, next);
   if (before == kHidden<T>) return 1;  // nothing summed yet
   const T factor = exp_flushed(splat<V>(before - w.max[r]))[0];
   T *const sums = w.sum + r * kLanes<T>, *const acc = w.acc + r * w.acc_ld;
@@ -105,7 +110,10 @@ void exponentiate(const AttentionParams& p, const Tile& t, const OnlineSoftmax<T
   for (int64_t r = 0; r < t.rows; ++r) {
     T* const row = w.scores + r * kScoreStride;
     T* const sums = w.sum + r * kLanes<T>;
-    const Weigh<E> weigh(p, finite_base(w.max[r]));
+    const T base = finite_base(w.max[r]);
+    const bool centred = weighs_centred<E>(base);
+    if (centred) centre_row(p, t, base, row);
+    const Weigh<E> weigh = centred ? Weigh<E>::of_centred() : Weigh<E>(p, base);
     if (p.dropout.active) {
       weigh_row<T>(weigh, t, row, row, sums);
       drop(p, t, r, row);

@@ -79,6 +79,10 @@ struct AttentionParams {
   void* delta;
   bool *query_finite, *grad_out_finite;
   int64_t query_block_rows;
+  // Rows whose lse is too coarse (rules/row_statistics.h): whether there are any, atomic, and then, laid out as δ is, their
+  // maximum m and 1/Σ exp(s − m) apart; null where none are.
+  int64_t* coarse_rows;
+  void *row_max, *row_inverse_sum;
   Output4 grad_query, grad_key, grad_value;  // of dtype
   // kQueryParts of every sequence and key/value head, of the group's dQ: rows of query_part elements of the accumulation type.
   void* const* query_parts;
@@ -99,8 +103,8 @@ struct AttentionLayout {
   int64_t key_multiple;                                            // of packed keys
   int64_t key_transposed, key_rows, value_transposed, value_rows;  // bytes of one packed key
   int64_t query_part;  // elements of a row of dQ's parts, of the accumulation type
-  int64_t forward_scratch, backward_scratch, reduce_query_scratch,
-      grad_bias_scratch;  // bytes of one task
+  int64_t forward_scratch, backward_scratch, reduce_query_scratch, grad_bias_scratch,
+      normalise_scratch;  // bytes of one task
 };
 
 using AttentionLayoutFn = void(const AttentionParams&, AttentionLayout*);

@@ -78,19 +78,33 @@ FULGURITE_INLINE void load_bias(const ScoreRule& rule, const Tile& t, int64_t r,
   });
 }
 
+/// scores += bias, or bias − slope·|i' − j|, in the order of the strips in registers: a large bias makes it show in the bits.
+template <class T>
+inline void add_bias(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r,
+                     T* scores) {
+  using V = Native<T>;
+  const auto add_to = [scores](int64_t c, V add) {
+    store(scores + c, select(add == kHidden<T>, add, load<V>(scores + c) + add));
+  };
+  if (!p.alibi_slopes) return load_bias<T>(rule, t, r, add_to);
+  alignas(64) T addends[kScoreStride];
+  T* const to = addends;
+  load_bias<T>(rule, t, r, [to](int64_t c, V add) { store(to + c, add); });
+  add_alibi(p, rule, t, r, addends);
+  for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) add_to(c, load<V>(addends + c));
+}
+
 /// Products of row r become its scores, kHidden where a pair is not kept: also where the bias is −inf, whatever the product
 /// was.
 template <class T>
 inline void score_row(const AttentionParams& p, const ScoreRule& rule, const Tile& t, int64_t r,
                       T* scores, T* slope) {
-  using V = Native<T>;
   if (p.plain_scores) return hide(rule, t, r, scores);
   scale_row(p, t, scores, slope);
   if (rule.bias.data)
-    load_bias<T>(rule, t, r, [scores](int64_t c, V add) {
-      store(scores + c, select(add == kHidden<T>, add, load<V>(scores + c) + add));
-    });
-  if (p.alibi_slopes) add_alibi(p, rule, t, r, scores);
+    add_bias(p, rule, t, r, scores);
+  else if (p.alibi_slopes)
+    add_alibi(p, rule, t, r, scores);
   hide(rule, t, r, scores);
 }
 
@@ -116,6 +130,15 @@ struct Weigh {
   using V = Native<Accumulate<E>>;
   V unit, base;
 
+  /// exp of what was centred before.
+  FULGURITE_INLINE static Weigh of_centred() {
+    constexpr auto kLog2E = static_cast<Accumulate<E>>(kStep<E> == 2 ? 1.4426950408889634 : 1.0);
+    Weigh weigh;
+    weigh.unit = splat<V>(kLog2E);
+    weigh.base = V{};
+    return weigh;
+  }
+
   FULGURITE_INLINE Weigh(const AttentionParams& p, Accumulate<E> base_of_row) {
     using T = Accumulate<E>;
     constexpr T kLog2E = kStep<E> == 2 ? T(1.4426950408889634) : T(1);
@@ -128,7 +151,26 @@ struct Weigh {
     else
       return exp_flushed(score * unit - base);
   }
+
+ private:
+  Weigh() = default;
 };
+
+/// Scores of a row become unit·s − base.
+template <class T>
+FULGURITE_INLINE void centre_row(const AttentionParams& p, const Tile& t, T base, T* scores) {
+  using V = Native<T>;
+  const V unit = splat<V>(static_cast<T>(p.score_unit));
+  for (int64_t c = t.c0; c < t.c1; c += kLanes<T>)
+    store(scores + c, load<V>(scores + c) * unit - base);
+}
+
+/// Whether the scores of a row are centred before they are weighed. 2^(s·log2 e − base·log2 e) rounds the last product, by a
+/// factor of the row's weights that is beyond all numbers from a base of 10^10 on.
+template <class E>
+FULGURITE_INLINE bool weighs_centred(Accumulate<E> base) {
+  return kStep<E> == 2 && (base > 256 || base < -256);
+}
 
 /// Sets x to 0 where the pair's keep bit is 0 and multiplies the rest by 1/(1 − p), for row r of the tile.
 template <class T>

@@ -43,8 +43,6 @@ inline constexpr int64_t kGradRows = 192;        // a task's part of a weight's 
 inline constexpr int64_t kGradColumns = 256;
 inline constexpr int64_t kBiasColumns = 256;  // columns of a bias's gradient in a task
 
-enum class Activation : int { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kSwigluOai };
-
 /// Both passes over the hidden layer; positions are sorted by expert. Its width is I, or 2I where it is gated: gates then
 /// ups, or each gate beside its up.
 struct HiddenParams {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "moe/rules/choices.h"
 #include "simd/types.h"
 
 namespace fulgurite {
@@ -15,9 +16,6 @@ struct Matrix {
   const void* data;
   int64_t row_stride, column_stride;
 };
-
-/// softmax: over all experts; softmax_topk: over the chosen ones.
-enum class Score : int { kSoftmax, kSoftmaxTopk, kSigmoid, kSqrtSoftplus };
 
 struct RouteParams {
   Dtype dtype;  // of logits; everything else is in the accumulation type unless said otherwise

@@ -80,6 +80,8 @@ def _attention(
         score_scale: of relu2 and laplace.
         dropout_p: probability of dropping a pair's weight.
         philox: int64 [seed, offset] for dropout; drawn from torch's default generator if not given.
+            [seed, offset, first batch index, first head]: of a part of the batch or of the heads
+            what the whole would drop.
         return_lse: a literal in TorchScript; True returns (out, lse).
 
     Returns:

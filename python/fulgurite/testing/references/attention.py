@@ -195,14 +195,16 @@ def expand_blocks(block_layout: Tensor, block_size: int, N: int, M: int) -> Tens
 def dropout_keep(shape: tuple[int, int, int, int], p: float, philox: Tensor) -> Tensor:
     """Which pairs (B, Hq, N, M) dropout keeps: the word of a pair is at least p·2³².
 
-    Four keys j share a counter (j // 4, i, b·Hq + h, offset's low half) of Philox4x32-10 under the
-    key (seed's low half, seed's high half xor offset's); key j has word j mod 4 of it.
+    Four keys j share a counter (j // 4, i, b, h) of Philox4x32-10; key j has word j mod 4 of it. b
+    and h count from the first batch index and the first head that philox may name. Seed and
+    offset make the key: the first two words of counter (offset's halves, 0, 0) under the seed.
     """
-    seed, offset = (int(word) % 2**64 for word in philox)
+    seed, offset, first_batch, first_head = (int(word) % 2**64 for word in [*philox, 0, 0][:4])
+    halves = [np.array(word, np.uint64) for word in (offset % 2**32, offset >> 32, 0, 0)]
+    low, high, *_ = philox4x32(halves, seed % 2**32, seed >> 32)
     b, h, i, j = np.ogrid[tuple(slice(size) for size in shape)]
-    counter = [x.astype(np.uint64) for x in (j // 4, i, b * shape[1] + h)]
-    counter.append(np.array(offset % 2**32, np.uint64))
-    words = philox4x32(counter, seed % 2**32, seed >> 32 ^ offset >> 32)
+    counter = [x.astype(np.uint64) for x in (j // 4, i, first_batch + b, first_head + h)]
+    words = philox4x32(counter, int(low), int(high))
     word = np.choose(j % 4, np.broadcast_arrays(*words))
     keep = np.broadcast_to(word >= np.uint64(min(int(p * 2**32), 2**32 - 1)), shape)
     return torch.from_numpy(keep.copy()).to(philox.device)
@@ -241,15 +243,18 @@ def weighted_values(weights: Tensor, value: Tensor, kept: Tensor) -> Tensor:
 def softmax(scores: Tensor, kept: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weights and lse over the kept pairs; a row that keeps nothing has weights 0 and lse −inf.
 
-    Each ``where`` also stands between hidden pairs and the gradient: its backward is 0 there.
+    Each ``where`` also stands between hidden pairs and the gradient: its backward is 0 there. The
+    scores are centred first: an lse of −1e38 has no digits left for the logarithm of the sum.
     """
     logits = torch.where(kept, scores, -math.inf)
     if sink is not None:
         column = sink.reshape(1, -1, 1, 1).expand(*kept.shape[:3], 1)
         logits = torch.cat([logits, column], dim=-1)
-    lse = torch.logsumexp(logits, dim=-1)
-    weights = torch.where(kept, torch.exp(torch.where(kept, scores - lse[..., None], 0.0)), 0.0)
-    return weights, lse
+    centre = torch.logsumexp(logits.detach(), dim=-1, keepdim=True)
+    centre = torch.where(centre.isfinite(), centre, 0.0)
+    lse = torch.logsumexp(logits - centre, dim=-1, keepdim=True)
+    exponents = torch.where(kept, (scores - centre) - lse, 0.0)
+    return torch.where(kept, torch.exp(exponents), 0.0), (lse + centre)[..., 0]
 
 
 def activation(scores: Tensor, score: str) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fulgurite.testing.references.attention import attention, attention_naive, expand_pairs
@@ -26,6 +27,7 @@ def attention_varlen(
     cu_seqlens_k: Tensor,
     *,
     alibi_slopes: Tensor | None = None,
+    philox: Tensor | None = None,
     dense: Attention = attention,
     **scores: Any,
 ) -> tuple[Tensor, Tensor]:
@@ -41,14 +43,14 @@ def attention_varlen(
         slopes = alibi_slopes
         if slopes is not None and slopes.dim() == 2:
             slopes = slopes[s]
-        batch = s + 1 if scores.get("dropout_p") else 1  # its keep bits are those of entry s
-        rows = (
-            x.transpose(0, 1).expand(batch, -1, -1, -1)
-            for x in (query[i0:i1], key[j0:j1], value[j0:j1])
-        )
-        out, lse = dense(*rows, alibi_slopes=slopes, **scores)
-        outs.append(out[-1].transpose(0, 1))
-        lses.append(lse[-1].to(wide))
+        own = scores
+        if philox is not None:  # its keep bits are those of batch entry s
+            start = torch.tensor([0, 0, s, 0], device=philox.device)
+            own = scores | {"philox": F.pad(philox, (0, 4 - len(philox))) + start}
+        rows = (x.transpose(0, 1)[None] for x in (query[i0:i1], key[j0:j1], value[j0:j1]))
+        out, lse = dense(*rows, alibi_slopes=slopes, **own)
+        outs.append(out[0].transpose(0, 1))
+        lses.append(lse[0].to(wide))
     rest = query[int(cu_seqlens_q[-1]) :]
     outs.append(0 * rest[..., :1].expand(-1, -1, value.shape[2]))
     lses.append(torch.full((query.shape[1], len(rest)), -math.inf, dtype=wide, device=query.device))
@@ -114,10 +116,17 @@ def sequence_of(cache: Tensor, b: int, length: int, page_table: Tensor | None) -
 
 
 def attention_merge(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """out = Σ_r exp(lse_r − lse)·out_r, lse = log Σ_r exp lse_r; −inf contributes nothing."""
+    """out = Σ_r w_r·out_r with w the softmax of the lses, lse = log Σ_r exp lse_r.
+
+    A partial of lse −inf contributes nothing. The lses are centred first: a large one has no digits
+    left for the logarithm of the sum.
+    """
     logits = torch.stack(lses)
     kept = logits != -math.inf
-    lse = torch.logsumexp(torch.where(kept, logits, -math.inf), dim=0)
-    weights = torch.where(kept, torch.exp(torch.where(kept, logits - lse, 0.0)), 0.0)
+    centre = logits.detach().amax(0)
+    centre = torch.where(centre.isfinite(), centre, 0.0)
+    centred = torch.where(kept, logits - centre, -math.inf)
+    lse = torch.logsumexp(centred, dim=0)
+    weights = torch.where(kept, torch.exp(torch.where(kept, centred - lse, 0.0)), 0.0)
     partials = torch.where(kept[..., None], torch.stack(outs), 0.0)
-    return (weights.to(partials.dtype)[..., None] * partials).sum(0), lse
+    return (weights.to(partials.dtype)[..., None] * partials).sum(0), lse + centre

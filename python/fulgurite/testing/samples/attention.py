@@ -133,6 +133,11 @@ def score_samples(
         tensors(Hq=4, Hkv=2, N=33, M=45, D=8),
         {"dropout_p": 0.3, "philox": torch.tensor([12345678901234, 7], device=device)},
     )
+    yield Sample(
+        "dropout_of_a_part",
+        tensors(Hq=4, Hkv=2, N=9, M=14, D=8),
+        {"dropout_p": 0.3, "philox": torch.tensor([-5, -(1 << 40), 3, 12], device=device)},
+    )
 
 
 def attention_errors(device: torch.device) -> Iterator[ErrorSample]:
@@ -196,6 +201,8 @@ def attention_shape_errors(device: torch.device) -> Iterator[ErrorSample]:
         "alibi_slopes": torch.zeros(3, 4, device=device),
         "philox": torch.zeros(3, dtype=torch.int64, device=device),
     }
+    part = {"dropout_p": 0.1, "philox": torch.tensor([0, 0, 2, -1], device=device)}
+    yield ErrorSample("first_head_negative", (query, key, value), part, RuntimeError, "first head")
     for name, tensor in wrong.items():
         yield ErrorSample(f"{name}_shape", (query, key, value), {name: tensor}, RuntimeError, name)
     layout = {"block_layout": mask[None, :1, :1].expand(3, 1, 1), "block_size": 8}

@@ -64,6 +64,11 @@ def varlen_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Itera
         (*rows(12, 12, Hq=2, Hkv=2, D=8, Dv=8), starts(7, 5), starts(7, 5)),
         {"dropout_p": 0.3, "philox": torch.tensor([99, 3], device=device)},
     )
+    yield Sample(
+        "dropout_of_a_part",
+        (*rows(12, 12, Hq=2, Hkv=2, D=8, Dv=8), starts(7, 5), starts(7, 5)),
+        {"dropout_p": 0.3, "philox": torch.tensor([99, 3, 4, 8], device=device)},
+    )
     yield Sample("no_sequences", (*rows(3, 2, Hq=2, Hkv=2, D=4, Dv=4), starts(), starts()), {})
     yield Sample("no_rows", (*rows(0, 0, Hq=2, Hkv=2, D=4, Dv=4), starts(0), starts(0)), {})
 
@@ -196,6 +201,9 @@ def merge_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterat
     lses[0][1] = -math.inf
     lses[0][3] = lses[1][3] = -math.inf
     yield Sample("some_kept_nothing", (outs, lses), {})
+    outs, lses = partials(3, 2, 6, 8)
+    levels = torch.tensor([0.0, 1e2, -1e4, -1e6, -1e9, -3e38], dtype=wide, device=device)
+    yield Sample("large_lses", (outs, [lse + levels for lse in lses]), {})
     yield Sample("one", partials(1, 3, 5), {})
     outs, lses = partials(2, 6, 12)
     yield Sample("strided", ([out.t()[:6, :6] for out in outs], [lse * 2 for lse in lses]), {})
