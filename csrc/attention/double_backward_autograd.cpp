@@ -92,7 +92,8 @@ struct AttentionDoubleBackwardFunction
     std::array<bool, kAttentionInputs> wanted{};
     const c10::List<bool> given = ctx->saved_data["given"].toBoolList();
     size_t edge = 0;
-    for (int i = 0; i < kAttentionInputs; ++i) wanted[i] = given[i] && ctx->needs_input_grad(edge++);
+    for (int i = 0; i < kAttentionInputs; ++i)
+      wanted[i] = given[i] && ctx->needs_input_grad(edge++);
     for (int i = 0; i < kDoubleBackwardInputs; ++i)
       FULGURITE_CHECK_SERVED(!args.input(i) || !ctx->needs_input_grad(edge++),
                              "the derivative for fulgurite::_attention_double_backward by ",
@@ -104,8 +105,7 @@ struct AttentionDoubleBackwardFunction
 
   static void add(List& sums, const std::array<bool, kAttentionInputs>& wanted,
                   const AttentionGradients& gradients) {
-    const List all =
-        std::apply([](const auto&... tensors) { return List{tensors...}; }, gradients);
+    const List all = std::apply([](const auto&... tensors) { return List{tensors...}; }, gradients);
     for (int i = 0; i < kAttentionInputs; ++i)
       if (wanted[i]) sums[i] = sums[i].defined() ? sums[i] + all[i] : all[i];
   }
