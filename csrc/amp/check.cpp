@@ -2,11 +2,14 @@
 
 #include <cmath>
 
-#include "common/check.h"
+#include "amp/rules/choices.h"
+#include "common/check_choice.h"
 #include "cpu/walk.h"
 
 namespace fulgurite {
 namespace {
+
+const RegisteredChoice scale_choices[] = {{"update_scale_.refill", kRefills}};
 
 void check_dtype(const char* op, const char* name, const Tensor& tensor, at::ScalarType dtype) {
   FULGURITE_CHECK_TYPE(tensor.scalar_type() == dtype, "expected ", name, " of dtype ", dtype,
@@ -100,8 +103,7 @@ void check_update_scale(const UpdateScaleArgs& a) {
                         a.growth_interval);
   FULGURITE_CHECK_VALUE(a.max_hysteresis >= 1 && a.max_hysteresis <= INT32_MAX,
                         "expected max_hysteresis in [1, 2^31), got ", a.max_hysteresis);
-  FULGURITE_CHECK_VALUE(a.refill == "clean" || a.refill == "growth",
-                        "expected refill 'clean' or 'growth', got '", a.refill, "'");
+  check_choice(op, "refill", kRefills, a.refill);
   FULGURITE_CHECK_VALUE(a.min_scale >= 0 && std::isfinite(a.min_scale),
                         "expected a finite min_scale >= 0, got ", a.min_scale);
   FULGURITE_CHECK_VALUE(!a.max_scale || *a.max_scale >= a.min_scale,

@@ -32,7 +32,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const variable_list saved = ctx->get_saved_variables();
     const auto forward = saved_arguments<AttentionArgs>(ctx, saved, 2);
     const auto wanted = wanted_inputs(ctx, forward);
-    const BelowAutogradUnlessRecorded below;
+    const BelowAutogradUnlessRecorded below(grads);
     return gradient_list(
         call(AttentionBackwardArgs{if_defined(grads[0]), if_defined(grads[1]), forward.query,
                                    forward.key, forward.value, saved[0], saved[1], forward.scores,
@@ -86,7 +86,7 @@ AttentionGradients attention_backward_autograd(const AttentionBackwardArgs& args
 struct RopeFunction : torch::autograd::Function<RopeFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const RopeArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({args.cos, args.sin});
+    ctx->save_for_backward({savable(args.cos), savable(args.sin)});
     ctx->saved_data["interleaved"] = args.interleaved;
     ctx->saved_data["conjugate"] = args.conjugate;
     return call(args);
@@ -106,7 +106,7 @@ Tensor rope_autograd(const RopeArgs& args) {
   FULGURITE_CHECK_SERVED(
       !at::GradMode::is_enabled() || !(args.cos.requires_grad() || args.sin.requires_grad()),
       "the gradient of cos and sin is not supported; pass them detached");
-  return RopeFunction::apply(args.x, args);
+  return apply<RopeFunction>(args);
 }
 
 }  // namespace

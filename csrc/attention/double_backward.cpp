@@ -65,8 +65,12 @@ struct Keys {
 
   Keys narrow(int64_t begin, int64_t size) const {
     const auto part = [&](const Tensor& t) { return t.defined() ? t.narrow(0, begin, size) : t; };
-    return {key.narrow(begin, size),      gg_key.narrow(begin, size), value.narrow(begin, size),
-            gg_value.narrow(begin, size), part(grad_key),             part(grad_value)};
+    return {key.narrow(begin, size),
+            gg_key.narrow(begin, size),
+            value.narrow(begin, size),
+            gg_value.narrow(begin, size),
+            part(grad_key),
+            part(grad_value)};
   }
 };
 

@@ -91,8 +91,7 @@ struct AttentionDoubleBackwardFunction
 
   static void add(List& sums, const std::array<bool, kAttentionInputs>& wanted,
                   const AttentionGradients& gradients) {
-    const List all =
-        std::apply([](const auto&... tensors) { return List{tensors...}; }, gradients);
+    const List all = std::apply([](const auto&... tensors) { return List{tensors...}; }, gradients);
     for (int i = 0; i < kAttentionInputs; ++i)
       if (wanted[i]) sums[i] = sums[i].defined() ? sums[i] + all[i] : all[i];
   }

@@ -116,6 +116,8 @@ struct MergeFunction : torch::autograd::Function<MergeFunction> {
 };
 
 AttentionResult merge_autograd(const MergeArgs& args) {
+  for (const Tensor& out : args.outs) check_not_nested("attention_merge", "outs", out);
+  for (const Tensor& lse : args.lses) check_not_nested("attention_merge", "lses", lse);
   const variable_list results = MergeFunction::apply(args.outs, args.lses);
   return {results[0], results[1]};
 }

@@ -53,7 +53,8 @@ Tensor ScoreTiles::in_reach(const RowTile& t) const {
     end[2 * t.rows + r] = reach.sinks.begin;
     end[3 * t.rows + r] = reach.sinks.end;
   }
-  const Tensor e = ends.to(options_.device(), at::kLong, /*non_blocking=*/true), j = positions(t.j, t.keys);
+  const Tensor e = ends.to(options_.device(), at::kLong, /*non_blocking=*/true),
+               j = positions(t.j, t.keys);
   return (j.ge(e[0]) & j.lt(e[1])) | (j.ge(e[2]) & j.lt(e[3]));
 }
 

@@ -5,7 +5,9 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <optional>
+#include <vector>
 
 namespace fulgurite {
 
@@ -18,12 +20,15 @@ inline std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
 /// no such circle stays, unless a hook on saved tensors throws half-way, as early stopping under checkpoint does.
 inline at::Tensor saved_output(const at::Tensor& result) { return result.tensor_data(); }
 
-/// A backward that nobody records calls its operator below Autograd: the fallback that stands there, to refuse a second
-/// gradient, costs as much as a small kernel.
+/// A backward that nobody records calls its operator below Autograd: what stands there, to differentiate it again or to refuse,
+/// costs as much as a small kernel. A gradient that has a tangent must come there.
 class BelowAutogradUnlessRecorded {
  public:
-  BelowAutogradUnlessRecorded() {
-    if (!at::GradMode::is_enabled()) below_.emplace();
+  explicit BelowAutogradUnlessRecorded(const std::vector<at::Tensor>& grads) {
+    const bool moves = std::any_of(grads.begin(), grads.end(), [](const at::Tensor& grad) {
+      return grad.defined() && grad._fw_grad(/*level=*/0).defined();
+    });
+    if (!at::GradMode::is_enabled() && !moves) below_.emplace();
   }
 
  private:

@@ -23,6 +23,13 @@ std::vector<Row> rows(const Self&) {
   return table;
 }
 
+/// The names that each string argument takes: "attention.score" and its list.
+std::vector<std::tuple<std::string, std::vector<std::string>>> named_choices(const Self&) {
+  std::vector<std::tuple<std::string, std::vector<std::string>>> all;
+  for (const ChoiceReport& choice : choices()) all.emplace_back(choice.argument, choice.names);
+  return all;
+}
+
 }  // namespace
 }  // namespace fulgurite
 
@@ -39,5 +46,6 @@ TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
       .def("inline_cost", [](const Self&) { return inline_cost(); })
       .def("set_inline_cost", [](const Self&, int64_t cost) { set_inline_cost(cost); })
       .def("measure_peak", [](const Self&, const std::string& dtype) { return measure_peak(dtype); })
+      .def("choices", named_choices)
       .def("kernel_table", rows);
 }

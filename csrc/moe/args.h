@@ -45,6 +45,7 @@ struct ExpertChoiceArgs {
   Tensor logits;
   c10::SymInt capacity;
   FULGURITE_MEMBERS(logits, capacity)
+  FULGURITE_INPUTS(logits)
 };
 
 struct ExpertChoiceBackwardArgs {
@@ -124,6 +125,7 @@ struct PermuteArgs {
   using Result = Tensor;
   Tensor x, permutation, inverse;
   FULGURITE_MEMBERS(x, permutation, inverse)
+  FULGURITE_INPUTS(x)
 };
 
 struct CombineArgs {

@@ -32,7 +32,7 @@ struct RouteFunction : torch::autograd::Function<RouteFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined() || !ctx->needs_input_grad(0)) return variable_list(2);
     const variable_list saved = ctx->get_saved_variables();
-    const BelowAutogradUnlessRecorded below;
+    const BelowAutogradUnlessRecorded below(grads);
     return {call(RouteBackwardArgs{grads[0],
                                    saved[0],
                                    saved[1],
@@ -89,7 +89,7 @@ Tensor z_loss_autograd(const ZLossArgs& args) {
 struct PermuteFunction : torch::autograd::Function<PermuteFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const PermuteArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({args.inverse});
+    ctx->save_for_backward({savable(args.inverse)});
     return call(args);
   }
 
@@ -99,7 +99,7 @@ struct PermuteFunction : torch::autograd::Function<PermuteFunction> {
   }
 };
 
-Tensor permute_autograd(const PermuteArgs& args) { return PermuteFunction::apply(args.x, args); }
+Tensor permute_autograd(const PermuteArgs& args) { return apply<PermuteFunction>(args); }
 
 struct CombineFunction : torch::autograd::Function<CombineFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& y, const OptionalTensor& weights,

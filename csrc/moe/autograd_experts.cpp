@@ -49,7 +49,7 @@ struct GroupedMmFunction : torch::autograd::Function<GroupedMmFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
                                const OptionalTensor& bias, const GroupedMmArgs& args) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({x, weight, args.offsets});
+    ctx->save_for_backward({savable(x), savable(weight), savable(args.offsets)});
     ctx->saved_data["transposed"] = args.transposed;
     ctx->saved_data["bias"] = bias.has_value();
     return {call(args)};

@@ -77,7 +77,7 @@ struct ExpertChoiceFunction : torch::autograd::Function<ExpertChoiceFunction> {
 };
 
 ExpertChoiceResult expert_choice_autograd(const ExpertChoiceArgs& args) {
-  const variable_list results = ExpertChoiceFunction::apply(args.logits, args);
+  const variable_list results = apply<ExpertChoiceFunction>(args);
   return {results[0], results[1]};
 }
 

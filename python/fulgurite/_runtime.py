@@ -51,8 +51,18 @@ class Runtime:
         self._library.set_inline_cost(cost)
 
     def measure_peak(self, dtype: str) -> float:
-        """Operations a second of all threads on operands at hand, for products of a dtype."""
+        """Operations a second of all threads on operands at hand, for products of a dtype.
+
+        Raises:
+            ValueError: a dtype that has no products.
+        """
+        if dtype not in ("float64", "float32", "bfloat16"):
+            raise ValueError(f"fulgurite: expected float64, float32 or bfloat16, got {dtype}")
         return float(self._library.measure_peak(dtype))
+
+    def choices(self) -> dict[str, list[str]]:
+        """The names that string arguments take, as ``{"attention.score": ["softmax", …], …}``."""
+        return {argument: list(names) for argument, names in self._library.choices()}
 
     def kernel_table(self) -> list[dict[str, Any]]:
         """A row for each kernel: name, device, variants, active, ran, and counts since loading."""

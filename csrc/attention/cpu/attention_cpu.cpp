@@ -10,8 +10,8 @@
 namespace fulgurite {
 namespace {
 
-AttentionCall batch_call(const char* op, Pass pass, const Tensor& query, const Tensor& key, const Tensor& value,
-                         const ScoreArgs& scores) {
+AttentionCall batch_call(const char* op, Pass pass, const Tensor& query, const Tensor& key,
+                         const Tensor& value, const ScoreArgs& scores) {
   AttentionCall call(op, pass, query, key, value, false, query.size(2) + key.size(2), scores);
   call.add_batch(query.size(0), query.size(2), key.size(2));
   return call;
@@ -20,7 +20,8 @@ AttentionCall batch_call(const char* op, Pass pass, const Tensor& query, const T
 AttentionResult attention_cpu(const AttentionArgs& args) {
   check_attention(args);
   const Tensor& query = args.query;
-  AttentionCall call = batch_call("attention", Pass::kForward, query, args.key, args.value, args.scores);
+  AttentionCall call =
+      batch_call("attention", Pass::kForward, query, args.key, args.value, args.scores);
   Tensor out =
       at::empty({query.size(0), query.size(1), query.size(2), args.value.size(3)}, query.options());
   Tensor lse = at::empty({query.size(0), query.size(1), query.size(2)},
@@ -48,7 +49,8 @@ void prepare_grad_bias(AttentionCall& call, const Tensor& bias, Tensor& grad) {
 AttentionGradients attention_backward_cpu(const AttentionBackwardArgs& args) {
   check_attention_backward(args);
   const Tensor& query = args.query;
-  AttentionCall call = batch_call("_attention_backward", Pass::kBackward, query, args.key, args.value, args.scores);
+  AttentionCall call =
+      batch_call("_attention_backward", Pass::kBackward, query, args.key, args.value, args.scores);
   AttentionParams& p = call.p;
   p.saved_out = head_rows(args.out, batch_strides(args.out));
   p.saved_lse = head_rows(args.lse, batch_strides(args.lse));

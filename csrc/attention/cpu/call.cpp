@@ -55,8 +55,9 @@ std::vector<int64_t> host_integers(const Tensor& tensor) {
   return {data, data + wide.numel()};
 }
 
-AttentionCall::AttentionCall(const char* op, Pass pass, const Tensor& query, const Tensor& key, const Tensor& value,
-                             bool packed, int64_t widest, const ScoreArgs& scores)
+AttentionCall::AttentionCall(const char* op, Pass pass, const Tensor& query, const Tensor& key,
+                             const Tensor& value, bool packed, int64_t widest,
+                             const ScoreArgs& scores)
     : options_(query.options().dtype(accumulate_type(query.scalar_type()))), pass_(pass) {
   const auto strides = packed ? packed_strides : batch_strides;
   p.dtype = kernel_dtype(query.scalar_type());

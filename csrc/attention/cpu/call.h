@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "attention/args.h"
-#include "attention/score_rule.h"
 #include "attention/cpu/kernels/params.h"
+#include "attention/score_rule.h"
 #include "common/ceil_div.h"
 #include "cpu/isa.h"
 

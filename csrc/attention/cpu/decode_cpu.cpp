@@ -56,8 +56,8 @@ AttentionResult decode_cpu(const DecodeArgs& args) {
   Tensor lse = at::empty({B, query.size(1), N}, acc);
   if (lse.numel() == 0) return {out, lse};
 
-  AttentionCall call("attention_decode", Pass::kForward, query, args.key_cache, args.value_cache, false,
-                     N + shape.M.expect_int(), args.scores);
+  AttentionCall call("attention_decode", Pass::kForward, query, args.key_cache, args.value_cache,
+                     false, N + shape.M.expect_int(), args.scores);
   DecodeParams d{};
   d.page = args.key_cache.size(2);
   if (table.defined()) {

@@ -185,9 +185,10 @@ struct ScoreRule {
 struct DropoutRule {
   bool active;
   PhiloxKey key;
-  uint32_t first_batch, first_head;  // of the whole that the call's batch entries and heads are a part of
-  uint32_t threshold;                // dropped iff the word is below: p·2³²
-  double inverse_keep;               // 1/(1 − p)
+  uint32_t first_batch,
+      first_head;       // of the whole that the call's batch entries and heads are a part of
+  uint32_t threshold;   // dropped iff the word is below: p·2³²
+  double inverse_keep;  // 1/(1 − p)
 
   /// Words of the keys 4·group … 4·group + 3 of query i; `group` may be a vector of groups.
   template <class U>

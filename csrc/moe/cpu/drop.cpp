@@ -16,9 +16,9 @@
 #include "common/check_choice.h"
 #include "moe/rules/choices.h"
 
-#include "moe/rules/order.h"
 #include "moe/cpu/plan.h"
 #include "moe/cpu/tensors.h"
+#include "moe/rules/order.h"
 
 namespace fulgurite {
 namespace {

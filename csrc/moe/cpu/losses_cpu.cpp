@@ -94,8 +94,7 @@ struct Coefficients {
 };
 
 /// switch: E f_e/T', f_e the share of T'·K assignments; hf: of T'; gshard: of the T' first choices.
-Coefficients linear_coefficients(const LossParams& p, const BalanceArgs& args,
-                                 BalanceKind kind) {
+Coefficients linear_coefficients(const LossParams& p, const BalanceArgs& args, BalanceKind kind) {
   const int64_t K = args.ids.size(1), tokens = kept_tokens(p),
                 used = kind == BalanceKind::kGshard ? std::min<int64_t>(K, 1) : K;
   const double shares = static_cast<double>(kind == BalanceKind::kSwitch ? tokens * K : tokens);

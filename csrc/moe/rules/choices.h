@@ -23,8 +23,8 @@ inline constexpr Named<GroupScore> kGroupScores[] = {
 
 enum class BalanceKind : int { kSwitch, kHf, kGshard, kSequence, kCv2 };
 inline constexpr Named<BalanceKind> kBalanceKinds[] = {
-    {"switch", BalanceKind::kSwitch},     {"hf", BalanceKind::kHf},
-    {"gshard", BalanceKind::kGshard},     {"sequence", BalanceKind::kSequence},
+    {"switch", BalanceKind::kSwitch}, {"hf", BalanceKind::kHf},
+    {"gshard", BalanceKind::kGshard}, {"sequence", BalanceKind::kSequence},
     {"cv2", BalanceKind::kCv2},
 };
 

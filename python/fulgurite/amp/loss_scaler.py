@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from fulgurite._config import runtime
 from fulgurite.optim import AdamW
 
 __all__ = ["LossScaler"]
@@ -55,7 +56,8 @@ class LossScaler(GradScaler):
     Example:
         >>> import torch
         >>> from fulgurite.amp import LossScaler
-        >>> from fulgurite.optim import AdamW
+        >>> from fulgurite._config import runtime
+from fulgurite.optim import AdamW
         >>> weight = torch.nn.Parameter(torch.ones(3))
         >>> optimizer, scaler = AdamW([weight]), LossScaler("cpu", init_scale=1024.0)
         >>> scaler.scale((weight * torch.tensor([1.0, float("inf"), 1.0])).sum()).backward()
@@ -90,7 +92,7 @@ class LossScaler(GradScaler):
             raise ValueError(
                 f"fulgurite.amp.LossScaler: expected hysteresis >= 1, got {hysteresis}"
             )
-        if refill not in ("clean", "growth"):
+        if refill not in runtime().choices()["update_scale_.refill"]:
             raise ValueError(
                 f"fulgurite.amp.LossScaler: expected refill 'clean' or 'growth', got {refill!r}"
             )

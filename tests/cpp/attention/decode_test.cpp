@@ -14,8 +14,8 @@ DecodeLayoutFn attention_decode_layout;
 
 namespace {
 
-constexpr int64_t kBatch = 2, kHq = 4, kHkv = 2, kGroup = 2, kD = 9, kDv = 5, kPage = 20, kPages = 32,
-                  kMost = kPage * kPages, kSplit = 2 * kKeyBlock;
+constexpr int64_t kBatch = 2, kHq = 4, kHkv = 2, kGroup = 2, kD = 9, kDv = 5, kPage = 20,
+                  kPages = 32, kMost = kPage * kPages, kSplit = 2 * kKeyBlock;
 constexpr int64_t kLengths[kBatch] = {600, 37};
 
 int64_t splits_of(int64_t b) { return (kLengths[b] + kSplit - 1) / kSplit; }

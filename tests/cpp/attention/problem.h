@@ -169,9 +169,8 @@ struct Problem {
     for_pairs([&](int64_t i, int64_t j) { max[i] = std::max(max[i], score(h, i, j)); });
     for (int64_t i = 0; i < N && with_sink; ++i) sum[i] = std::exp(sink[h] - max[i]);
     for_pairs([&](int64_t i, int64_t j) { sum[i] += std::exp(score(h, i, j) - max[i]); });
-    for_pairs([&](int64_t i, int64_t j) {
-      w[i * M + j] = std::exp(score(h, i, j) - max[i]) / sum[i];
-    });
+    for_pairs(
+        [&](int64_t i, int64_t j) { w[i * M + j] = std::exp(score(h, i, j) - max[i]) / sum[i]; });
     return w;
   }
   /// exp(sink − lse) of the rows of head h.

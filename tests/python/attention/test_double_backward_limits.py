@@ -198,7 +198,7 @@ def adjoint(leaves: Any, inputs: Any, kwargs: Any, weights: Any) -> tuple[Tensor
 
 @pytest.mark.parametrize("name", ["hvp", "vhp", "jvp", "hessian", "jacobian", "vjp"])
 def test_torch_autograd_functional(name: str) -> None:
-    query, key, value = qkv(torch.Generator().manual_seed(0), torch.float64, CPU, N=3, M=4, D=2)
+    query, key, value = qkv(torch.Generator().manual_seed(0), torch.float64, DEVICE, N=3, M=4, D=2)
     function = getattr(torch.autograd.functional, name)
     vector = () if name in ("hessian", "jacobian") else (torch.ones_like(query),)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common_checks import CPU, Results, assert_same_bits, forward_backward
+from common_checks import DEVICE, Results, assert_same_bits, forward_backward
 from fulgurite.testing.references.attention import dropout_keep
 from fulgurite.testing.samples.attention import qkv
 from second_derivatives import cotangents_for, noise_like, second_derivatives
@@ -26,7 +26,7 @@ def philox(first_batch: int = 0, first_head: int = 0) -> Tensor:
 
 def case(dtype: torch.dtype) -> tuple[Results, tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    tensors = qkv(generator, dtype, CPU, B=B, Hq=H, N=N, M=M, D=D)
+    tensors = qkv(generator, dtype, DEVICE, B=B, Hq=H, N=N, M=M, D=D)
     out = torch.randn(B, H, N, D, generator=generator)
     inputs = dict(zip(("query", "key", "value"), tensors, strict=True))
     return inputs, (out, out[..., 0].contiguous())

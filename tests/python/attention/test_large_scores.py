@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fulgurite
 import fulgurite.nn.functional as F
-from common_checks import CPU, Results, assert_same_bits, forward_backward, threads
+from common_checks import DEVICE, Results, assert_same_bits, forward_backward, threads
 from fulgurite.testing import to_float64
 from fulgurite.testing.references.attention import attention, query_positions
 from second_derivatives import cotangents_for, noise_like, reference_of, second_derivatives
@@ -57,7 +57,7 @@ CASES: dict[str, Callable[[torch.Generator], dict[str, Any]]] = {
     },
     "slopes": lambda g: {
         "alibi_slopes": 1e4 * normal(g, B, HQ).abs(),
-        "mask": (torch.arange(M) - query_positions(N, M, "bottom_right", CPU)[:, None]).abs() > 4,
+        "mask": (torch.arange(M) - query_positions(N, M, "bottom_right", DEVICE)[:, None]).abs() > 4,
     },
     "sink": lambda g: {
         "sink": torch.tensor([1e4, -1e4, 300.0, 1e9]),
@@ -101,7 +101,7 @@ def of_rounded_scores(
     added = tensors.get("bias", torch.zeros((), dtype=wide))
     others = dict(kwargs)
     if "alibi_slopes" in kwargs:
-        distance = (query_positions(N, M, "bottom_right", CPU)[:, None] - torch.arange(M)).abs()
+        distance = (query_positions(N, M, "bottom_right", DEVICE)[:, None] - torch.arange(M)).abs()
         added = added - others.pop("alibi_slopes").reshape(-1, HQ, 1, 1) * distance
     rounded = (products + added).double() - products.double()
     shape = tensors["bias"].shape if "bias" in tensors else ()

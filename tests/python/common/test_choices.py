@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import fulgurite.nn.functional as F
-from fulgurite import _C
+from fulgurite._config import runtime
+from fulgurite.amp import LossScaler
 
 DOCS = Path(__file__).parents[3] / "docs" / "ops"
-CHOICES: dict[str, list[str]] = _C.choices()
-PAGES = {"attention": "attention.md", "attention_varlen": "attention.md"}  # others: moe.md
+CHOICES: dict[str, list[str]] = runtime().choices()
+PAGES = {"attention": "attention.md", "attention_varlen": "attention.md", "update_scale_": "amp.md"}
+# others: moe.md
 # Whose docstring explains the names, where it is not the operator's own.
 EXPLAINED = {"attention_varlen.align": "attention", "moe_balance_loss.score": "moe_route"}
 each_choice = pytest.mark.parametrize("choice", CHOICES)
@@ -54,10 +56,17 @@ def moe_experts(**kwargs: Any) -> Any:
     )
 
 
+def update_scale_(**kwargs: Any) -> Any:
+    torch.ops.fulgurite.update_scale_(
+        torch.ones(()), *torch.ones(2, dtype=torch.int32), torch.zeros(4, dtype=torch.int64),
+        torch.zeros(()), **kwargs
+    )
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (attention, attention_varlen, moe_route, moe_balance_loss, moe_plan,
-              moe_update_bias_, moe_experts)
+              moe_update_bias_, moe_experts, update_scale_)
 }  # fmt: skip
 
 
@@ -87,7 +96,8 @@ def test_other_names_are_refused_with_all_that_are_served(choice: str) -> None:
 def test_every_name_stands_on_the_page_and_in_the_docstring(choice: str) -> None:
     op = choice.split(".")[0]
     page = (DOCS / PAGES.get(op, "moe.md")).read_text()
-    docstring = getattr(F, EXPLAINED.get(choice, op)).__doc__
+    explained = LossScaler if op == "update_scale_" else getattr(F, EXPLAINED.get(choice, op))
+    docstring = explained.__doc__
     for name in CHOICES[choice]:
         assert f'"{name}"' in page, name
         assert f'"{name}"' in docstring, name

@@ -154,8 +154,7 @@ void grad_sink_task(const AttentionParams& p, int64_t head) {
     const Sequence& s = p.sequences[b];
     for (int64_t i0 = 0; i0 < s.N; i0 += s.query_rows) {
       const int64_t rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows;
-      const int64_t first =
-          query_block_index(p, b, head, i0 / s.query_rows) * p.query_block_rows;
+      const int64_t first = query_block_index(p, b, head, i0 / s.query_rows) * p.query_block_rows;
       const T* const delta = static_cast<const T*>(p.delta) + first;
       T block = 0;  // shorter chains of additions
       for (int64_t r = 0; r < rows; ++r) {

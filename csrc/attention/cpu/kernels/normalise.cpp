@@ -51,7 +51,8 @@ void normalise_task(const AttentionParams& p, int64_t task, void* scratch) {
   const Block q = query_block_of(p, task);
   const Sequence& s = p.sequences[q.b];
   const int64_t i0 = q.index * s.query_rows,
-                rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows, first = s.query_start + i0;
+                rows = s.N - i0 < s.query_rows ? s.N - i0 : s.query_rows,
+                first = s.query_start + i0;
   const auto coarse = [&](int64_t r) {
     return lse_is_coarse(*rows_of<T>(p.saved_lse, q.b, q.head, first + r).data, p.dtype);
   };
@@ -85,7 +86,7 @@ void normalise_task(const AttentionParams& p, int64_t task, void* scratch) {
   }
   tally.add_to(p);
   T *const max = static_cast<T*>(p.row_max) + task * p.query_block_rows,
-    *const inverse_sum = static_cast<T*>(p.row_inverse_sum) + task * p.query_block_rows;
+           *const inverse_sum = static_cast<T*>(p.row_inverse_sum) + task * p.query_block_rows;
   for (int64_t r = 0; r < rows; ++r) {
     if (!coarse(r)) continue;
     const T total = sum(load<Native<T>>(w.sum + r * kLanes<T>));
