@@ -21,7 +21,7 @@ each_differentiable = pytest.mark.parametrize(
 
 
 # Reached by differentiating twice: tests/python/attention/test_double_backward_limits.py.
-DOUBLE_BACKWARD = {"_attention_double_backward"}
+DOUBLE_BACKWARD = {"_attention_double_backward", "_attention_dropout_keep"}
 
 
 def registered() -> set[str]:

@@ -56,8 +56,7 @@ class LossScaler(GradScaler):
     Example:
         >>> import torch
         >>> from fulgurite.amp import LossScaler
-        >>> from fulgurite._config import runtime
-from fulgurite.optim import AdamW
+        >>> from fulgurite.optim import AdamW
         >>> weight = torch.nn.Parameter(torch.ones(3))
         >>> optimizer, scaler = AdamW([weight]), LossScaler("cpu", init_scale=1024.0)
         >>> scaler.scale((weight * torch.tensor([1.0, float("inf"), 1.0])).sum()).backward()
