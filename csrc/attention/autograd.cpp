@@ -33,11 +33,10 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const auto forward = saved_arguments<AttentionArgs>(ctx, saved, 2);
     const auto wanted = wanted_inputs(ctx, forward);
     const BelowAutogradUnlessRecorded below(grads);
-    return gradient_list(
-        call(AttentionBackwardArgs{if_defined(grads[0]), if_defined(grads[1]), forward.query,
-                                   forward.key, forward.value, saved[0], saved[1], forward.scores,
-                                   wanted}),
-        wanted);
+    return gradient_list(call(AttentionBackwardArgs{if_defined(grads[0]), if_defined(grads[1]),
+                                                    forward.query, forward.key, forward.value,
+                                                    saved[0], saved[1], forward.scores, wanted}),
+                         wanted);
   }
 };
 
@@ -64,8 +63,8 @@ struct AttentionBackwardFunction : torch::autograd::Function<AttentionBackwardFu
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto first = saved_arguments<AttentionBackwardArgs>(ctx, ctx->get_saved_variables(), 0);
-    AttentionDoubleBackwardArgs args{{},           first.grad_out, first.grad_lse, first.query,
-                                     first.key,    first.value,    first.scores,   {}};
+    AttentionDoubleBackwardArgs args{{},        first.grad_out, first.grad_lse, first.query,
+                                     first.key, first.value,    first.scores,   {}};
     bool any = false;
     for (int i = 0; i < kAttentionInputs; ++i) {
       if (first.output_mask[i]) args.grads[i] = if_defined(grads[i]);

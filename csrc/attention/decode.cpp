@@ -82,9 +82,7 @@ AttentionResult decode_meta(const DecodeArgs& args) {
 }  // namespace
 }  // namespace fulgurite
 
-TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
-  fulgurite::implement<fulgurite::decode_meta>(m);
-}
+TORCH_LIBRARY_IMPL(fulgurite, Meta, m) { fulgurite::implement<fulgurite::decode_meta>(m); }
 
 TORCH_LIBRARY_IMPL(fulgurite, Autograd, m) {
   m.impl("attention_decode", torch::autograd::autogradNotImplementedFallback());

@@ -37,6 +37,4 @@ Tensor dropout_keep_meta(const DropoutKeepArgs& args) {
 }  // namespace
 }  // namespace fulgurite
 
-TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {
-  fulgurite::implement<fulgurite::dropout_keep_meta>(m);
-}
+TORCH_LIBRARY_IMPL(fulgurite, Meta, m) { fulgurite::implement<fulgurite::dropout_keep_meta>(m); }

@@ -58,8 +58,7 @@ const std::string kSchemas[] = {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
-  for (const std::string& schema : kSchemas)
-    m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
+  for (const std::string& schema : kSchemas) m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
 }
 
 namespace fulgurite {
@@ -76,10 +75,9 @@ std::tuple<Tensor, Tensor> attention_varlen(const Tensor& query, const Tensor& k
                                             const Tensor& value, const Tensor& cu_seqlens_q,
                                             const Tensor& cu_seqlens_k,
                                             const AttentionVarlenOptions& o) {
-  return call(arguments_of<VarlenArgs>(query, key, value, cu_seqlens_q, cu_seqlens_k, o.sink,
-                                       o.alibi_slopes, o.scale, o.causal, o.align, o.window_left,
-                                       o.window_right, o.sink_tokens, o.softcap, o.dropout_p,
-                                       o.philox));
+  return call(arguments_of<VarlenArgs>(
+      query, key, value, cu_seqlens_q, cu_seqlens_k, o.sink, o.alibi_slopes, o.scale, o.causal,
+      o.align, o.window_left, o.window_right, o.sink_tokens, o.softcap, o.dropout_p, o.philox));
 }
 
 std::tuple<Tensor, Tensor> attention_decode(const Tensor& query, const Tensor& key_cache,

@@ -130,12 +130,11 @@ struct VarlenFunction : torch::autograd::Function<VarlenFunction> {
     const variable_list saved = ctx->get_saved_variables();
     const auto forward = saved_arguments<VarlenArgs>(ctx, saved, 2);
     const auto wanted = wanted_inputs(ctx, forward);
-    return gradient_list(
-        call(VarlenBackwardArgs{if_defined(grads[0]), if_defined(grads[1]), forward.query,
-                                forward.key, forward.value, saved[0], saved[1],
-                                forward.cu_seqlens_q, forward.cu_seqlens_k, forward.scores,
-                                wanted}),
-        wanted);
+    return gradient_list(call(VarlenBackwardArgs{if_defined(grads[0]), if_defined(grads[1]),
+                                                 forward.query, forward.key, forward.value,
+                                                 saved[0], saved[1], forward.cu_seqlens_q,
+                                                 forward.cu_seqlens_k, forward.scores, wanted}),
+                         wanted);
   }
 };
 

@@ -25,10 +25,10 @@
 #include <string_view>
 #include <tuple>
 
-#define FULGURITE_MEMBERS(...)                           \
-  auto members() { return std::tie(__VA_ARGS__); }       \
+#define FULGURITE_MEMBERS(...)                     \
+  auto members() { return std::tie(__VA_ARGS__); } \
   auto members() const { return std::tie(__VA_ARGS__); }
-#define FULGURITE_INPUTS(...)                                  \
+#define FULGURITE_INPUTS(...)                                   \
   static constexpr std::string_view kInputNames = #__VA_ARGS__; \
   auto inputs() const { return std::tie(__VA_ARGS__); }
 

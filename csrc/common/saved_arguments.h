@@ -9,8 +9,7 @@
 namespace fulgurite {
 
 template <class Args>
-inline constexpr size_t kInputs =
-    std::tuple_size_v<decltype(std::declval<const Args&>().inputs())>;
+inline constexpr size_t kInputs = std::tuple_size_v<decltype(std::declval<const Args&>().inputs())>;
 
 /// "sink" of "query, scores.sink", 1
 inline std::string_view input_name(std::string_view names, size_t i) {
@@ -111,7 +110,9 @@ std::array<bool, kInputs<Args>> wanted_inputs(torch::autograd::AutogradContext* 
 /// Whether a call is worth an autograd function: an input wants a gradient.
 template <class Args>
 bool is_recorded(const Args& args) {
-  const auto wants = [](const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); };
+  const auto wants = [](const OptionalTensor& t) {
+    return t && t->defined() && t->requires_grad();
+  };
   return at::GradMode::is_enabled() &&
          std::apply([&](const auto&... input) { return (wants(input) || ...); }, args.inputs());
 }
@@ -130,9 +131,8 @@ template <size_t N, class... Gradient>
 torch::autograd::variable_list gradient_list(const std::tuple<Gradient...>& gradients,
                                              const std::array<bool, N>& wanted) {
   static_assert(sizeof...(Gradient) == N);
-  torch::autograd::variable_list list =
-      std::apply([](const auto&... t) { return torch::autograd::variable_list{t..., Tensor()}; },
-                 gradients);
+  torch::autograd::variable_list list = std::apply(
+      [](const auto&... t) { return torch::autograd::variable_list{t..., Tensor()}; }, gradients);
   for (size_t i = 0; i < N; ++i)
     if (!wanted[i]) list[i] = Tensor();
   return list;

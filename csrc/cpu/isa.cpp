@@ -17,7 +17,8 @@ struct IsaRow {
   Isa parent;
   bool products, float64;
 };
-#define FULGURITE_ISA_ROW(isa, parent, products, float64) {#isa, Isa::parent, products != 0, float64 != 0},
+#define FULGURITE_ISA_ROW(isa, parent, products, float64) \
+  {#isa, Isa::parent, products != 0, float64 != 0},
 constexpr IsaRow kIsas[kNumIsas] = {FULGURITE_ISA_TABLE(FULGURITE_ISA_ROW)};
 #undef FULGURITE_ISA_ROW
 

@@ -45,7 +45,8 @@ TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
       .def("set_isa", [](const Self&, const std::string& name) { set_isa(name); })
       .def("inline_cost", [](const Self&) { return inline_cost(); })
       .def("set_inline_cost", [](const Self&, int64_t cost) { set_inline_cost(cost); })
-      .def("measure_peak", [](const Self&, const std::string& dtype) { return measure_peak(dtype); })
+      .def("measure_peak",
+           [](const Self&, const std::string& dtype) { return measure_peak(dtype); })
       .def("choices", named_choices)
       .def("kernel_table", rows);
 }

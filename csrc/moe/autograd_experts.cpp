@@ -31,15 +31,16 @@ struct ExpertsFunction : torch::autograd::Function<ExpertsFunction> {
     const variable_list saved = ctx->get_saved_variables();
     const auto forward = saved_arguments<ExpertsArgs>(ctx, saved, 1);
     const auto wanted = wanted_inputs(ctx, forward);
-    return gradient_list(
-        call(ExpertsBackwardArgs{grads[0], forward, if_defined(saved[0]), wanted}), wanted);
+    return gradient_list(call(ExpertsBackwardArgs{grads[0], forward, if_defined(saved[0]), wanted}),
+                         wanted);
   }
 };
 
 Tensor experts_autograd(const ExpertsArgs& args) {
   if (!is_recorded(args)) {
     const Tensor y = below_autograd(args);
-    if (has_tangent(args)) y._set_fw_grad(experts_tangent(args), /*level=*/0, /*is_inplace_op=*/false);
+    if (has_tangent(args))
+      y._set_fw_grad(experts_tangent(args), /*level=*/0, /*is_inplace_op=*/false);
     return y;
   }
   return apply<ExpertsFunction>(args)[0];
@@ -66,9 +67,7 @@ struct GroupedMmFunction : torch::autograd::Function<GroupedMmFunction> {
   }
 };
 
-Tensor grouped_mm_autograd(const GroupedMmArgs& args) {
-  return apply<GroupedMmFunction>(args)[0];
-}
+Tensor grouped_mm_autograd(const GroupedMmArgs& args) { return apply<GroupedMmFunction>(args)[0]; }
 
 }  // namespace
 }  // namespace fulgurite

@@ -72,8 +72,7 @@ class SortedProducts {
   /// Undefined where a factor is.
   Tensor multiply(const Tensor& rows, const Tensor& weight, const Tensor& bias = {}) const {
     if (!rows.defined() || !weight.defined()) return {};
-    return call(
-        GroupedMmArgs{rows, weight, std::get<2>(plan_), if_defined(bias), transposed_});
+    return call(GroupedMmArgs{rows, weight, std::get<2>(plan_), if_defined(bias), transposed_});
   }
   Tensor combine(const Tensor& y, const Tensor& weights) const {
     if (!y.defined() || !weights.defined()) return {};
@@ -103,22 +102,22 @@ Tensor experts_tangent(const ExpertsArgs& a) {
     const SortedProducts sorted(a, w_in.value.size(0));
     rows = sorted.permute(x.value);
     hidden = sorted.multiply(rows, w_in.value, b_in.value);
-    hidden_dot = plus(plus(sorted.multiply(sorted.permute(x.dot), w_in.value),
-                           sorted.multiply(rows, w_in.dot)),
-                      bias_rows(sorted, rows, w_in.value, b_in.dot));
+    hidden_dot = plus(
+        plus(sorted.multiply(sorted.permute(x.dot), w_in.value), sorted.multiply(rows, w_in.dot)),
+        bias_rows(sorted, rows, w_in.value, b_in.dot));
   }
   const auto f = [&](const Tensor& h) { return activated(a, h); };
   const Tensor inner = f(hidden),
                inner_dot = hidden_dot.defined() ? tangent_of(hidden, hidden_dot, f) : Tensor();
   const SortedProducts sorted(a, w_in.value.size(0));
-  const Tensor y_dot = plus(plus(sorted.multiply(inner_dot, w_out.value),
-                                 sorted.multiply(inner, w_out.dot)),
-                            bias_rows(sorted, inner, w_out.value, b_out.dot));
-  return plus(sorted.combine(y_dot, weights.value),
-              sorted.combine(weights.dot.defined()
-                                 ? sorted.multiply(inner, w_out.value, b_out.value)
-                                 : Tensor(),
-                             weights.dot))
+  const Tensor y_dot =
+      plus(plus(sorted.multiply(inner_dot, w_out.value), sorted.multiply(inner, w_out.dot)),
+           bias_rows(sorted, inner, w_out.value, b_out.dot));
+  return plus(
+             sorted.combine(y_dot, weights.value),
+             sorted.combine(weights.dot.defined() ? sorted.multiply(inner, w_out.value, b_out.value)
+                                                  : Tensor(),
+                            weights.dot))
       .to(a.x.scalar_type());
 }
 
@@ -136,8 +135,8 @@ Tensor route_tangent(const RouteArgs& a, const Tensor& ids) {
                  .softmax(-1)
                  .masked_fill(none, 0) *
              a.scale;
-    const Tensor score =
-        (a.score == "sigmoid" ? picked.sigmoid() : at::softplus(picked).sqrt()).masked_fill(none, 0);
+    const Tensor score = (a.score == "sigmoid" ? picked.sigmoid() : at::softplus(picked).sqrt())
+                             .masked_fill(none, 0);
     return (a.renormalize ? score / (score.sum(-1, /*keepdim=*/true) + a.eps) : score) * a.scale;
   };
   return tangent_of(logits.value, logits.dot, weigh);

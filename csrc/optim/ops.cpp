@@ -75,7 +75,9 @@ std::tuple<Tensor, Tensor> split_master(const Tensor& master) {
   return call(SplitMasterArgs{master});
 }
 
-Tensor join_master(const Tensor& high, const Tensor& low) { return call(JoinMasterArgs{high, low}); }
+Tensor join_master(const Tensor& high, const Tensor& low) {
+  return call(JoinMasterArgs{high, low});
+}
 
 }  // namespace fulgurite
 

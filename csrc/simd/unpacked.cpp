@@ -89,7 +89,7 @@ void multiply_unpacked(int64_t M, int64_t N, int64_t K, MatrixA<T> a, Strided<S>
   }
 }
 
-#define FULGURITE_UNPACKED(T, S)                                                               \
+#define FULGURITE_UNPACKED(T, S)                                                           \
   template void multiply_unpacked<T, S>(int64_t, int64_t, int64_t, MatrixA<T>, Strided<S>, \
                                         Accumulate<T>*, int64_t, bool);
 #if FULGURITE_PAIR_PRODUCTS

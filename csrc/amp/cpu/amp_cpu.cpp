@@ -1,8 +1,8 @@
 // Loss scaling on the CPU, torch side.
 #include "amp/check.h"
+#include "amp/cpu/kernels/params.h"
 #include "amp/rules/choices.h"
 #include "common/check_choice.h"
-#include "amp/cpu/kernels/params.h"
 #include "common/dtype.h"
 #include "cpu/tasks.h"
 #include "cpu/walk.h"
@@ -159,7 +159,8 @@ void update_scale_cpu(const UpdateScaleArgs& a) {
   const bool grows = tracker + int64_t{1} == a.growth_interval;
   if (grows) scale = grown(scale, a);
   tracker = grows ? 0 : tracker + 1;
-  if (grows || choice_of(kRefills, a.refill) == Refill::kClean) hysteresis = static_cast<int32_t>(a.max_hysteresis);
+  if (grows || choice_of(kRefills, a.refill) == Refill::kClean)
+    hysteresis = static_cast<int32_t>(a.max_hysteresis);
   ++clean;
   in_a_row = 0;
 }

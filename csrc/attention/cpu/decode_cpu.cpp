@@ -91,6 +91,4 @@ AttentionResult decode_cpu(const DecodeArgs& args) {
 }  // namespace
 }  // namespace fulgurite
 
-TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
-  fulgurite::implement<fulgurite::decode_cpu>(m);
-}
+TORCH_LIBRARY_IMPL(fulgurite, CPU, m) { fulgurite::implement<fulgurite::decode_cpu>(m); }

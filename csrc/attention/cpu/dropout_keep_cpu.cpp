@@ -29,6 +29,4 @@ Tensor dropout_keep_cpu(const DropoutKeepArgs& args) {
 }  // namespace
 }  // namespace fulgurite
 
-TORCH_LIBRARY_IMPL(fulgurite, CPU, m) {
-  fulgurite::implement<fulgurite::dropout_keep_cpu>(m);
-}
+TORCH_LIBRARY_IMPL(fulgurite, CPU, m) { fulgurite::implement<fulgurite::dropout_keep_cpu>(m); }

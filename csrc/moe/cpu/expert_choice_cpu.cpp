@@ -5,10 +5,10 @@
 #include "common/dtype.h"
 #include "common/fresh.h"
 #include "cpu/tasks.h"
-#include "moe/rules/order.h"
 #include "moe/cpu/plan.h"
 #include "moe/cpu/tensors.h"
 #include "moe/expert_choice.h"
+#include "moe/rules/order.h"
 
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>

@@ -133,7 +133,8 @@ std::tuple<Tensor, Tensor> combine_backward_cpu(const CombineBackwardArgs& args)
     p.out = grad_y.mutable_data_ptr();
     run_rows(moe_combine_grad_y_kernel, p, p.T * p.K);
   }
-  if (!weights || !args.output_mask[1]) return {grad_y, empty_like_contiguous(weights.value_or(y), {0})};
+  if (!weights || !args.output_mask[1])
+    return {grad_y, empty_like_contiguous(weights.value_or(y), {0})};
   Tensor grad_weights = empty_like_contiguous(w, {p.T, p.K});
   p.grad_weights = grad_weights.mutable_data_ptr();
   run_rows(moe_combine_grad_weights_kernel, p, p.T);

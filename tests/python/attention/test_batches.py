@@ -136,8 +136,8 @@ def test_dtypes_are_the_operators_matter() -> None:
 @pytest.mark.parametrize("function", [F.attention, F.attention_varlen])
 def test_the_public_function_tells_its_arguments(function: Any) -> None:
     signature = inspect.signature(function)
-    names = [str(argument) for argument in torch.ops.fulgurite.__getattr__(
-        function.__name__).default._schema.arguments]  # fmt: skip
+    operator = getattr(torch.ops.fulgurite, function.__name__)
+    names = [argument.name for argument in operator.default._schema.arguments]
     assert list(signature.parameters)[-1] == "return_lse"
     assert len(signature.parameters) == len(names) + 1
     assert function.__doc__

@@ -58,8 +58,11 @@ def moe_experts(**kwargs: Any) -> Any:
 
 def update_scale_(**kwargs: Any) -> Any:
     torch.ops.fulgurite.update_scale_(
-        torch.ones(()), *torch.ones(2, dtype=torch.int32), torch.zeros(4, dtype=torch.int64),
-        torch.zeros(()), **kwargs
+        torch.ones(()),
+        *torch.ones(2, dtype=torch.int32),
+        torch.zeros(4, dtype=torch.int64),
+        torch.zeros(()),
+        **kwargs,
     )
 
 
