@@ -8,7 +8,7 @@ import torch
 
 
 class Runtime:
-    """What ``torch.classes.fulgurite.Runtime`` offers (``<fulgurite/config.h>`` has the same for C++)."""
+    """``torch.classes.fulgurite.Runtime``; C++ programs have ``<fulgurite/config.h>``."""
 
     def __init__(self) -> None:
         self._library = torch.classes.fulgurite.Runtime()

@@ -57,7 +57,7 @@ CASES: dict[str, Callable[[torch.Generator], dict[str, Any]]] = {
     },
     "slopes": lambda g: {
         "alibi_slopes": 1e4 * normal(g, B, HQ).abs(),
-        "mask": (torch.arange(M) - query_positions(N, M, "bottom_right", DEVICE)[:, None]).abs() > 4,
+        "mask": 4 < (query_positions(N, M, "bottom_right", DEVICE)[:, None] - torch.arange(M)).abs(),
     },
     "sink": lambda g: {
         "sink": torch.tensor([1e4, -1e4, 300.0, 1e9]),

@@ -59,8 +59,8 @@ def with_optional_lse(with_lse: Callable[..., tuple[Tensor, Tensor]]) -> Callabl
 def philox_for(dropout_p: float, philox: Optional[Tensor], query: Tensor) -> Optional[Tensor]:
     """The given philox, or [seed, offset] from torch's default generator where dropout needs it.
 
-    Drawn by ``rand_like``, which compilers know as random: a partitioner that recomputes activations
-    in the backward keeps its result (``randint`` it would draw again, other numbers).
+    Drawn by ``rand_like``, which compilers know as random: a partitioner that recomputes
+    activations keeps its result (``randint`` it would draw again, other numbers).
     """
     if dropout_p > 0.0 and philox is None:
         drawn = torch.rand_like(torch.zeros(2, dtype=torch.float64, device="cpu"))

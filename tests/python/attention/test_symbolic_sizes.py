@@ -1,0 +1,86 @@
+"""Sizes that compilers do not know: windows computed from them, and batches that data decides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor, nn
+
+import fulgurite.nn.functional as F
+
+HQ, HKV, N, D = 4, 1, 5, 8
+
+
+def test_windows_of_a_size_compile_once() -> None:
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def windowed(x: Tensor) -> Tensor:
+        n = x.size(2)
+        whole = F.attention(x, x, x, window_left=n // 2, window_right=n // 4, sink_tokens=n // 8)
+        return whole + F.attention(x, x, x, causal=True, chunk_size=n // 2)
+
+    compiled = torch.compile(windowed, backend=counter, dynamic=True, fullgraph=True)
+    counts = []
+    for n in (16, 24, 40, 9):
+        x = torch.randn(1, 2, n, D, dtype=torch.float64, requires_grad=True)
+        expected = windowed(x)
+        torch.testing.assert_close(compiled(x), expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(compiled(x).sum(), x), torch.autograd.grad(expected.sum(), x)
+        )
+        counts.append(counter.frame_count)
+    assert len(set(counts)) == 1, counts
+
+
+class Selected(nn.Module):
+    """Attention of the rows that a mask picks."""
+
+    def __init__(self, extra: str) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def forward(self, x: Tensor, chosen: Tensor, numbers: Tensor) -> Tensor:
+        query, key, value = x[chosen].split([HQ, HKV, HKV], 1)
+        picked = numbers[chosen]
+        rows = picked[:, None, None, :]
+        if self.extra == "mask":
+            return F.attention(query, key, value, mask=rows > 0)
+        if self.extra == "bias":
+            return F.attention(query, key, value, bias=rows)
+        if self.extra == "slopes":
+            return F.attention(query, key, value, alibi_slopes=picked[:, :HQ].abs())
+        if self.extra == "rope":
+            table = picked[:, None, :, None].expand(-1, 1, -1, D // 2)
+            return F.rope(query, table, table)
+        return F.attention(query, key, value)
+
+
+@pytest.mark.parametrize("extra", ["none", "mask", "bias", "slopes", "rope"])
+def test_a_batch_that_data_decides_is_exported(extra: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, HQ + 2 * HKV, N, D, generator=generator)
+    numbers = torch.randn(6, N, generator=generator)
+    chosen = torch.tensor([True, False, True, True, False, False])
+    program = torch.export.export(Selected(extra), (x, chosen, numbers)).module()
+    for picked in (chosen, chosen.roll(1) & chosen, torch.zeros(6, dtype=torch.bool)):
+        expected = Selected(extra)(x, picked, numbers)
+        torch.testing.assert_close(program(x, picked, numbers), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.5])
+def test_dropout_of_recomputed_activations_is_that_of_the_forward(budget: float) -> None:
+    """Queries of 0 and values of the identity: what comes out is what dropout kept."""
+    n = 32
+    zero = torch.zeros(1, 1, n, D)
+
+    def dropped(value: Tensor) -> Tensor:
+        return F.attention(zero, zero, value, dropout_p=0.5)
+
+    torch._dynamo.reset()
+    with torch._functorch.config.patch(activation_memory_budget=budget):
+        value = torch.eye(n)[None, None].requires_grad_()
+        out = torch.compile(dropped, backend="aot_eager")(value)
+        grad = torch.randn(1, 1, n, n)
+        (got,) = torch.autograd.grad(out, value, grad)
+    torch.testing.assert_close(got[0, 0], out.detach()[0, 0].T @ grad[0, 0])
