@@ -25,6 +25,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 attention_op = torch.ops.fulgurite.attention
 B, HQ, HKV, N, M, D, SCALE = 2, 4, 2, 50, 140, 16, 0.5
 LOWEST = torch.finfo(torch.float32).min
+KEYS = torch.arange(M)
 
 
 def quarters(generator: torch.Generator, *shape: int) -> Tensor:
@@ -57,7 +58,7 @@ CASES: dict[str, Callable[[torch.Generator], dict[str, Any]]] = {
     },
     "slopes": lambda g: {
         "alibi_slopes": 1e4 * normal(g, B, HQ).abs(),
-        "mask": 4 < (query_positions(N, M, "bottom_right", DEVICE)[:, None] - torch.arange(M)).abs(),
+        "mask": (query_positions(N, M, "bottom_right", DEVICE)[:, None] - KEYS).abs() > 4,
     },
     "sink": lambda g: {
         "sink": torch.tensor([1e4, -1e4, 300.0, 1e9]),
