@@ -4,7 +4,7 @@
 
 #include "amp/rules/choices.h"
 #include "common/check_choice.h"
-#include "cpu/walk.h"
+#include "common/walk.h"
 
 namespace fulgurite {
 namespace {

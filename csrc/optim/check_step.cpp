@@ -2,7 +2,7 @@
 
 #include <unordered_set>
 
-#include "cpu/walk.h"
+#include "common/walk.h"
 
 namespace fulgurite {
 namespace {

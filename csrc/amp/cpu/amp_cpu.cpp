@@ -5,7 +5,7 @@
 #include "common/check_choice.h"
 #include "common/dtype.h"
 #include "cpu/tasks.h"
-#include "cpu/walk.h"
+#include "common/walk.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>

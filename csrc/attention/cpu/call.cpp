@@ -58,7 +58,7 @@ std::vector<int64_t> host_integers(const Tensor& tensor) {
 AttentionCall::AttentionCall(const char* op, Pass pass, const Tensor& query, const Tensor& key,
                              const Tensor& value, bool packed, int64_t widest,
                              const ScoreArgs& scores)
-    : options_(query.options().dtype(accumulate_type(query.scalar_type()))), pass_(pass) {
+    : options_(query.options().dtype(accumulate_type(query.scalar_type()))) {
   const auto strides = packed ? packed_strides : batch_strides;
   p.dtype = kernel_dtype(query.scalar_type());
   p.Hq = query.size(1);
@@ -86,36 +86,8 @@ AttentionCall::AttentionCall(const char* op, Pass pass, const Tensor& query, con
   }
   attention_forward_layout_kernel.get(p.dtype)(p, &layout_);
   attention_backward_layout_kernel.get(p.dtype)(p, &layout_);
-}
-
-/// Rows of a block: the blocks of a sequence are as even as whole strips allow.
-int64_t AttentionCall::query_rows(int64_t N) const {
-  constexpr int64_t kStrips = 12;  // strips are 6 or 4 rows
-  const int64_t most = pass_ == Pass::kForward ? layout_.forward_rows : layout_.backward_rows;
-  if (N <= most) return std::max<int64_t>(N, 1);
-  return ceil_div(ceil_div(N, ceil_div(N, most)), kStrips) * kStrips;
-}
-
-void AttentionCall::add_sequence(int64_t query_start, int64_t N, int64_t key_start, int64_t M) {
-  const int64_t packed = ceil_div(M, layout_.key_multiple) * layout_.key_multiple,
-                blocks = ceil_div(M, kKeyBlock);
-  add({query_start, N, key_start, M, query_rows(N), p.query_blocks, p.key_blocks, packed_keys_,
-       packed},
-      blocks);
-  packed_keys_ += packed;
-}
-
-void AttentionCall::add_splits(int64_t N, int64_t M, int64_t split_keys) {
-  add({0, N, 0, M, query_rows(N), p.query_blocks, p.key_blocks, 0, 0}, ceil_div(M, split_keys));
-}
-
-void AttentionCall::add(const Sequence& sequence, int64_t key_blocks) {
-  sequences_.push_back(sequence);
-  p.query_blocks += ceil_div(sequence.N, sequence.query_rows);
-  p.key_blocks += key_blocks;
-  pairs_ += sequence.N * sequence.M;
-  p.B = static_cast<int64_t>(sequences_.size());
-  p.sequences = sequences_.data();
+  const int64_t rows = pass == Pass::kForward ? layout_.forward_rows : layout_.backward_rows;
+  plan_.emplace(BlockLimits{rows, kKeyBlock, layout_.key_multiple});
 }
 
 void* AttentionCall::keep(Tensor tensor) {
@@ -124,14 +96,16 @@ void* AttentionCall::keep(Tensor tensor) {
 }
 
 void AttentionCall::add_packed(void*& pointer, int64_t bytes_per_key) {
-  pointer = keep(at::empty({packed_keys_ * p.Hkv * bytes_per_key}, options_.dtype(at::kByte)));
+  pointer =
+      keep(at::empty({plan_->packed_keys() * p.Hkv * bytes_per_key}, options_.dtype(at::kByte)));
 }
 
 void AttentionCall::pack() {
   p.key_finite =
       static_cast<bool*>(keep(at::empty({2, packed_blocks()}, options_.dtype(at::kBool))));
   p.value_finite = p.key_finite + packed_blocks();
-  run_counted(attention_pack_kernel, p, {packed_blocks(), packed_keys_ * p.Hkv * (p.D + p.Dv)});
+  run_counted(attention_pack_kernel, p,
+              {packed_blocks(), plan_->packed_keys() * p.Hkv * (p.D + p.Dv)});
 }
 
 /// Whether one task alone reads a block of keys. Few tasks leave cores idle, which packing before them does not.

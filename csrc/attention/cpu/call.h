@@ -6,6 +6,7 @@
 
 #include "attention/args.h"
 #include "attention/cpu/kernels/params.h"
+#include "attention/plan.h"
 #include "attention/score_rule.h"
 #include "common/ceil_div.h"
 #include "cpu/isa.h"
@@ -54,15 +55,20 @@ class AttentionCall {
   AttentionCall(const char* op, Pass pass, const Tensor& query, const Tensor& key,
                 const Tensor& value, bool packed, int64_t widest, const ScoreArgs& scores);
 
-  /// Every batch entry a problem of the same size.
   void add_batch(int64_t B, int64_t N, int64_t M) {
-    for (int64_t b = 0; b < B; ++b) add_sequence(0, N, 0, M);
+    plan_->add_batch(B, N, M);
+    plan_->describe(p);
   }
-  void add_sequence(int64_t query_start, int64_t N, int64_t key_start, int64_t M);
-  /// A sequence whose key blocks are splits of `split_keys` keys, which nobody packs.
-  void add_splits(int64_t N, int64_t M, int64_t split_keys);
-  int64_t pairs() const { return pairs_; }
-  int64_t products() const { return pairs_ * p.Hq * (p.D + p.Dv + 1); }
+  void add_sequence(int64_t query_start, int64_t N, int64_t key_start, int64_t M) {
+    plan_->add_sequence(query_start, N, key_start, M);
+    plan_->describe(p);
+  }
+  void add_splits(int64_t N, int64_t M, int64_t split_keys) {
+    plan_->add_splits(N, M, split_keys);
+    plan_->describe(p);
+  }
+  int64_t pairs() const { return plan_->pairs(); }
+  int64_t products() const { return pairs() * p.Hq * (p.D + p.Dv + 1); }
 
   /// The kernel's sums are in the accumulation type; backward() leaves them in `grad`.
   void want_sink(const Tensor& grad);
@@ -81,22 +87,17 @@ class AttentionCall {
   void normalise();
   void gradients();
   void run_with_parts(QueryParts& parts, const TaskSpace& space);
-  int64_t query_rows(int64_t N) const;
   bool tasks_own_bias() const;
   void add_bias_parts();
   void grad_bias();
   int64_t bias_elements() const;
   int64_t packed_blocks() const { return p.key_blocks * p.Hkv; }
-  void add(const Sequence& sequence, int64_t key_blocks);
 
   at::TensorOptions options_;  // of the accumulation type
   AttentionLayout layout_{};
-  Pass pass_;
-  std::vector<Sequence> sequences_;
+  std::optional<AttentionPlan> plan_;  // made once the layout is known
   std::vector<Tensor> buffers_;
   Tensor grad_sink_, grad_sink_wide_;
-  int64_t packed_keys_ = 0;  // over all sequences, per key/value head
-  int64_t pairs_ = 0;        // of queries and keys, over all sequences, per head
 };
 
 }  // namespace fulgurite

@@ -19,8 +19,8 @@ FULGURITE_KERNEL(attention_backward_bias, attention_grad_sink, AttentionTaskFn);
 
 void AttentionCall::add_delta() {
   const int64_t blocks = p.query_blocks * p.Hq;
-  for (const Sequence& s : sequences_)
-    p.query_block_rows = std::max(p.query_block_rows, s.query_rows);
+  for (int64_t b = 0; b < p.B; ++b)
+    p.query_block_rows = std::max(p.query_block_rows, p.sequences[b].query_rows);
   p.delta = keep(at::empty({blocks * p.query_block_rows}, options_));
   p.query_finite = static_cast<bool*>(keep(at::empty({2, blocks}, options_.dtype(at::kBool))));
   p.grad_out_finite = p.query_finite + blocks;
@@ -38,7 +38,7 @@ void AttentionCall::normalise() {
   p.row_inverse_sum = keep(statistics[1]);
   attention_normalise_layout_kernel.get(p.dtype)(p, &layout_);
   run_counted(attention_normalise_kernel, p,
-              {blocks, pairs_ * p.Hq * (p.D + 1), layout_.normalise_scratch});
+              {blocks, pairs() * p.Hq * (p.D + 1), layout_.normalise_scratch});
 }
 
 void AttentionCall::want_sink(const Tensor& grad) {
@@ -50,7 +50,8 @@ void AttentionCall::want_sink(const Tensor& grad) {
 void AttentionCall::backward() {
   add_delta();
   p.batch_stride = p.B;
-  p.stores_bias = p.grad_bias && bias_elements() == p.B * p.Hq * sequences_[0].N * sequences_[0].M;
+  p.stores_bias =
+      p.grad_bias && bias_elements() == p.B * p.Hq * p.sequences[0].N * p.sequences[0].M;
   if (p.grad_bias && !p.stores_bias && tasks_own_bias()) add_bias_parts();
   p.packs_in_tasks = !p.grad_bias || p.stores_bias || p.grad_bias_parts;
   if (!p.packs_in_tasks) {
@@ -117,7 +118,7 @@ void AttentionCall::run_with_parts(QueryParts& parts, const TaskSpace& space) {
 /// Different tasks of the backward never meet in an element of dbias.
 bool AttentionCall::tasks_own_bias() const {
   const bool heads = p.bias_shape[1] == p.Hq || p.Hkv == 1;
-  const bool keys = p.bias_shape[3] > 1 || sequences_[0].M <= kKeyBlock;
+  const bool keys = p.bias_shape[3] > 1 || p.sequences[0].M <= kKeyBlock;
   return heads && keys;
 }
 
@@ -137,7 +138,7 @@ void AttentionCall::grad_bias() {
     return run_counted(attention_reduce_bias_kernel, p,
                        {ceil_div(bias_elements(), kBiasChunk),
                         bias_elements() * (p.batch_stride / p.bias_shape[0])});
-  const Sequence& s = sequences_[0];
+  const Sequence& s = p.sequences[0];
   const int64_t rows = p.bias_shape[2] == 1 ? 1 : ceil_div(s.N, s.query_rows);
   const int64_t columns = p.bias_shape[3] == 1 ? 1 : key_blocks_of(s);
   run_counted(

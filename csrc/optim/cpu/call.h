@@ -6,7 +6,7 @@
 #include <deque>
 #include <vector>
 
-#include "cpu/walk.h"
+#include "common/walk.h"
 #include "optim/cpu/kernels/params.h"
 #include "optim/valid.h"
 

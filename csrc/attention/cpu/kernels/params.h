@@ -1,24 +1,11 @@
-// What the kernels are told: plain pointers, sizes and strides.
-//
-// Legend: B batch, Hq query heads, Hkv key/value heads, group = Hq/Hkv, N queries, M keys, D query/key width, Dv value width.
+// What the kernels are told: the problem (rules/problem.h), and what each pass has besides it.
 #pragma once
 
 #include <cstdint>
 
-#include "attention/rules/scores.h"
-#include "simd/types.h"
+#include "attention/rules/problem.h"
 
 namespace fulgurite {
-
-/// A tensor of heads of rows, any strides, in elements: (batch, head, row, column). Packed sequences have batch stride 0.
-struct Tensor4 {
-  const void* data;
-  int64_t strides[4];
-};
-struct Output4 {
-  void* data;          // null: not wanted
-  int64_t strides[3];  // the last dimension is contiguous
-};
 
 inline constexpr int64_t kMostQueryRows = 192;  // of a tile, on any instruction set
 inline constexpr int64_t kKeyBlock =
@@ -29,50 +16,21 @@ inline constexpr int64_t kQueryParts = 4;
 
 inline constexpr int64_t kBiasChunk = 4096;  // elements of dbias that one task sums
 
-/// One problem: a batch entry, or one of the packed sequences. Blocks are numbered over all sequences.
-struct Sequence {
-  int64_t query_start, N, key_start, M;
-  int64_t query_rows;              // of a query block
-  int64_t query_block, key_block;  // numbers of its first blocks
-  int64_t packed_start,
-      packed_keys;  // its keys in the packed copies, M rounded up to whole vectors
-};
-
-struct AttentionParams {
-  Dtype dtype;
-  int64_t Hq, Hkv, group, D, Dv;
-  double scale, softcap, score_scale;
-  // Without softcap, bias and slopes the scores are left as the bare products, and softmax multiplies them by their unit,
-  // the scale, on the way. Else the unit is 1.
-  bool plain_scores;
-  double score_unit;
-  ScoreKind score;
-  ScoreRule rule;  // M and shift: of the sequence at hand, set by the task
-  bool bottom_right;
-  DropoutRule dropout;
-
-  int64_t* tiles_seen;  // atomic counters, for explain
-  int64_t* tiles_skipped;
-
-  const Sequence* sequences;            // B of them
-  int64_t B, query_blocks, key_blocks;  // over all sequences
-
-  Tensor4 query, key, value;  // (B,Hq,N,D) (B,Hkv,M,D) (B,Hkv,M,Dv)
-  const void* sink;           // (Hq) of the accumulation type, or null
-  const void* alibi_slopes;   // (1 or B, Hq) of the accumulation type, or null
-  int64_t alibi_batch_stride;
-
-  // Keys and values as operands, block by block of each key/value head (packed.h): packed by the task that reads them, or
-  // before, null where a pass does not need it.
+/// Keys and values as operands, block by block of each key/value head (packed.h): packed by the task that reads them, or before,
+/// null where a pass does not need it.
+struct AttentionPacking {
   bool packs_in_tasks;
   void *key_transposed, *key_rows, *value_transposed, *value_rows;
   bool *key_finite, *value_finite;  // per block: every element is finite
+};
 
-  // forward
+struct AttentionForward {
   Output4 out;  // (B,Hq,N,Dv) of dtype
   Output4 lse;  // (B,Hq,N) of the accumulation type
+};
 
-  // backward: out and lse of the forward; an incoming gradient that is not there has null data
+/// out and lse of the forward; an incoming gradient that is not there has null data.
+struct AttentionBackward {
   Tensor4 saved_out, grad_out;  // (B,Hq,N,Dv)
   Tensor4 saved_lse, grad_lse;  // (B,Hq,N,·)
   // Of every block of query rows: δ in the accumulation type, query_block_rows each, and whether its rows are finite.
@@ -95,6 +53,10 @@ struct AttentionParams {
   int64_t batch_stride;
   int64_t bias_shape[4];
   void* grad_sink;  // (Hq) of the accumulation type
+};
+
+struct AttentionParams : AttentionProblem, AttentionPacking, AttentionForward, AttentionBackward {
+  int64_t *tiles_seen, *tiles_skipped;  // atomic counters, for explain
 };
 
 /// Sizes that depend on the instruction set.
