@@ -3,7 +3,7 @@
 # and UBSan.
 set -euo pipefail
 build=$1
-isas=$(python -c "from fulgurite import _C; print(';'.join(_C.available_isas()))")
+isas=$(python -c "from fulgurite.testing.backend import backends; print(';'.join(b.set for b in backends()))")
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFULGURITE_PYTHON=OFF -DFULGURITE_TESTS=ON \
   -DFULGURITE_SANITIZE=address,undefined -DFULGURITE_ISAS="$isas" -DPython_EXECUTABLE="$(command -v python)"
 cmake --build "$build"
