@@ -1,12 +1,14 @@
 # make demo | test | build | lint | bench | test-full | test-neon | docs. Everything lives in the tree: .venv, build.
 #   ARGS="--quick"   options for the demo and the benchmarks
 #   TORCH=2.15.0     another torch, in an environment and a build folder of its own
+#   ISA="baseline;avx2"  these instruction sets alone, for daily work; all without it. Another list configures again
 #   WERROR=ON        warnings are errors (the default where CI is set)
 PYTHON ?= python3
 DEFAULT_TORCH := $(shell sed -n 's/^torch==//p' requirements/torch.txt)
 TORCH ?= $(DEFAULT_TORCH)
 JOBS ?= $(shell nproc)
 WERROR ?= $(if $(CI),ON,OFF)
+ISA ?=
 
 SUFFIX := $(if $(filter-out $(DEFAULT_TORCH),$(TORCH)),-torch$(TORCH))
 VENV := .venv$(SUFFIX)
@@ -16,7 +18,7 @@ export FULGURITE_BUILD_DIR := $(BUILD)
 SOURCES := python tests setup.py docs/conf.py
 CXX_SOURCES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
-.PHONY: demo test test-full test-neon bench build build-tests lint lint-quick docs clean
+.PHONY: demo test test-full test-neon bench build build-tests lint lint-quick docs clean FORCE
 .DELETE_ON_ERROR:
 
 demo: build $(VENV)/.demo
@@ -72,9 +74,16 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: requirement
 	@touch $@
 
 # ---- the build: ninja runs cmake again by itself when a CMake file changes ----
-$(BUILD)/build.ninja: $(VENV)/.torch
-	cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DFULGURITE_WERROR=$(WERROR)
+$(BUILD)/build.ninja: $(VENV)/.torch $(BUILD)/.isa
+	cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DFULGURITE_WERROR=$(WERROR) \
+	  $(if $(ISA),'-DFULGURITE_ISAS=$(ISA)',-UFULGURITE_ISAS)
 	@touch $@
+
+# Changes only when the list does.
+$(BUILD)/.isa: FORCE
+	@mkdir -p $(BUILD)
+	@echo '$(ISA)' | cmp -s - $@ || echo '$(ISA)' >$@
+FORCE:
 
 $(BUILD)/.tests: $(BUILD)/build.ninja
 	cmake -S . -B $(BUILD) -DFULGURITE_TESTS=ON

@@ -184,9 +184,9 @@ void DoubleBackward::add_head(int64_t b, int64_t head) {
   Keys keys{rows(args_.key), rows(args_.grads[kKey]), rows(args_.value), rows(args_.grads[kValue])};
   if (grad_key_.defined()) keys.grad_key = at::zeros(keys.key.all.sizes(), wide_);
   if (grad_value_.defined()) keys.grad_value = at::zeros(keys.value.all.sizes(), wide_);
-  const int64_t step = std::max<int64_t>(1, kTileRows / group_);
-  for (int64_t i = 0; i < N_; i += step) {
-    const RowTile t = tiles_.tile(b, head * group_, group_, i, std::min(step, N_ - i));
+  const int64_t at_once = std::max<int64_t>(1, kTileRows / group_);
+  for (int64_t i = 0; i < N_; i += at_once) {
+    const RowTile t = tiles_.tile(b, head * group_, group_, i, std::min(at_once, N_ - i));
     add_tile(t, rows_of(t), keys.narrow(t.j, t.keys), tiles_.hidden(t));
   }
   if (grad_key_.defined()) grad_key_.select(0, b).select(0, head).copy_(keys.grad_key);

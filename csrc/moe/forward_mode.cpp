@@ -49,9 +49,10 @@ Tensor activate(const ExpertsArgs& a, const Tensor& gate) {
 /// From the hidden layer (rows,width) to what w_out multiplies (rows,I).
 Tensor activated(const ExpertsArgs& a, const Tensor& hidden) {
   if (!a.gated) return activate(a, hidden);
-  const int64_t I = hidden.size(1) / 2, step = a.interleaved ? 2 : 1, up_at = a.interleaved ? 1 : I;
-  Tensor gate = hidden.slice(1, 0, a.interleaved ? 2 * I : I, step),
-         up = hidden.slice(1, up_at, 2 * I, step);
+  const int64_t I = hidden.size(1) / 2, stride = a.interleaved ? 2 : 1,
+                up_at = a.interleaved ? 1 : I;
+  Tensor gate = hidden.slice(1, 0, a.interleaved ? 2 * I : I, stride),
+         up = hidden.slice(1, up_at, 2 * I, stride);
   if (a.activation != "swiglu_oai") return activate(a, gate) * up;
   if (a.limit > 0) {
     gate = gate.clamp_max(a.limit);

@@ -11,12 +11,14 @@ namespace FULGURITE_VARIANT {
 
 /// MR rows by up to NV vectors of columns, `n` columns being left; sums may be null.
 template <int MR, int NV, class T, class S>
-FULGURITE_INLINE void store_tile(MatrixA<T> a, Panel<T> b, int64_t steps, const Accumulate<T>* sums,
-                                 int64_t ld_sums, S* to, int64_t ld_to, int64_t n) {
+FULGURITE_INLINE void store_microtile(MatrixA<T> a, Panel<T> b, int64_t steps,
+                                      const Accumulate<T>* sums, int64_t ld_sums, S* to,
+                                      int64_t ld_to, int64_t n) {
   using V = Native<Accumulate<T>>;
   constexpr int W = kWidth<V>;
   if constexpr (NV > 1)
-    if (n <= (NV - 1) * W) return store_tile<MR, NV - 1>(a, b, steps, sums, ld_sums, to, ld_to, n);
+    if (n <= (NV - 1) * W)
+      return store_microtile<MR, NV - 1>(a, b, steps, sums, ld_sums, to, ld_to, n);
   V acc[MR][NV] = {};
   multiply_panel(a, b, steps, acc);
 #pragma GCC unroll 6
@@ -37,9 +39,9 @@ inline void gemm_store(int64_t M, int64_t N, int64_t steps, MatrixA<T> a, Panels
   gemm<T>(M, N, steps, a, b, sums, ld_sums, accumulate);
   for (int64_t m = 0; m < M; ++m) store_row(to + m * ld_to, sums + m * ld_sums, N);
 #else
-  for (int64_t n = 0; n < N; n += kTileColumns<T>)
+  for (int64_t n = 0; n < N; n += kPanelColumns<T>)
     for_strips(M, [&](auto rows, int64_t m) {
-      store_tile<decltype(rows)::value, kTileVectors>(
+      store_microtile<decltype(rows)::value, kPanelVectors>(
           MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.step_stride}, panel_of(b, n), steps,
           accumulate ? sums + m * ld_sums + n : nullptr, ld_sums, to + m * ld_to + n, ld_to, N - n);
     });

@@ -5,9 +5,9 @@
 // A step along k takes one element of A and of B, or two of bfloat16, whose products one instruction adds (dot_pairs.h).
 // A's free strides make a transposed A cost nothing. B comes in panels of NR columns, [N/NR][steps][NR][elements of a step]
 // (simd/pack.h), the last one as narrow as whole vectors allow: read in place with a stride of 1024 bytes its rows would
-// share four cache sets (76 against 98 GFLOP/s). MR×NR of C stay in registers over the whole of k: 6×16 with AVX2 (12 accumulators, 2 vectors of B, 1
-// broadcast of 16 registers), 6×64 with AVX-512 (24 of 32). C is added after the chain over k, not before: shorter chains,
-// smaller errors.
+// share four cache sets (76 against 98 GFLOP/s). A strip of MR rows of A by a panel gives MR×NR of C, a microtile, which stays in
+// registers over the whole of k: 6×16 with AVX2 (12 accumulators, 2 vectors of B, 1 broadcast of 16 registers), 6×64 with AVX-512
+// (24 of 32). C is added after the chain over k, not before: shorter chains, smaller errors.
 #pragma once
 
 #include "common/ceil_div.h"
@@ -17,16 +17,16 @@ namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
 #if FULGURITE_TILE_PRODUCTS
-inline constexpr int kTileRows = 32, kTileVectors = 4;
+inline constexpr int kStripRows = 32, kPanelVectors = 4;
 #elif defined(__AVX512F__)
-inline constexpr int kTileRows = 6, kTileVectors = 4;
+inline constexpr int kStripRows = 6, kPanelVectors = 4;
 #elif defined(__AVX2__)
-inline constexpr int kTileRows = 6, kTileVectors = 2;
+inline constexpr int kStripRows = 6, kPanelVectors = 2;
 #else
-inline constexpr int kTileRows = 4, kTileVectors = 2;
+inline constexpr int kStripRows = 4, kPanelVectors = 2;
 #endif
 template <class T>
-inline constexpr int kTileColumns = kTileVectors * kLanes<Accumulate<T>>;
+inline constexpr int kPanelColumns = kPanelVectors * kLanes<Accumulate<T>>;
 
 /// Columns of a packed B, and of the C that it gives: whole vectors.
 template <class T>
@@ -111,7 +111,7 @@ struct Panel {
 };
 template <class T>
 FULGURITE_INLINE int64_t panel_width(int64_t n, int64_t columns) {
-  return columns - n < kTileColumns<T> ? columns - n : kTileColumns<T>;
+  return columns - n < kPanelColumns<T> ? columns - n : kPanelColumns<T>;
 }
 /// n: its first column, a multiple of NR.
 template <class T>
@@ -122,7 +122,7 @@ FULGURITE_INLINE Panel<T> panel_of(PanelsB<T> b, int64_t n, int64_t k = 0) {
 /// Where columns c … of a step lie among packed panels: c is a multiple of a vector.
 template <class T>
 FULGURITE_INLINE int64_t packed_at(int64_t step, int64_t c, int64_t depth, int64_t columns) {
-  const int64_t n = c / kTileColumns<T> * kTileColumns<T>;
+  const int64_t n = c / kPanelColumns<T> * kPanelColumns<T>;
   return n * depth + (step * panel_width<T>(n, columns) + c - n) * kStep<T>;
 }
 
@@ -159,23 +159,24 @@ FULGURITE_INLINE void store_chain(const Native<Accumulate<T>> (&acc)[MR][NV], Ac
     }
 }
 
+/// A strip of A by a panel of B, or the first NV vectors of it.
 template <int MR, int NV, class T>
-FULGURITE_INLINE void gemm_tile(MatrixA<T> a, Panel<T> b, int64_t steps, Accumulate<T>* c,
-                                int64_t ldc, bool accumulate) {
+FULGURITE_INLINE void gemm_microtile(MatrixA<T> a, Panel<T> b, int64_t steps, Accumulate<T>* c,
+                                     int64_t ldc, bool accumulate) {
   Native<Accumulate<T>> acc[MR][NV] = {};
   multiply_panel(a, b, steps, acc);
   store_chain<MR, NV, T>(acc, c, ldc, accumulate);
 }
 
-/// gemm_tile for `vectors` of a panel.
-template <int MR, int NV = kTileVectors, class T>
+/// gemm_microtile for `vectors` of a panel.
+template <int MR, int NV = kPanelVectors, class T>
 FULGURITE_INLINE void gemm_vectors(int64_t vectors, MatrixA<T> a, Panel<T> b, int64_t steps,
                                    Accumulate<T>* c, int64_t ldc, bool accumulate) {
-  if (vectors >= NV) return gemm_tile<MR, NV>(a, b, steps, c, ldc, accumulate);
+  if (vectors >= NV) return gemm_microtile<MR, NV>(a, b, steps, c, ldc, accumulate);
   if constexpr (NV > 1) gemm_vectors<MR, NV - 1>(vectors, a, b, steps, c, ldc, accumulate);
 }
 
-/// Steps [begin, end) of the sum over k; empty: the block of C stays as it is.
+/// Steps [begin, end) of the sum over k; empty: the microtile stays as it is.
 struct Depth {
   int64_t begin, end;
 };
@@ -184,7 +185,7 @@ struct Depth {
 template <class Strip>
 FULGURITE_INLINE void for_strips(int64_t M, const Strip& strip) {
   int64_t m = 0;
-  for (; m + kTileRows <= M; m += kTileRows) strip(std::integral_constant<int, kTileRows>{}, m);
+  for (; m + kStripRows <= M; m += kStripRows) strip(std::integral_constant<int, kStripRows>{}, m);
   for (; m + 4 <= M; m += 4) strip(std::integral_constant<int, 4>{}, m);
   for (; m + 2 <= M; m += 2) strip(std::integral_constant<int, 2>{}, m);
   for (; m < M; ++m) strip(std::integral_constant<int, 1>{}, m);

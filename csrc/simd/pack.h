@@ -164,7 +164,7 @@ inline void pack_rows(Strided<S> from, int64_t K, int64_t N, T* to) {
     if (whole > 0)
       for (int i = 0; i < kStep<T>; ++i) prefetch_row(row + (kRowsAhead + i) * from.row_stride, N);
     const int64_t all = k + kStep<T> <= K ? whole : 0;
-    for (int64_t n = 0; n < columns; n += kTileColumns<T>) {
+    for (int64_t n = 0; n < columns; n += kPanelColumns<T>) {
       const int64_t width = panel_width<T>(n, columns);
       T* const step = to + packed_at<T>(k / kStep<T>, n, depth, columns);
       int64_t c = 0;
@@ -218,25 +218,25 @@ FULGURITE_INLINE typename StepOf<T>::Moves turned_step(TurnedMoves<T, S> moved, 
 /// W rows of as many moves, transposed in registers; zero past `rows` and past `elements` of a row.
 template <class T, class S, class V, int W>
 FULGURITE_INLINE void load_transposed(Strided<S> from, int64_t rows, int64_t elements,
-                                      V (&block)[W]) {
+                                      V (&square)[W]) {
   using Moved = TurnedAs<T, S>;
   if (rows >= W && elements >= W * kStep<Moved> && from.column_stride == 1) {
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) {
       const S* const row = from.data + i * from.row_stride;
       if constexpr (kStep<Moved> == 1)
-        block[i] = load_as<V>(row);
+        square[i] = load_as<V>(row);
       else
-        block[i] = load<V>(row);
+        square[i] = load<V>(row);
     }
   } else {
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i)
-      block[i] = i < rows ? load_steps<Moved>(from.data + i * from.row_stride, from.column_stride,
-                                              elements)
-                          : V{};
+      square[i] = i < rows ? load_steps<Moved>(from.data + i * from.row_stride, from.column_stride,
+                                               elements)
+                           : V{};
   }
-  transpose<W / 2>(block);
+  transpose<W / 2>(square);
 }
 
 /// Asks for the rows below the W that load_transposed reads.
@@ -257,15 +257,15 @@ inline void pack_transposed(Strided<S> from, int64_t N, int64_t K, T* to) {
   const int64_t depth = steps<T>(K), padded = pad_columns<T>(N);
   for (int64_t n0 = 0; n0 < padded; n0 += W) {
     T* const panel = to + packed_at<T>(0, n0, depth * kStep<T>, padded);
-    const int64_t row = panel_width<T>(n0 / kTileColumns<T> * kTileColumns<T>, padded) * kStep<T>;
+    const int64_t row = panel_width<T>(n0 / kPanelColumns<T> * kPanelColumns<T>, padded) * kStep<T>;
     const Strided<S> rows = from.rows_from(n0);
     for (int64_t k0 = 0; k0 < depth; k0 += W * kSteps) {
       const Strided<S> part = rows.columns_from(k0 * kStep<T>);
-      V block[W];
-      load_transposed<T>(part, N - n0, K - k0 * kStep<T>, block);
+      V square[W];
+      load_transposed<T>(part, N - n0, K - k0 * kStep<T>, square);
       prefetch_below<W>(part);
       const auto store_step = [&](int i) {
-        store(panel + (k0 + i) * row, turned_step<T, S>(block[i / kSteps], i % kSteps));
+        store(panel + (k0 + i) * row, turned_step<T, S>(square[i / kSteps], i % kSteps));
       };
       if (depth - k0 >= W * kSteps) {
 #pragma GCC unroll 32

@@ -2,10 +2,10 @@
 //
 //   C[m][n] (+)= Σ_g (Σ_{k ∈ g} even products + Σ_{k ∈ g} odd products)        g: groups of 16 steps, one tile's depth
 //
-// Four registers hold 32×32 of C, two of A and two of B feed them: a tile that is loaded serves two products. B's panels are
-// tiles as they lie, and so is A where a row's steps are neighbours; a transposed A, and whatever is cut off by an edge, is
-// copied. Groups begin at multiples of 16 steps whatever part of the depth is asked for: an element's bits depend on its
-// own row and column alone.
+// A tile is AMX's here. Four hold a microtile, 32×32 of C; two of A and two of B feed them: a tile that is loaded serves two
+// products. B's panels are tiles as they lie, and so is A where a row's steps are neighbours; a transposed A, and whatever is cut
+// off by an edge, is copied. Groups begin at multiples of 16 steps whatever part of the depth is asked for: an element's bits depend
+// on its own row and column alone.
 #pragma once
 
 #include "simd/pack.h"
@@ -15,7 +15,7 @@ namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
 inline constexpr int64_t kTileSide = 16;  // rows of a tile, columns of C, steps of a group
-inline constexpr int64_t kBlockSide = 2 * kTileSide;
+inline constexpr int64_t kMicrotileSide = 2 * kTileSide;
 inline constexpr int64_t kChunkGroups = 8;  // of A that are found at once
 
 /// A tile in memory: kTileSide rows of 64 bytes.
@@ -37,19 +37,19 @@ inline void copy_tile(MatrixA<BFloat16> a, int64_t rows, int64_t count, TileCopy
   const bool along_rows = a.step_stride == 2;
   const int64_t lines = along_rows ? rows : count, steps = along_rows ? count : rows,
                 stride = along_rows ? a.row_stride : a.step_stride;
-  V block[kTileSide];
+  V square[kTileSide];
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kTileSide; ++i) {
     uint32_t line[kTileSide] = {};
     if (i < lines) __builtin_memcpy(line, a.data + i * stride, 4 * static_cast<size_t>(steps));
-    block[i] = load<V>(line);
+    square[i] = load<V>(line);
   }
-  if (!along_rows) transpose<kTileSide / 2>(block);
+  if (!along_rows) transpose<kTileSide / 2>(square);
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < kTileSide; ++i) store(to.elements[i], block[i]);
+  for (int64_t i = 0; i < kTileSide; ++i) store(to.elements[i], square[i]);
 }
 
-/// The tiles of kBlockSide rows of A over a chunk of its depth.
+/// The tiles of kMicrotileSide rows of A over a chunk of its depth.
 class RowTiles {
  public:
   /// Of `rows` rows and `steps` steps, from a's first.
@@ -88,17 +88,17 @@ FULGURITE_INLINE TileInMemory panel_tile(Panel<BFloat16> b, int64_t column, int6
   return copy.tile();
 }
 
-/// Up to kBlockSide rows and columns of C, whole tiles of columns.
-struct BlockC {
+/// Up to kMicrotileSide rows and columns of C, whole tiles of columns.
+struct MicrotileC {
   float* data;
   int64_t ld, rows, columns;
 };
 
-/// One tile of a block of C in memory that a tile register can be loaded from and stored to: where it lies, or, where the
-/// block has fewer rows, a copy that give_back() writes to the rows that exist.
+/// One tile of a microtile of C in memory that a tile register can be loaded from and stored to: where it lies, or, where the
+/// microtile has fewer rows, a copy that give_back() writes to the rows that exist.
 class EdgeC {
  public:
-  EdgeC(BlockC c, int64_t row, int64_t column)
+  EdgeC(MicrotileC c, int64_t row, int64_t column)
       : c_{c.data + row * c.ld + column, c.ld, c.rows - row, kTileSide} {
     if (whole()) return;
     for (int64_t r = 0; r < c_.rows; ++r)
@@ -115,14 +115,14 @@ class EdgeC {
  private:
   bool whole() const { return c_.rows >= kTileSide; }
 
-  BlockC c_;
+  MicrotileC c_;
   alignas(64) float copy_[kTileSide][kTileSide];
 };
 
 /// C (+)= A·B over a chunk of the depth, for RT×CT tiles of C; b from the chunk's first step on.
 template <int RT, int CT, class Tiles>
 FULGURITE_INLINE void multiply_tiles(Tiles& tiles, const RowTiles& a, Panel<BFloat16> b,
-                                     int64_t column, int64_t steps, BlockC c, bool accumulate) {
+                                     int64_t column, int64_t steps, MicrotileC c, bool accumulate) {
   const auto for_tiles = [](const auto& visit) {
     constexpr std::integral_constant<int, 0> k0{};
     constexpr std::integral_constant<int, 1> k1{};
@@ -159,10 +159,11 @@ FULGURITE_INLINE void multiply_tiles(Tiles& tiles, const RowTiles& a, Panel<BFlo
   });
 }
 
-/// multiply_tiles for as many tiles as the block has.
+/// multiply_tiles for as many tiles as the microtile has.
 template <class Tiles>
-FULGURITE_INLINE void multiply_block(Tiles& tiles, const RowTiles& a, Panel<BFloat16> b,
-                                     int64_t column, int64_t steps, BlockC c, bool accumulate) {
+FULGURITE_INLINE void multiply_microtile(Tiles& tiles, const RowTiles& a, Panel<BFloat16> b,
+                                         int64_t column, int64_t steps, MicrotileC c,
+                                         bool accumulate) {
   const bool two_columns = c.columns > kTileSide;
   if (c.rows > kTileSide)
     two_columns ? multiply_tiles<2, 2>(tiles, a, b, column, steps, c, accumulate)
@@ -172,7 +173,7 @@ FULGURITE_INLINE void multiply_block(Tiles& tiles, const RowTiles& a, Panel<BFlo
                 : multiply_tiles<1, 1>(tiles, a, b, column, steps, c, accumulate);
 }
 
-/// gemm of gemm.h; depth(m0, m1, n0, n1) is the same for every n0 of a block of rows, or nothing.
+/// gemm of gemm.h; depth(m0, m1, n0, n1) is the same for every n0 beside rows [m0, m1), or nothing.
 template <class Tiles, class DepthOf>
 inline void tile_gemm(int64_t M, int64_t N, MatrixA<BFloat16> a, PanelsB<BFloat16> b, float* c,
                       int64_t ldc, bool accumulate, const DepthOf& depth) {
@@ -182,20 +183,20 @@ inline void tile_gemm(int64_t M, int64_t N, MatrixA<BFloat16> a, PanelsB<BFloat1
   constexpr int64_t kChunk = kChunkGroups * kTileSide;
   Tiles tiles(kShapes);
   RowTiles rows_of_a;
-  for (int64_t m = 0; m < M; m += kBlockSide) {
-    const int64_t rows = M - m < kBlockSide ? M - m : kBlockSide;
+  for (int64_t m = 0; m < M; m += kMicrotileSide) {
+    const int64_t rows = M - m < kMicrotileSide ? M - m : kMicrotileSide;
     const Depth all = depth(m, m + rows, int64_t{0}, N);
     const int64_t begin = all.begin / kTileSide * kTileSide;
     for (int64_t k = begin; k < all.end; k += kChunk) {
       const int64_t count = all.end - k < kChunk ? all.end - k : kChunk;
       rows_of_a.find({a.data + m * a.row_stride + k * a.step_stride, a.row_stride, a.step_stride},
                      rows, count);
-      for (int64_t n = 0; n < N; n += kBlockSide) {
-        const Depth here = depth(m, m + rows, n, n + kBlockSide);
+      for (int64_t n = 0; n < N; n += kMicrotileSide) {
+        const Depth here = depth(m, m + rows, n, n + kMicrotileSide);
         if (here.begin >= here.end) continue;
-        const int64_t first = n / kTileColumns<BFloat16> * kTileColumns<BFloat16>;
-        multiply_block(tiles, rows_of_a, panel_of(b, first, k), n - first, count,
-                       {c + m * ldc + n, ldc, rows, N - n}, accumulate || k > begin);
+        const int64_t first = n / kPanelColumns<BFloat16> * kPanelColumns<BFloat16>;
+        multiply_microtile(tiles, rows_of_a, panel_of(b, first, k), n - first, count,
+                           {c + m * ldc + n, ldc, rows, N - n}, accumulate || k > begin);
       }
     }
   }

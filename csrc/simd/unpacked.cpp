@@ -1,3 +1,10 @@
+// Products of few rows with a B that is read where it stands (unpacked.h).
+//
+// Reads: A as operands; B of the storage type, its rows or its columns contiguous.
+// Writes: C, or adds to it.
+// Task: none of its own: kernels call it within theirs.
+// Order of sums: one chain over all of the depth for each element, as with packed panels (microkernel.h).
+
 #include "simd/unpacked.h"
 
 namespace fulgurite {
@@ -32,12 +39,12 @@ FULGURITE_INLINE void multiply_rows(MatrixA<T> a, Strided<S> b, int64_t K, int64
 
 /// acc += A·B for `count` steps that load_transposed has in registers.
 template <int MR, class T, class S, class V, int W>
-FULGURITE_INLINE void multiply_turned(const T* a, int64_t lda, const V (&block)[W], int count,
+FULGURITE_INLINE void multiply_turned(const T* a, int64_t lda, const V (&square)[W], int count,
                                       Native<Accumulate<T>> (&acc)[MR][1]) {
   constexpr int kSteps = kTurnedSteps<T, S>;
 #pragma GCC unroll 32
   for (int i = 0; i < count; ++i) {
-    const auto step = bit_cast<Steps<T>>(turned_step<T, S>(block[i / kSteps], i % kSteps));
+    const auto step = bit_cast<Steps<T>>(turned_step<T, S>(square[i / kSteps], i % kSteps));
 #pragma GCC unroll 6
     for (int m = 0; m < MR; ++m)
       acc[m][0] = add_products<T>(splat_step(a + m * lda + i * kStep<T>), step, acc[m][0]);
@@ -55,12 +62,12 @@ FULGURITE_INLINE void multiply_columns(MatrixA<T> a, Strided<S> from, int64_t K,
   for (int64_t k = 0; k < K; k += kSteps * kStep<T>, x += kSteps * kStep<T>) {
     const Strided<S> part = from.columns_from(k);
     prefetch_below<W>(part);
-    V block[W];
-    load_transposed<T>(part, n, K - k, block);
+    V square[W];
+    load_transposed<T>(part, n, K - k, square);
     if (K - k >= kSteps * kStep<T>)
-      multiply_turned<MR, T, S>(x, a.row_stride, block, kSteps, acc);
+      multiply_turned<MR, T, S>(x, a.row_stride, square, kSteps, acc);
     else
-      multiply_turned<MR, T, S>(x, a.row_stride, block, static_cast<int>(steps<T>(K - k)), acc);
+      multiply_turned<MR, T, S>(x, a.row_stride, square, static_cast<int>(steps<T>(K - k)), acc);
   }
   store_chain<MR, 1, T>(acc, c, ldc, accumulate);
 }
@@ -72,20 +79,20 @@ void multiply_unpacked(int64_t M, int64_t N, int64_t K, MatrixA<T> a, Strided<S>
   if constexpr (kFewRows == 0) return;
   const bool rows = b.column_stride == 1;
   for (int64_t n = 0; n < N;) {
-    const bool panel = rows && N - n >= kTileColumns<T>;
+    const bool panel = rows && N - n >= kPanelColumns<T>;
     const Strided<S> from = b.columns_from(n);
     for_strips(M, [&](auto count, int64_t m) {
       constexpr int MR = decltype(count)::value;
       const MatrixA<T> strip{a.data + m * a.row_stride, a.row_stride, a.step_stride};
       Accumulate<T>* const to = c + m * ldc + n;
       if (panel)
-        multiply_rows<MR, kTileVectors>(strip, from, K, N - n, to, ldc, accumulate);
+        multiply_rows<MR, kPanelVectors>(strip, from, K, N - n, to, ldc, accumulate);
       else if (rows)
         multiply_rows<MR, 1>(strip, from, K, N - n, to, ldc, accumulate);
       else
         multiply_columns<MR>(strip, from.transposed(), K, N - n, to, ldc, accumulate);
     });
-    n += panel ? kTileColumns<T> : W;
+    n += panel ? kPanelColumns<T> : W;
   }
 }
 

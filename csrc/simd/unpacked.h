@@ -9,10 +9,10 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
-/// None on tiles, whose sums are of another order.
-inline constexpr int64_t kFewRows = FULGURITE_TILE_PRODUCTS ? 0 : 2 * kTileRows;
+/// None on AMX tiles, whose sums are of another order.
+inline constexpr int64_t kFewRows = FULGURITE_TILE_PRODUCTS ? 0 : 2 * kStripRows;
 
-/// Rows of A up to which reading b in place pays: every strip of kTileRows reads it again, and turns it again where its
+/// Rows of A up to which reading b in place pays: every strip of kStripRows reads it again, and turns it again where its
 /// columns are contiguous. None where neither is.
 template <class S>
 FULGURITE_INLINE int64_t rows_unpacked(Strided<S> b) {

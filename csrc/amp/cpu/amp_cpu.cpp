@@ -144,9 +144,9 @@ void update_scale_cpu(const UpdateScaleArgs& a) {
   int32_t& tracker = *a.growth_tracker.mutable_data_ptr<int32_t>();
   int32_t& hysteresis = *a.hysteresis.mutable_data_ptr<int32_t>();
   int64_t* const counters = a.counters.mutable_data_ptr<int64_t>();
-  const int64_t step = a.counters.stride(0);
-  int64_t &clean = counters[0], &skipped = counters[step], &in_a_row = counters[2 * step],
-          &last_skipped = counters[3 * step];
+  const int64_t stride = a.counters.stride(0);
+  int64_t &clean = counters[0], &skipped = counters[stride], &in_a_row = counters[2 * stride],
+          &last_skipped = counters[3 * stride];
   if (scalar(a.found_inf) != 0) {
     tracker = 0;
     if (hysteresis > std::numeric_limits<int32_t>::min()) --hysteresis;

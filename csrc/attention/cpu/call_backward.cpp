@@ -75,7 +75,7 @@ void AttentionCall::backward() {
 void AttentionCall::gradients() {
   const int64_t heads = p.batch_stride * p.Hkv,
                 tasks = p.grad_bias_parts ? p.key_blocks / p.B * heads : p.key_blocks * p.Hkv;
-  p.query_steps = static_cast<int64_t*>(keep(at::zeros({tasks}, options_.dtype(at::kLong))));
+  p.tiles_done = static_cast<int64_t*>(keep(at::zeros({tasks}, options_.dtype(at::kLong))));
   const TaskSpace space{tasks, products(),
                         std::max(layout_.backward_scratch, layout_.reduce_query_scratch)};
   if (!p.grad_query.data) return run_counted(attention_backward_kernel, p, space);

@@ -39,9 +39,9 @@ Tensor rope_cpu(const RopeArgs& args) {
   row_strides(x, x, p.x_strides);
   row_strides(cos, x, p.cos_strides);
   row_strides(sin, x, p.sin_strides);
-  p.x_step = x.stride(-1);
-  p.cos_step = cos.stride(-1);
-  p.sin_step = sin.stride(-1);
+  p.x_column_stride = x.stride(-1);
+  p.cos_column_stride = cos.stride(-1);
+  p.sin_column_stride = sin.stride(-1);
   p.x = x.const_data_ptr();
   p.cos = cos.const_data_ptr();
   p.sin = sin.const_data_ptr();

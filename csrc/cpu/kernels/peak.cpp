@@ -1,5 +1,11 @@
 // What the machine can do at most: the micro-kernel's products (simd/microkernel.h) with its sums and its rows of B in
-// registers and A in the first cache; tiles with all operands in registers. Benchmarks report shares of it.
+// registers and A in the first cache; AMX tiles with all operands in registers. Benchmarks report shares of it.
+//
+// Reads: a few numbers that stay in the first cache.
+// Writes: nothing; returns the operations that were made.
+// Task: rounds of products on one thread.
+// Order of sums: as in the products of the set; all are 0.
+
 #include "cpu/kernels/peak.h"
 
 #include "simd/gemm.h"
@@ -30,26 +36,26 @@ double multiply(int64_t rounds) {
 template <class E>
 double multiply(int64_t rounds) {
   using V = Native<Accumulate<E>>;
-  alignas(64) const E zeros[kTileVectors * kWidth<V> * kStep<E>] = {};
+  alignas(64) const E zeros[kPanelVectors * kWidth<V> * kStep<E>] = {};
   const E* a = zeros;
   const auto forget = [&a] { asm volatile("" : "+r"(a)); };  // that everything is 0, and the same
   forget();
-  Steps<E> row[kTileVectors];
-  for (int j = 0; j < kTileVectors; ++j) row[j] = load<Steps<E>>(a + j * kWidth<V> * kStep<E>);
-  V acc[kTileRows][kTileVectors] = {};
+  Steps<E> row[kPanelVectors];
+  for (int j = 0; j < kPanelVectors; ++j) row[j] = load<Steps<E>>(a + j * kWidth<V> * kStep<E>);
+  V acc[kStripRows][kPanelVectors] = {};
   for (int64_t i = 0; i < rounds; ++i) {
     forget();
 #pragma GCC unroll 6
-    for (int m = 0; m < kTileRows; ++m) {
+    for (int m = 0; m < kStripRows; ++m) {
       const Steps<E> x = splat_step(a + m * kStep<E>);
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; ++j) acc[m][j] = add_products<E>(x, row[j], acc[m][j]);
+      for (int j = 0; j < kPanelVectors; ++j) acc[m][j] = add_products<E>(x, row[j], acc[m][j]);
     }
   }
   V total{};
-  for (int m = 0; m < kTileRows; ++m)
-    for (int j = 0; j < kTileVectors; ++j) total += acc[m][j];
-  constexpr double kInRound = 2.0 * kTileRows * kTileVectors * kStep<E> * kWidth<V>;
+  for (int m = 0; m < kStripRows; ++m)
+    for (int j = 0; j < kPanelVectors; ++j) total += acc[m][j];
+  constexpr double kInRound = 2.0 * kStripRows * kPanelVectors * kStep<E> * kWidth<V>;
   return kInRound * static_cast<double>(rounds) + static_cast<double>(total[0]);
 }
 

@@ -36,7 +36,7 @@ struct Problem {
   int64_t coarse_rows = 0;
   std::vector<Sums> parts = std::vector<Sums>(2 * kQueryParts);
   void* part_pointers[2 * kQueryParts];
-  std::vector<int64_t> steps = std::vector<int64_t>(key_blocks);
+  std::vector<int64_t> tiles_done = std::vector<int64_t>(key_blocks);
   std::vector<std::vector<char>> packed = std::vector<std::vector<char>>(4);
   bool finite[2 * key_blocks], rows_finite[2 * Hq * query_blocks];
   AttentionLayout layout{};
@@ -109,7 +109,7 @@ struct Problem {
       part_pointers[i] = parts[i].data();
     }
     p.query_parts = part_pointers;
-    p.query_steps = steps.data();
+    p.tiles_done = tiles_done.data();
     delta.resize(static_cast<size_t>(Hq * query_blocks * layout.backward_rows));
     p.delta = delta.data();
     p.coarse_rows = &coarse_rows;

@@ -27,7 +27,7 @@ TEST_CASE("pairs are rotated, the rest passes through") {
   p.x_strides[0] = kRows * D;
   p.x_strides[1] = D;
   p.cos_strides[1] = p.sin_strides[1] = R / 2;
-  p.x_step = p.cos_step = p.sin_step = 1;
+  p.x_column_stride = p.cos_column_stride = p.sin_column_stride = 1;
   p.x = x.data();
   p.cos = cos.data();
   p.sin = sin.data();

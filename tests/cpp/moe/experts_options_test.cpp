@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "catch.h"
-#include "moe/cpu/kernels/experts_tile.h"
+#include "moe/cpu/kernels/experts_common.h"
 #include "stored.h"
 
 namespace fulgurite {

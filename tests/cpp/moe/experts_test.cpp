@@ -1,7 +1,7 @@
 // The kernels of the experts alone, on two experts whose sizes are no multiple of anything, against
 // plain loops.
 #include "catch.h"
-#include "moe/cpu/kernels/experts_tile.h"
+#include "moe/cpu/kernels/experts_common.h"
 #include "stored.h"
 
 namespace fulgurite {

@@ -186,7 +186,7 @@ TEMPLATE_TEST_CASE("packing puts every element in its place and zero in the padd
                    (std::pair<BFloat16, BFloat16>)) {
   using S = typename TestType::first_type;   // stored
   using T = typename TestType::second_type;  // packed
-  constexpr int64_t NR = set::kTileColumns<T>, kStep = set::kStep<T>;
+  constexpr int64_t NR = set::kPanelColumns<T>, kStep = set::kStep<T>;
   const T mark = set::from_accumulate<T>(99);
   struct Strides {
     int64_t row, column;

@@ -1,8 +1,11 @@
 // Passes over lists of gradients: statistics (read only) and unscaling.
-//   grad_stats  Σ (grad·inv_scale)² in float64, by one tree for every machine: 16 lanes within a
-// block of kStatsBlock elements in logical
-//               order, halved lane by lane; blocks and tensors are added in order by the caller
+//   grad_stats  Σ (grad·inv_scale)² in float64
 //   unscale     grad = grad·inv_scale, rounded once
+//
+// Reads: gradients of any strides.
+// Writes: grad_stats a sum for each block and whether it has a NaN or Inf; unscale the gradients, and says whether one was not finite.
+// Task: grad_stats some blocks of kStatsBlock elements of one tensor, in logical order; unscale a range of positions (simd/walk.h).
+// Order of sums: one tree for every machine: 16 lanes within a block, halved lane by lane; the caller adds blocks and tensors in order.
 
 #include "amp/cpu/kernels/params.h"
 #include "simd/convert.h"

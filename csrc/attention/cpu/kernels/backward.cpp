@@ -2,8 +2,11 @@
 //
 //   dV = Pᵀ·dO    dQ = scale·dS·K    dK = scale·dSᵀ·Q                                 (P and dS: backward.h)
 //
-// A task is one key block of one key/value head: it owns the dK and dV of its keys, with the heads of the group in order. To
-// dQ the blocks j, j + kQueryParts, … add one after the other (query_order.h); the parts are added in order afterwards.
+// Reads: query, key, value, out, lse, the incoming gradients and what makes scores. delta: out and dO alone.
+// Writes: dK and dV, parts of dQ (query_parts) and, where asked, of dbias; reduce_query the dQ; delta what backward.h reads by rows.
+// Task: one key block of one key/value head, which owns the dK and dV of its keys; delta and reduce_query one query block of one head.
+// Order of sums: dK and dV over the heads of the group, then query blocks in order. To dQ the blocks j, j + kQueryParts, … add one
+// after the other (query_order.h); the parts are added in order afterwards.
 
 #include "attention/cpu/kernels/backward.h"
 #include "attention/cpu/kernels/query_order.h"
@@ -196,7 +199,7 @@ void backward_task(const AttentionParams& p, int64_t task, void* scratch) {
   BackwardScratch<S> w(p, arena);
   const KeyValueScratch<S> kv(p, w, arena);
   Block k = key_block_of(p, task);
-  QueryOrder order(p.query_steps, task, k.index);
+  QueryOrder order(p.tiles_done, task, k.index);
   for (; k.b < p.B; k.b += p.batch_stride) backward_block<S>(p, k, order, w, kv);
   order.end();
 }

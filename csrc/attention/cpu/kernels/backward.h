@@ -36,14 +36,14 @@ struct BackwardScratch {
   PackedBlock<E> packed;          // the keys of the tile at hand
 
   BackwardScratch(const AttentionParams& p, Arena& arena) {
-    constexpr int64_t kElements = (kNarrows ? kTileRows : kMostQueryRows) * kScoreStride;
+    constexpr int64_t kElements = (kNarrows ? kStripRows : kMostQueryRows) * kScoreStride;
     query_copy = arena.take<E>(kMostQueryRows * pad_lanes<T>(p.D));
     grad_out_copy = arena.take<E>(kMostQueryRows * pad_lanes<T>(p.Dv));
     lse = arena.take<T>(kMostQueryRows);
     grad_lse = arena.take<T>(kMostQueryRows);
     scores = arena.take<T>(kElements);
     grad_scores = arena.take<T>(kElements);
-    addends = arena.take<T>(kTileRows * kScoreStride);
+    addends = arena.take<T>(kStripRows * kScoreStride);
     slope = p.softcap > 0 ? arena.take<T>(kElements) : nullptr;
     row = arena.take<T>(kScoreStride);
     keep = p.dropout.active ? arena.take<T>(kScoreStride) : nullptr;
@@ -255,7 +255,7 @@ FULGURITE_INLINE void for_gradient_strips(const AttentionParams& p, const ScoreR
                                           const Tile& t, BackwardScratch<S>& w,
                                           const Visit& visit) {
   using T = Accumulate<S>;
-  for (int64_t r0 = 0; r0 < t.rows; r0 += kTileRows) {
+  for (int64_t r0 = 0; r0 < t.rows; r0 += kStripRows) {
     const int64_t at = BackwardScratch<S>::kNarrows ? 0 : r0 * kScoreStride;
     T *const scores = w.scores + at, *const grads = w.grad_scores + at,
              *const slope = w.slope ? w.slope + at : nullptr;

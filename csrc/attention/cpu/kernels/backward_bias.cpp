@@ -2,10 +2,14 @@
 //
 //   dbias = Σ dS over the dimensions it broadcasts      dsink_h = −Σ_{b,i} exp(sink_h − lse)·δ        (dS, δ: backward.h)
 //
-// Where the tasks of the backward own whole parts of dbias they add it up (backward.cpp), and the parts are summed here in
-// order. Else, for a bias that broadcasts over heads or keys, one task owns one block of dbias and walks everything that
-// broadcasts onto it in order (batches, heads, query blocks, key blocks); scores and dP are computed once more for it.
-// Either way every element is one sum in one order.
+// Where the tasks of the backward own whole parts of dbias they add it up (backward.cpp), and the parts are summed here. Else, for a
+// bias that broadcasts over heads or keys, scores and dP are computed once more.
+//
+// Reads: parts of dbias; or what the backward reads, keys and values packed. grad_sink: sink, lse and δ.
+// Writes: grad_bias, or grad_sink.
+// Task: grad_bias one tile of dbias; reduce_bias kBiasChunk elements of it; grad_sink one head.
+// Order of sums: a tile walks everything that broadcasts onto it in order: batches, heads, query blocks, key blocks. Parts in order.
+// A head's sink over batches and query blocks in order.
 
 #include "attention/cpu/kernels/backward.h"
 
@@ -13,9 +17,9 @@ namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
-/// The part of dbias that a task owns, as begin and step of the walk over each dimension.
+/// The tile of dbias that a task owns, as begin and end of the walk over each dimension.
 struct BiasWalk {
-  int64_t batch, head, query_block, key_block;  // the block of dbias; 0 in broadcast dimensions
+  int64_t batch, head, query_block, key_block;  // the tile of dbias; 0 in broadcast dimensions
   int64_t last_head, last_query_block, last_key_block;
   bool one_row, one_column;
 };
@@ -63,7 +67,7 @@ void add_strip(const BiasWalk& walk, const Tile& t, int64_t r0, const T* grads, 
   }
 }
 
-/// A tile's sums into those of the block of dbias, and zeros in their place: sums of sums have shorter chains of additions.
+/// A tile's sums into those of the tile of dbias, and zeros in their place: sums of sums have shorter chains of additions.
 template <class T>
 void add_tile(const BiasWalk& walk, const Tile& t, T* sums, T* acc) {
   using V = Native<T>;

@@ -1,10 +1,14 @@
 // Attention of few queries over a long cache, contiguous or paged.
 //
-// The keys are cut into splits, so that one sequence keeps every core busy; a task is one split of one key/value head for
-// all queries of the head's group, so that the cache is read once:
+// The keys are cut into splits, so that one sequence keeps every core busy:
 //   o_s, m_s, l_s per split (online_softmax.h)     m = max(sink, max_s m_s)     l = e^{sink − m} + Σ_s l_s·e^{m_s − m}
 //   out = Σ_s o_s·e^{m_s − m} / l                  lse = m + log l
-// Splits depend on the problem's size alone and are merged in order.
+//
+// Reads: queries, the cache and its pages, mask, sink and slopes; merge the splits' o, m and l.
+// Writes: o, m and l of every split (acc, max, sum); merge out and lse.
+// Task: one split of one key/value head for all queries of the head's group, so that the cache is read once; merge one sequence and
+// key/value head.
+// Order of sums: keys in order within a split, splits in order. Splits depend on the problem's size alone.
 
 #include "attention/cpu/kernels/decode_stream.h"
 

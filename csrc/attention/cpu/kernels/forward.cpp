@@ -4,7 +4,12 @@
 //   o = α·o + p·V_J        with α and p of online_softmax.h
 // and at the end out = o/l, lse = m + log l. A row that keeps nothing has l = 0: out 0, lse −inf. A sink is a score without
 // a value: m starts at sink_h and l at 1. Dropout acts on p·V only. Scores of other kinds are not normalised (activation.h).
-// One task is one block of query rows of one head; K and V were packed once per key/value head.
+//
+// Reads: query, key, value and what makes scores; K and V as packed once per key/value head, or by the task (packed.h).
+// Writes: out and lse. pack: a key block as operands, and whether it is finite.
+// Task: one query block of one head; pack one key block of one key/value head.
+// Order of sums: a row's l and o over the keys in order, block by block; a product is one chain over its depth. Nothing depends on
+// the rows beside it.
 
 #include "attention/cpu/kernels/activation.h"
 #include "attention/cpu/kernels/forward_strip.h"
@@ -26,12 +31,12 @@ struct ForwardScratch : OnlineSoftmax<Accumulate<S>> {
   ForwardScratch(const AttentionParams& p, Arena& arena) : query_ld(pad_lanes<T>(p.D)) {
     this->acc_ld = pad_columns<T>(p.Dv);
     query = arena.take<E>(kMostQueryRows * query_ld);
-    this->scores = arena.take<T>(kTileRows * kScoreStride);
+    this->scores = arena.take<T>(kStripRows * kScoreStride);
     if constexpr (std::is_same_v<E, T>)
       weights = this->scores;
     else
-      weights = arena.take<E>(kTileRows * kScoreStride);
-    addends = arena.take<T>(kTileRows * kScoreStride);
+      weights = arena.take<E>(kStripRows * kScoreStride);
+    addends = arena.take<T>(kStripRows * kScoreStride);
     this->acc = arena.take<T>(kMostQueryRows * this->acc_ld);
     this->max = arena.take<T>(kMostQueryRows);
     this->limit = arena.take<T>(kMostQueryRows);
@@ -128,7 +133,7 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
     if (tally.skips(t)) continue;
     const PackedBlock<Operand<S>>& packed =
         read_block<S>(p, {q.b, q.head / p.group, block}, w.packed);
-    for (int64_t r = 0; r < rows; r += kTileRows) {
+    for (int64_t r = 0; r < rows; r += kStripRows) {
       const Tile strip = strip_of<T>(rule, t, r);
       if (strip.state == TileState::kSkip) continue;
       attend<S>(p, rule, strip, packed, w.query + r * w.query_ld, w, w.rows_from(r));

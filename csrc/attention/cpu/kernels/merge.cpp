@@ -4,6 +4,11 @@
 //   dout_r = w_r·g_out            dlse_r = w_r·(g_out·out_r − Σ_s w_s·g_out·out_s + g_lse)
 // A partial whose lse is −inf kept nothing: it is not read, and its gradients are 0. exp(lse_r − lse) would take over the
 // rounding of lse, which is all of log Σ where lse is large; a softmax sums to 1 wherever it lies.
+//
+// Reads: outs and lses of the partials; backward the incoming gradients too.
+// Writes: out and lse; backward the gradients of every out and lse that are wanted.
+// Task: a range of rows.
+// Order of sums: over the partials in their order; a dot product by lanes of a vector, then a fixed tree.
 
 #include "attention/cpu/kernels/merge.h"
 #include "simd/kernel.h"

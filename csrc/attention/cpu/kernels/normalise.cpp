@@ -2,8 +2,10 @@
 //
 //   m, l: online_softmax.h, without values      P = exp(u·s − m)/l
 //
-// Reads queries, keys, what makes scores, and lse. Writes row_max and row_inverse_sum of coarse rows. A task is one block of query
-// rows of one head; it packs the keys that its coarse strips meet. Sums run over the keys in order.
+// Reads: queries, keys, what makes scores, and lse.
+// Writes: row_max and row_inverse_sum of coarse rows.
+// Task: one query block of one head; it packs the keys that its coarse strips meet.
+// Order of sums: over the keys in order.
 
 #include "attention/cpu/kernels/backward.h"
 #include "attention/cpu/kernels/online_softmax.h"
@@ -24,7 +26,7 @@ struct NormaliseScratch : OnlineSoftmax<Accumulate<S>> {
     this->acc = nullptr;
     this->acc_ld = 0;  // no values
     query = arena.take<E>(kMostQueryRows * query_ld);
-    this->scores = arena.take<T>(kTileRows * kScoreStride);
+    this->scores = arena.take<T>(kStripRows * kScoreStride);
     this->max = arena.take<T>(kMostQueryRows);
     this->limit = arena.take<T>(kMostQueryRows);
     this->sum = arena.take<T>(kMostQueryRows * kLanes<T>);
@@ -59,7 +61,7 @@ void normalise_task(const AttentionParams& p, int64_t task, void* scratch) {
   bool strips[kMostQueryRows] = {}, any = false;  // by the row that a strip begins with
   for (int64_t r = 0; r < rows; ++r) {
     if (!coarse(r)) continue;
-    any = strips[r / kTileRows * kTileRows] = true;
+    any = strips[r / kStripRows * kStripRows] = true;
   }
   if (!any) return;
 
@@ -74,7 +76,7 @@ void normalise_task(const AttentionParams& p, int64_t task, void* scratch) {
     const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
     if (tally.skips(t)) continue;
     bool packed = false;
-    for (int64_t r = 0; r < rows; r += kTileRows) {
+    for (int64_t r = 0; r < rows; r += kStripRows) {
       const Tile strip = strip_of<T>(rule, t, r);
       if (!strips[r] || strip.state == TileState::kSkip) continue;
       if (!packed) pack_block<S>(p, {q.b, q.head / p.group, block}, w.packed);

@@ -44,8 +44,8 @@ struct AttentionBackward {
   Output4 grad_query, grad_key, grad_value;  // of dtype
   // kQueryParts of every sequence and key/value head, of the group's dQ: rows of query_part elements of the accumulation type.
   void* const* query_parts;
-  int64_t* query_steps;  // how far each task of the backward has come, atomic (query_order.h)
-  void* grad_bias;       // contiguous, in the bias's shape and dtype
+  int64_t* tiles_done;  // of each task of the backward, atomic (query_order.h)
+  void* grad_bias;      // contiguous, in the bias's shape and dtype
   // With parts, the tasks of the backward add dbias up themselves: task q of a head takes the batch entries q, q +
   // batch_stride, … in order and has a part of its own. Without, batch_stride is B.
   void* grad_bias_parts;
@@ -82,7 +82,7 @@ struct RopeParams {
   // The dimensions before the last: rows are their product; a row's offset is Σ index·stride.
   int dims;
   int64_t sizes[kRopeDims], x_strides[kRopeDims], cos_strides[kRopeDims], sin_strides[kRopeDims];
-  int64_t x_step, cos_step, sin_step;  // strides of the last dimension
+  int64_t x_column_stride, cos_column_stride, sin_column_stride;  // strides of the last dimension
   const void *x, *cos, *sin;
   void* out;  // contiguous
 };

@@ -43,8 +43,8 @@ struct Spans {
 template <class E>
 inline constexpr int64_t kLongestChain = kStep<E> == 1 ? 128 : int64_t{1} << 16;
 
-/// products = A·B over the tile, A by query rows of `ld` elements and depth K. What no row of a block has in reach is left as
-/// it was.
+/// products = A·B over the tile, A by query rows of `ld` elements and depth K. What no row of a microtile has in reach is
+/// left as it was.
 template <class E>
 FULGURITE_INLINE void multiply_tile(const Tile& t, const Spans& spans, int64_t K, const E* rows,
                                     int64_t ld, const E* panels, Accumulate<E>* products) {
@@ -128,7 +128,7 @@ inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_
   constexpr int64_t kMostDepth = kMostQueryRows > kKeyBlock ? kMostQueryRows : kKeyBlock;
   const int64_t columns = t.c1 - t.c0, rows = queries_are_rows ? t.rows : columns,
                 depth = queries_are_rows ? columns : t.rows;
-  alignas(64) E kept_rows[kMostDepth * kTileColumns<E>];
+  alignas(64) E kept_rows[kMostDepth * kPanelColumns<E>];
   for (int64_t m = 0; m < rows; ++m) {
     bool kept[kMostDepth + 1] = {};
     for (int64_t k = 0; k < depth; ++k) {
@@ -136,7 +136,7 @@ inline void careful_gemm(const ScoreRule& rule, const Tile& t, bool queries_are_
       kept[k] = rule.kept(t.b, t.h, t.i0 + query, t.j0 + key);
     }
     const MatrixA<E> row{a.data + m * a.row_stride, a.row_stride, a.step_stride};
-    for (int64_t n = 0; n < N; n += kTileColumns<E>) {
+    for (int64_t n = 0; n < N; n += kPanelColumns<E>) {
       const Panel<E> panel = panel_of(b, n);
       const int64_t step_elements = panel.width * kElements;
       for (int64_t k = 0; k < steps<E>(depth); ++k)

@@ -13,38 +13,38 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
-/// One block's place in the order. A step is one tile of the block; every block of a head takes the same steps.
+/// One block's place in the order. Every block of a head goes through the same tiles, one for each query block and head of the group.
 class QueryOrder {
  public:
-  /// `steps`: of every task, 0 before the first. `task`: the block's, `block`: its index in its sequence.
-  FULGURITE_INLINE QueryOrder(int64_t* steps, int64_t task, int64_t block)
-      : steps_(steps + task - block), block_(block), oldest_(block % kQueryParts) {}
+  /// `done`: tiles of every task, 0 before the first. `task`: the block's, `block`: its index in its sequence.
+  FULGURITE_INLINE QueryOrder(int64_t* done, int64_t task, int64_t block)
+      : done_(done + task - block), block_(block), oldest_(block % kQueryParts) {}
 
-  /// Until the earlier blocks of the part have done this step.
+  /// Until the earlier blocks of the part have done this tile.
   FULGURITE_INLINE void wait() {
     for (int64_t other = oldest_; other < block_; other += kQueryParts) {
       const int64_t done = wait_past(other);
       if (done == kEnded && other == oldest_) oldest_ += kQueryParts;
     }
   }
-  /// This step is done.
-  FULGURITE_INLINE void next() { publish(++step_); }
+  /// This tile is done.
+  FULGURITE_INLINE void next() { publish(++tile_); }
   FULGURITE_INLINE void end() { publish(kEnded); }
 
  private:
   static constexpr int64_t kEnded = INT64_MAX;
 
-  FULGURITE_INLINE void publish(int64_t step) {
-    __atomic_store_n(steps_ + block_, step, __ATOMIC_RELEASE);
+  FULGURITE_INLINE void publish(int64_t tiles) {
+    __atomic_store_n(done_ + block_, tiles, __ATOMIC_RELEASE);
   }
   FULGURITE_INLINE int64_t wait_past(int64_t block) const {
     int64_t done;
-    while ((done = __atomic_load_n(steps_ + block, __ATOMIC_ACQUIRE)) <= step_) sched_yield();
+    while ((done = __atomic_load_n(done_ + block, __ATOMIC_ACQUIRE)) <= tile_) sched_yield();
     return done;
   }
 
-  int64_t* steps_;  // of the blocks of the sequence and head
-  int64_t block_, step_ = 0;
+  int64_t* done_;  // tiles of the blocks of the sequence and head
+  int64_t block_, tile_ = 0;
   int64_t oldest_;  // the first block of the part that may not have ended
 };
 

@@ -23,7 +23,7 @@ FULGURITE_INLINE StripKind strip_kind(const AttentionParams& p, const Tile& t, i
   if (!kHasRegisterStrips || longest > kLongestChain<E> || p.score != ScoreKind::kSoftmax ||
       p.softcap > 0 || p.dropout.active)
     return StripKind::kInMemory;
-  const bool whole_panels = (t.c1 - t.c0) % kTileColumns<E> == 0;
+  const bool whole_panels = (t.c1 - t.c0) % kPanelColumns<E> == 0;
   return t.state == TileState::kFull && p.plain_scores && whole_panels ? StripKind::kBare
                                                                        : StripKind::kAdded;
 }
@@ -82,12 +82,12 @@ AddedScores<T> add_scores(const AttentionParams& p, const ScoreRule& rule, const
 /// Calls visit(NV, c) for the panels of a strip: NV, of the type std::integral_constant, vectors from column c on.
 template <class E, class Scores, class Visit>
 FULGURITE_INLINE void for_panels(const Tile& t, const Scores&, const Visit& visit) {
-  for (int64_t c = t.c0; c < t.c1; c += kTileColumns<E>) {
+  for (int64_t c = t.c0; c < t.c1; c += kPanelColumns<E>) {
     const auto at_column = [&](auto vectors) { visit(vectors, c); };
     if constexpr (Scores::kWholePanels)
-      at_column(std::integral_constant<int, kTileVectors>{});
+      at_column(std::integral_constant<int, kPanelVectors>{});
     else
-      with_count<kTileVectors>(ceil_div(t.c1 - c, kLanes<Accumulate<E>>), at_column);
+      with_count<kPanelVectors>(ceil_div(t.c1 - c, kLanes<Accumulate<E>>), at_column);
   }
 }
 
@@ -97,7 +97,7 @@ FULGURITE_INLINE void multiply_columns(const Tile& t, const Scores&, MatrixA<E> 
                                        const E* panels, int64_t K, int64_t c,
                                        Native<Accumulate<E>> (&products)[MR][NV]) {
   const int64_t width =
-      Scores::kWholePanels ? kTileColumns<E> : panel_width<E>(c, pad_columns<E>(t.columns));
+      Scores::kWholePanels ? kPanelColumns<E> : panel_width<E>(c, pad_columns<E>(t.columns));
   multiply_panel(rows, Panel<E>{panels + c * pad_depth<E>(K), width}, steps<E>(K), products);
 }
 

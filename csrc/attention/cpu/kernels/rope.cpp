@@ -1,6 +1,11 @@
 // Rotary position embedding: each pair (a, b) of a row is rotated by its angle,
 //   a' = a·cos − b·sin      b' = b·cos + a·sin          conjugate: sin changes sign (rotates back)
 // Pairs are (x_i, x_{i+R/2}) in the halves layout and (x_{2i}, x_{2i+1}) interleaved; elements from R on pass through.
+//
+// Reads: x, cos and sin, of any strides.
+// Writes: out, contiguous.
+// Task: a range of rows.
+// Order of sums: none; the two products of an element are rounded apart.
 
 #include "attention/cpu/kernels/tile.h"
 
@@ -8,20 +13,13 @@ namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
-/// Elements p[0], p[step], … as a vector; lanes from n on are 0.
+/// The first n lanes to p[0], p[stride], …; all of them if n is more.
 template <class V, class S>
-FULGURITE_INLINE V load_step(const S* p, int64_t step, int64_t n) {
-  if (step == 1 && n >= kWidth<V>) return load_as<V>(p);
-  S lanes[kWidth<V>] = {};
-  for (int64_t i = 0; i < n && i < kWidth<V>; ++i) lanes[i] = p[i * step];
-  return load_as<V>(lanes);
-}
-template <class V, class S>
-FULGURITE_INLINE void store_step(S* p, int64_t step, V v, int64_t n) {
-  if (step == 1 && n >= kWidth<V>) return store_as(p, v);
+FULGURITE_INLINE void store_strided(S* p, int64_t stride, V v, int64_t n) {
+  if (stride == 1 && n >= kWidth<V>) return store_as(p, v);
   S lanes[kWidth<V>];
   store_as(lanes, v);
-  for (int64_t i = 0; i < n && i < kWidth<V>; ++i) p[i * step] = lanes[i];
+  for (int64_t i = 0; i < n && i < kWidth<V>; ++i) p[i * stride] = lanes[i];
 }
 
 struct RowOffsets {
@@ -52,15 +50,17 @@ void rotate_rows(const RopeParams& p, int64_t first, int64_t last) {
     S* const out = static_cast<S*>(p.out) + row * p.D;
     for (int64_t i = 0; i < half; i += kWidth<V>) {
       const int64_t n = half - i;
-      const V c = load_step<V>(cos + i * p.cos_step, p.cos_step, n);
-      V s = load_step<V>(sin + i * p.sin_step, p.sin_step, n);
+      const V c = load_strided<V>(cos + i * p.cos_column_stride, p.cos_column_stride, n);
+      V s = load_strided<V>(sin + i * p.sin_column_stride, p.sin_column_stride, n);
       if (p.conjugate) s = -s;
-      const V a = load_step<V>(x + i * spread * p.x_step, spread * p.x_step, n);
-      const V b = load_step<V>(x + (second + i * spread) * p.x_step, spread * p.x_step, n);
-      store_step(out + i * spread, spread, a * c - b * s, n);
-      store_step(out + second + i * spread, spread, b * c + a * s, n);
+      const V a =
+          load_strided<V>(x + i * spread * p.x_column_stride, spread * p.x_column_stride, n);
+      const V b = load_strided<V>(x + (second + i * spread) * p.x_column_stride,
+                                  spread * p.x_column_stride, n);
+      store_strided(out + i * spread, spread, a * c - b * s, n);
+      store_strided(out + second + i * spread, spread, b * c + a * s, n);
     }
-    for (int64_t d = p.R; d < p.D; ++d) out[d] = x[d * p.x_step];
+    for (int64_t d = p.R; d < p.D; ++d) out[d] = x[d * p.x_column_stride];
   }
 }
 

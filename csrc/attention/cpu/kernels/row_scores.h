@@ -70,11 +70,11 @@ template <class T, class Put>
 FULGURITE_INLINE void load_bias(const ScoreRule& rule, const Tile& t, int64_t r, const Put& put) {
   with_storage_beside<T>(rule.bias_dtype, [&](auto storage) {
     using S = decltype(storage);
-    const int64_t step = rule.bias.strides[3];
+    const int64_t stride = rule.bias.strides[3];
     const S* const bias =
         static_cast<const S*>(rule.bias.data) + rule.bias.offset(t.b, t.h, t.i0 + r, t.j0);
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>)
-      put(c, load_strided<Native<T>>(bias + c * step, step, t.c1 - c));
+      put(c, load_strided<Native<T>>(bias + c * stride, stride, t.c1 - c));
   });
 }
 

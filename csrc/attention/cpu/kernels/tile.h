@@ -80,7 +80,7 @@ FULGURITE_INLINE Tile make_tile(const AttentionParams& p, const ScoreRule& rule,
   if (t.i0 + t.rows > s.N) t.rows = s.N - t.i0;
   if (t.j0 + t.columns > s.M) t.columns = s.M - t.j0;
   const KeyRange keys = rule.reach(t.i0, t.i0 + t.rows).hull(t.j0, t.j0 + t.columns);
-  t.c0 = (keys.begin - t.j0) / kTileColumns<T> * kTileColumns<T>;
+  t.c0 = (keys.begin - t.j0) / kPanelColumns<T> * kPanelColumns<T>;
   t.c1 = keys.end - t.j0;
   if (t.c0 >= t.c1) return t;
   t.state = rule.state(b, h, t.i0, t.i0 + t.rows, t.j0 + t.c0, t.j0 + t.c1);
@@ -93,10 +93,10 @@ template <class T>
 FULGURITE_INLINE Tile strip_of(const ScoreRule& rule, const Tile& t, int64_t r0) {
   Tile s = t;
   s.i0 += r0;
-  s.rows = t.rows - r0 < kTileRows ? t.rows - r0 : kTileRows;
+  s.rows = t.rows - r0 < kStripRows ? t.rows - r0 : kStripRows;
   if (t.all_in_reach) return s;
   const KeyRange keys = rule.reach(s.i0, s.i0 + s.rows).hull(t.j0 + t.c0, t.j0 + t.c1);
-  s.c0 = (keys.begin - t.j0) / kTileColumns<T> * kTileColumns<T>;
+  s.c0 = (keys.begin - t.j0) / kPanelColumns<T> * kPanelColumns<T>;
   s.c1 = keys.end - t.j0;
   if (s.c0 >= s.c1) {
     s.state = TileState::kSkip;

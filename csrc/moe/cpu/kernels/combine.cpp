@@ -3,6 +3,11 @@
 //   permute    y_p = x_{permutation[p] / K}, 0 where no expert takes the assignment
 //   combine    out_t = Σ_j w_tj · y_{inverse[t,j]}, j in order, in the accumulation type, rounded once
 //   backward   dy_p = w_tj · dout_t        dw_tj = dout_t · y_{inverse[t,j]}
+//
+// Reads: rows of x, y or dout, permutation and inverse, weights; grad_y the owner of each row.
+// Writes: rows sorted by expert (permute, grad_y), rows of tokens (combine), or the gradient of the weights.
+// Task: a range of rows of what is written.
+// Order of sums: a token's choices j in order; a dot product by lanes of a vector, then a fixed tree.
 
 #include "moe/cpu/kernels/rows.h"
 

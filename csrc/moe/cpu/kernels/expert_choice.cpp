@@ -2,7 +2,10 @@
 //
 //   G_te = e^(l_te − max_e l)/Σ_e          dl_te = G_te (dG_te − Σ_e dG G)
 //
-// Experts compare these G: exp and the sum are those of fixed order.
+// Reads: logits; backward dG and which tokens were taken.
+// Writes: G transposed, a row for each expert; backward the gradient of the logits, 0 for tokens that no expert took.
+// Task: a range of tokens.
+// Order of sums: experts compare these G, so exp and the sum over experts have one order on every instruction set (rows.h).
 
 #include "moe/cpu/kernels/expert_choice.h"
 #include "moe/cpu/kernels/rows.h"
@@ -40,10 +43,11 @@ void store_columns(const ExpertChoiceParams& p, int64_t t, int64_t n,
   constexpr int W = kLanes<T>;
   T* const to = static_cast<T*>(p.scores) + t;
   for (int64_t e = 0; e < p.E; e += W) {
-    V block[W];
-    for (int lane = 0; lane < W; ++lane) block[lane] = lane < n ? load<V>(w.scores[lane] + e) : V{};
-    transpose<W / 2>(block);
-    for (int64_t i = 0; i < W && e + i < p.E; ++i) store_up_to(to + (e + i) * p.T, block[i], n);
+    V square[W];
+    for (int lane = 0; lane < W; ++lane)
+      square[lane] = lane < n ? load<V>(w.scores[lane] + e) : V{};
+    transpose<W / 2>(square);
+    for (int64_t i = 0; i < W && e + i < p.E; ++i) store_up_to(to + (e + i) * p.T, square[i], n);
   }
 }
 

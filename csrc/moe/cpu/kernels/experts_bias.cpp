@@ -2,8 +2,14 @@
 //
 //   grad_bias    db_e = Σ_r w_r · row_r           b_in: (dg, du), all w = 1;  b_out: dout
 //   bias_dots    dw_r += b_out,e · dout_r         the part of dw that no column of h has
+//
+// Reads: rows of gradients, the weights of the tokens, b_out.
+// Writes: grad_bias one row for each expert; bias_dots the last of each row's dots.
+// Task: grad_bias kBiasColumns columns of one expert; bias_dots one segment.
+// Order of sums: an expert's rows in order, chains of kDepthBlock of them, then a chain of those; a dot product by lanes of a vector,
+// then a fixed tree.
 
-#include "moe/cpu/kernels/experts_tile.h"
+#include "moe/cpu/kernels/experts_common.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {

@@ -1,5 +1,11 @@
 // Rows sorted by expert, as operands: every block of columns of a hidden layer reads them again.
-#include "moe/cpu/kernels/experts_tile.h"
+//
+// Reads: rows of tokens, through a permutation or as they lie.
+// Writes: the same rows as operands, zeros up to `width`.
+// Task: a range of sorted positions.
+// Order of sums: none.
+
+#include "moe/cpu/kernels/experts_common.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {

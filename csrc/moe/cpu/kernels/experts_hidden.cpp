@@ -3,9 +3,13 @@
 //   forward    g = W_gate x + b_gate    u = W_up x + b_up    h = a(g)·up(u)             moe/cpu/kernels/activations.h
 //   backward   dh = W_outᵀ dout    dw = h·dh    dg = w·dh·up(u)·a'(g)    du = w·dh·a(g)·up'(u)
 //
-// Without gates h = a(g). One task is one segment of rows of one expert by one block of columns of I. A row's bits depend
-// on nothing but itself: each product is one chain over blocks of depth, whatever rows stand beside
-// it.
+// Without gates h = a(g).
+//
+// Reads: x as operands and W_in; backward hidden, dout as operands, W_out and the weights of the tokens.
+// Writes: hidden (g and u) and h as operands; backward w·h and (dg, du) as operands, and parts of dw (dots).
+// Task: one segment of rows of one expert by one block of kHiddenBlock columns of I.
+// Order of sums: a product is a chain for each kDepthBlock of its depth, and those are added in order, whatever rows stand beside it:
+// a row's bits depend on nothing but itself. dw is one part a block of columns, which the caller adds in order.
 
 #include "moe/cpu/kernels/activations.h"
 #include "moe/cpu/kernels/gate_up.h"
@@ -14,13 +18,13 @@ namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
 
-/// Which rows and columns a task has.
-struct HiddenTile {
+/// The rows and columns of a task.
+struct HiddenTask {
   Segment segment;
   int64_t block, i0, n;  // block of columns, its first one, how many
   GateColumns columns;
 
-  HiddenTile(const HiddenParams& p, int64_t task) : columns(p) {
+  HiddenTask(const HiddenParams& p, int64_t task) : columns(p) {
     const int64_t blocks = ceil_div(p.I, kHiddenBlock);
     segment = p.segments[task / blocks];
     block = task % blocks;
@@ -37,20 +41,20 @@ struct HiddenScratch {
   T *product, *bias;  // gates and ups of a row as GateColumns say
 
   HiddenScratch(const HiddenParams& p, Arena& arena) {
-    weights = arena.take<E>(pad_depth<E>(p.H) * kTileWidth);
-    product = arena.take<T>(kTokenBlock * kTileWidth);
-    bias = arena.take<T>(kTileWidth);
+    weights = arena.take<E>(pad_depth<E>(p.H) * kHiddenWidth);
+    product = arena.take<T>(kTokenBlock * kHiddenWidth);
+    bias = arena.take<T>(kHiddenWidth);
   }
 };
 
 template <class S, class Act>
-void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows,
+void store_hidden(const HiddenParams& p, const HiddenTask& t, int64_t first, int64_t rows,
                   const HiddenScratch<S>& w, const Act& act) {
   using T = Accumulate<S>;
   using E = Operand<S>;
   using V = Native<T>;
   for (int64_t r = 0; r < rows; ++r) {
-    const T* const product = w.product + r * kTileWidth;
+    const T* const product = w.product + r * kHiddenWidth;
     T* const hidden =
         p.hidden ? static_cast<T*>(p.hidden) + (first + r) * p.width() + t.columns.first(t.i0)
                  : nullptr;
@@ -68,27 +72,27 @@ void store_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int
 
 /// Element (k, n) of the product's B is W_in[n][k].
 template <class S>
-Strided<S> hidden_weights(const HiddenParams& p, const HiddenTile& t, int64_t column) {
+Strided<S> hidden_weights(const HiddenParams& p, const HiddenTask& t, int64_t column) {
   return matrix_of<S>(p.w_in, t.segment.expert, column, 0).transposed();
 }
 
 template <class S>
-void finish_hidden(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows,
+void finish_hidden(const HiddenParams& p, const HiddenTask& t, int64_t first, int64_t rows,
                    const HiddenScratch<S>& w) {
   if (p.b_in.data)
     t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t, int64_t n, int64_t at) {
-      add_bias(w.bias + at, rows, n, w.product + at, kTileWidth);
+      add_bias(w.bias + at, rows, n, w.product + at, kHiddenWidth);
     });
   with_activation(p, [&](const auto& act) { store_hidden<S>(p, t, first, rows, w, act); });
 }
 
 template <class S>
-void few_rows_of_hidden(const HiddenParams& p, const HiddenTile& t, const HiddenScratch<S>& w) {
+void few_rows_of_hidden(const HiddenParams& p, const HiddenTask& t, const HiddenScratch<S>& w) {
   using E = Operand<S>;
   const auto [expert, first, rows] = t.segment;
   const MatrixA<E> x = operand_matrix<E>(p.x, first);
   t.columns.for_parts(t.i0, t.n, p.I, [&, rows = rows](int64_t column, int64_t n, int64_t at) {
-    multiply_few<E>(x, rows, hidden_weights<S>(p, t, column), p.H, n, w.product + at, kTileWidth);
+    multiply_few<E>(x, rows, hidden_weights<S>(p, t, column), p.H, n, w.product + at, kHiddenWidth);
   });
   finish_hidden<S>(p, t, first, rows, w);
 }
@@ -98,7 +102,7 @@ void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
   using E = Operand<S>;
   Arena arena(scratch);
   const HiddenScratch<S> w(p, arena);
-  const HiddenTile t(p, task);
+  const HiddenTask t(p, task);
   if (p.b_in.data)
     t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t column, int64_t n, int64_t at) {
       load_bias<S>(p.b_in, t.segment.expert, column, n, w.bias + at);
@@ -113,7 +117,7 @@ void hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
     for (int64_t k0 = 0; k0 < p.H; k0 += kDepthBlock)
       t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t, int64_t n, int64_t at) {
         multiply_block<E>(columns_from(x, k0), rows, w.weights + at * pad_depth<E>(p.H), k0,
-                          at_most(kDepthBlock, p.H - k0), n, w.product + at, kTileWidth);
+                          at_most(kDepthBlock, p.H - k0), n, w.product + at, kHiddenWidth);
       });
     finish_hidden<S>(p, t, first, rows, w);
   });
@@ -136,7 +140,7 @@ struct GradHiddenScratch {
 
 /// Gradients of one row's gate and up, w·h, and this block's part of h·dh.
 template <class S, class Act>
-void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
+void grad_row(const HiddenParams& p, const HiddenTask& t, int64_t position,
               const Accumulate<S>* grad_activated, const Act& act) {
   using T = Accumulate<S>;
   using E = Operand<S>;
@@ -165,7 +169,7 @@ void grad_row(const HiddenParams& p, const HiddenTile& t, int64_t position,
 }
 
 template <class S>
-void grad_rows(const HiddenParams& p, const HiddenTile& t, int64_t first, int64_t rows,
+void grad_rows(const HiddenParams& p, const HiddenTask& t, int64_t first, int64_t rows,
                const Accumulate<S>* grad_activated) {
   with_activation(p, [&](const auto& act) {
     for (int64_t r = 0; r < rows; ++r)
@@ -178,7 +182,7 @@ void grad_hidden_task(const HiddenParams& p, int64_t task, void* scratch) {
   using E = Operand<S>;
   Arena arena(scratch);
   GradHiddenScratch<S> w(p, arena);
-  const HiddenTile t(p, task);
+  const HiddenTask t(p, task);
   const Segment segment = t.segment;
   const Strided<S> weights = matrix_of<S>(p.w_out, segment.expert, 0, t.i0);
   if (p.need_grad && segment.rows <= rows_unpacked(weights)) {

@@ -33,12 +33,12 @@ struct Segment {
 
 inline constexpr int64_t kSegmentRows =
     512;  // packing a weight is then below 3 % of multiplying with it
-inline constexpr int64_t kTokenBlock = 96;  // rows of a tile: whole groups of 6
+inline constexpr int64_t kTokenBlock = 96;  // rows multiplied at a time: whole strips of 6
 inline constexpr int64_t kDepthBlock =
     256;  // length of one chain of additions: short enough to be accurate
 inline constexpr int64_t kHiddenBlock =
-    64;  // columns of I, and of H, in a tile: whole panels on every instruction set
-inline constexpr int64_t kGroupedColumns = 128;  // columns of a grouped product in a tile
+    64;  // columns of I, and of H, in a task: whole panels on every instruction set
+inline constexpr int64_t kGroupedColumns = 128;  // columns of a grouped product in a task
 inline constexpr int64_t kGradRows = 192;        // a task's part of a weight's gradient
 inline constexpr int64_t kGradColumns = 256;
 inline constexpr int64_t kBiasColumns = 256;  // columns of a bias's gradient in a task

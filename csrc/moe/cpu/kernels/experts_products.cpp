@@ -3,10 +3,13 @@
 //   reduce         out_t = Σ_e w_te · (row_te · B_e + bias_e)    forward: h, W_outᵀ and b_out; backward: (dg, du) and W_in, all w = 1
 //   grad_weight    dW_e  = Σ_r a_rᵀ b_r                          W_in: (dg, du) and x;  W_out: dout and w·h
 //
-// A token's experts are added in the order of their number, in the accumulation type, and rounded
-// once.
+// Reads: rows as operands, or of the storage type; permutation, offsets, weights of the tokens and of the experts.
+// Writes: reduce out, or the sums so far where the experts come in parts; grad_weight the gradient of one weight of every expert.
+// Task: reduce a range of tokens by kHiddenBlock columns, over all experts; grad_weight kGradRows × kGradColumns of one expert.
+// Order of sums: a token's experts by their number, in the accumulation type, rounded once; an expert's rows in order, a chain for each
+// kDepthBlock of them.
 
-#include "moe/cpu/kernels/experts_tile.h"
+#include "moe/cpu/kernels/experts_common.h"
 #include "simd/gemm_store.h"
 
 namespace fulgurite {

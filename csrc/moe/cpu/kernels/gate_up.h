@@ -1,12 +1,12 @@
 // Where the gates and ups of the experts' hidden layer stand in a row.
 #pragma once
 
-#include "moe/cpu/kernels/experts_tile.h"
+#include "moe/cpu/kernels/experts_common.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
-inline constexpr int64_t kTileWidth = 2 * kHiddenBlock;  // of a tile of the hidden layer
+inline constexpr int64_t kHiddenWidth = 2 * kHiddenBlock;  // of a task's product: gates beside ups
 
 template <class V>
 struct GateUp {
@@ -27,7 +27,7 @@ FULGURITE_INLINE GateUp<V> pair_up(GateUp<V> x, std::integer_sequence<int, Lane.
 }
 
 /// Columns of the hidden layer: I gates; I gates, then I ups; or I pairs of them. `apart` is how far an up is from its gate
-/// where they are not pairs: I, or kHiddenBlock in a tile of their product.
+/// where they are not pairs: I, or kHiddenBlock in a task's product.
 struct GateColumns {
   bool gated, interleaved;
 
@@ -36,7 +36,8 @@ struct GateColumns {
   /// The column of gate i.
   int64_t first(int64_t i) const { return interleaved ? 2 * i : i; }
 
-  /// Calls part(column, count, at) for each run of columns that gates and ups [i0, i0 + n) are; `at` is its column in a tile.
+  /// Calls part(column, count, at) for each run of columns that gates and ups [i0, i0 + n) are; `at` is its column in a task's
+  /// product.
   template <class Part>
   FULGURITE_INLINE void for_parts(int64_t i0, int64_t n, int64_t I, const Part& part) const {
     if (interleaved) return part(2 * i0, 2 * n, int64_t{0});
@@ -44,7 +45,7 @@ struct GateColumns {
     if (gated) part(I + i0, n, kHiddenBlock);
   }
 
-  /// Gates and ups of columns c … of a tile, whose gates begin at `row`.
+  /// Gates and ups of columns c … of a task, whose gates begin at `row`.
   template <class V, class S>
   FULGURITE_INLINE GateUp<V> load(const S* row, int64_t apart, int64_t c, int64_t lanes) const {
     constexpr int W = kWidth<V>;

@@ -1,9 +1,11 @@
 // A product for each expert, on rows that are sorted by expert:  out_r = x_r · B_e + bias_e.
 //
-// One task is one segment of rows of one expert by one block of columns; a row's bits depend on
-// nothing but itself, as in moe/cpu/kernels/experts_hidden.cpp.
+// Reads: rows of x, the weights and biases of the experts.
+// Writes: out.
+// Task: one segment of rows of one expert by one block of kGroupedColumns columns.
+// Order of sums: a chain for each kDepthBlock of the depth, added in order; a row's bits depend on nothing but itself.
 
-#include "moe/cpu/kernels/experts_tile.h"
+#include "moe/cpu/kernels/experts_common.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {

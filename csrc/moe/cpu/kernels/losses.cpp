@@ -4,8 +4,12 @@
 //     softmax   dl_e = p_e (C_e − Σ C p)          else, D = Σs + eps:   dl_e = s'_e (C_e − Σ C P)/D
 //   z-loss    L = 1/T' Σ_t lse_t²               dl_e = 2/T' · lse · p_e
 //
-// over the T' tokens that the mask keeps. A row that it hides is not looked at. Rows add up in
-// float64, in order.
+// over the T' tokens that the mask keeps. A row that it hides is not looked at.
+//
+// Reads: logits, token_mask, coefficients; update_bias the counts.
+// Writes: a partial sum for each task, or the gradient of the logits; update_bias the bias.
+// Task: a range of tokens; update_bias is one.
+// Order of sums: a row's by rows.h, the same on every instruction set; rows in float64, in order; the caller adds the tasks' in order.
 
 #include "moe/cpu/kernels/rows.h"
 

@@ -6,6 +6,11 @@
 //                      { softmax over all logits, at the chosen     softmax
 //                      { s_j / (Σ_chosen s + eps)                   sigmoid, sqrtsoftplus with renormalize
 //                      { s_j                                        without
+//
+// Reads: logits, bias, token_mask, forced ids; backward the ids that were chosen and the gradient of the weights.
+// Writes: weights, ids, counts; backward the gradient of the logits.
+// Task: a range of tokens, as many at a time as a vector has lanes. Counts are integers that every task adds to.
+// Order of sums: over all experts by rows.h, over the chosen in their order; the same on every instruction set, so decisions agree.
 
 #include "moe/cpu/kernels/largest_packed.h"
 #include "moe/cpu/kernels/route_groups.h"
@@ -65,15 +70,15 @@ FULGURITE_INLINE IntOf<Native<T>> key_columns(const RouteParams& p, const RouteS
   IntOf<V> bits{};
   for (int64_t e = 0; e < padded_row(p.E); e += W) {
     const V bias = p.bias ? load<V>(static_cast<const T*>(p.bias) + e) : V{};
-    IntOf<V> block[W];
+    IntOf<V> square[W];
     for (int lane = 0; lane < W; ++lane) {
       const V number = score(load<V>(w.rows[lane] + e)) + bias;
-      block[lane] = order_key(number);
+      square[lane] = order_key(number);
       bits |= bit_cast<IntOf<V>>(number);
     }
-    transpose<W / 2>(block);
+    transpose<W / 2>(square);
 #pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) w.keys[e + i] = block[i];
+    for (int i = 0; i < W; ++i) w.keys[e + i] = square[i];
   }
   return bits;
 }

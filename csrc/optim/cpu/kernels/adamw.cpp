@@ -1,4 +1,9 @@
 // AdamW over lists of tensors: rows are cut into blocks, which step.h updates.
+//
+// Reads: gradients, parameters or masters, moments; the numbers of the step.
+// Writes: parameters, masters, moments, copies and averages; zeros into the gradients where asked.
+// Task: a range of positions (simd/walk.h), which may hold many small tensors or a piece of a large one.
+// Order of sums: none; every element is on its own and every operation is rounded once.
 
 #include "optim/cpu/kernels/direct.h"
 #include "optim/cpu/kernels/rows.h"

@@ -4,6 +4,11 @@
 // decided exactly: a middle between neighbours of the map has 25 bits and a scale 24, so their
 // product is a float64, and what lies above it can be told in the arithmetic type. The update itself
 // uses the moments before they are rounded to codes.
+//
+// Reads: gradients, parameters or masters, codes and scales of the moments.
+// Writes: the same but the gradients.
+// Task: a range of positions (simd/walk.h) from the edge of a block to the edge of another: a block's scale is its own.
+// Order of sums: none; a block's scale is a maximum.
 
 #include "optim/cpu/kernels/rows.h"
 

@@ -1,4 +1,9 @@
 // Split masters on their own: float32 to halves and back.
+//
+// Reads: float32 masters; join the halves.
+// Writes: high halves (the bfloat16 parameter) and low ones; join the masters.
+// Task: a range of elements.
+// Order of sums: none.
 
 #include "optim/cpu/kernels/params.h"
 #include "optim/cpu/kernels/split.h"

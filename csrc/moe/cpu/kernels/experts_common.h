@@ -108,10 +108,10 @@ inline void add_bias(const T* bias, int64_t rows, int64_t n, T* c, int64_t ldc) 
     for (int64_t k = 0; k < n; k += kLanes<T>) store(c + k, load<V>(c + k) + load<V>(bias + k));
 }
 
-/// Calls tile(first position, rows) over a segment in blocks of kTokenBlock.
-template <class Tile>
-FULGURITE_INLINE void for_token_blocks(int64_t first, int64_t rows, const Tile& tile) {
-  for (int64_t r = 0; r < rows; r += kTokenBlock) tile(first + r, at_most(kTokenBlock, rows - r));
+/// Calls visit(first position, rows) over a segment in blocks of kTokenBlock.
+template <class Visit>
+FULGURITE_INLINE void for_token_blocks(int64_t first, int64_t rows, const Visit& visit) {
+  for (int64_t r = 0; r < rows; r += kTokenBlock) visit(first + r, at_most(kTokenBlock, rows - r));
 }
 
 /// Calls put(c, lanes) over n columns, `lanes` of them at a time; the last may be fewer than a
