@@ -5,6 +5,7 @@
 
 #include "amp/cpu/kernels/params.h"
 #include "catch.h"
+#include "elements.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -22,12 +23,16 @@ struct Stats {
   bool bad;
 };
 
-Stats stats(std::vector<float>& x, double inv_scale) {
-  const Walk walk{0, static_cast<int64_t>(x.size()), 0, 0};
-  const GradTensor grad{x.data(), Dtype::kFloat32};
+Stats stats(const void* x, Dtype dtype, const Walk& walk, const std::vector<int64_t>& layouts,
+            double inv_scale) {
+  const GradTensor grad{const_cast<void*>(x), dtype};
   Stats s{};
-  FULGURITE_VARIANT::amp_grad_stats({&walk, nullptr, &grad, inv_scale, &s.sum, &s.bad}, 0, 0, 0);
+  FULGURITE_VARIANT::amp_grad_stats({&walk, layouts.data(), &grad, inv_scale, &s.sum, &s.bad}, 0, 0,
+                                    0);
   return s;
+}
+Stats stats(std::vector<float>& x, double inv_scale) {
+  return stats(x.data(), Dtype::kFloat32, {0, static_cast<int64_t>(x.size()), 0, 0}, {}, inv_scale);
 }
 
 bool unscale(std::vector<float>& x, double inv_scale) {
@@ -37,7 +42,8 @@ bool unscale(std::vector<float>& x, double inv_scale) {
 }
 
 /// The tree in plain code: 16 lanes, then halves.
-double tree_sum(const std::vector<float>& x, double inv_scale) {
+template <class X>
+double tree_sum(const X& x, double inv_scale) {
   double lanes[16] = {};
   for (size_t i = 0; i < x.size(); ++i) {
     const double g = static_cast<double>(x[i]) * inv_scale;
@@ -82,4 +88,41 @@ TEST_CASE("the largest float is finite") {
   CHECK_FALSE(stats(x, 1.0).bad);
   CHECK_FALSE(unscale(x, 1.0));
   CHECK(x[8] == std::numeric_limits<float>::max());
+}
+
+TEST_CASE("gradients of every type, dense and in strides, are unscaled and summed") {
+  for (const Dtype dtype : kDtypes)
+    for (const int64_t n : {0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33})
+      for (const bool strided : {false, true}) {
+        INFO("dtype " << int(dtype) << ", " << n << (strided ? " in strides" : " dense"));
+        // Two columns of n numbers; strided, each has a gap of one behind every number.
+        constexpr int64_t kColumns = 2;
+        const int64_t numel = kColumns * n, column = strided ? 2 * n + 3 : n,
+                      step = strided ? 2 : 1;
+        const Elements before = Elements::sines(dtype, kColumns * column, 3, 5);
+        const std::vector<int64_t> layouts{kColumns, n, column, step};
+        const Walk walk{64, numel, strided ? 2 : 0, 0};
+        std::vector<double> logical;
+        for (int64_t i = 0; i < numel; ++i)
+          logical.push_back(before[i / n * column + i % n * step]);
+
+        const Stats s = stats(before.data(), dtype, walk, layouts, 0.25);
+        CHECK(s.sum == tree_sum(logical, 0.25));
+        CHECK_FALSE(s.bad);
+
+        Elements x = before;
+        const GradTensor grad{x.data(), dtype};
+        const UnscaleParams p{&walk, layouts.data(), &grad, 1, 0.25};
+        CHECK_FALSE(FULGURITE_VARIANT::amp_unscale(p, 0, 64 + numel / 3));
+        CHECK_FALSE(FULGURITE_VARIANT::amp_unscale(p, 64 + numel / 3, 64 + numel));
+        Elements expected = before;  // a quarter is exact in every type
+        for (int64_t i = 0; i < numel; ++i)
+          expected.set(i / n * column + i % n * step, logical[static_cast<size_t>(i)] / 4);
+        for (int64_t i = 0; i < kColumns * column; ++i) CHECK(x[i] == expected[i]);
+
+        if (n == 0) continue;
+        x.set((kColumns - 1) * column + (n - 1) * step, NAN);  // the last one
+        CHECK(stats(x.data(), dtype, walk, layouts, 0.25).bad);
+        CHECK(FULGURITE_VARIANT::amp_unscale(p, 64, 64 + numel));
+      }
 }

@@ -6,7 +6,8 @@
 #include "catch.h"
 #include "moe/cpu/kernels/expert_choice.h"
 #include "moe/rules/order.h"
-#include "simd/kernel.h"
+#include "moe/table.h"
+#include "scratch.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -23,73 +24,89 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN(),
                  kInf = std::numeric_limits<double>::infinity();
 
 struct Problem {
+  Dtype dtype;
   int64_t T, E;
-  std::vector<double> logits, scores, scratch;
+  Table logits;
+  Elements scores;
+  Scratch scratch;
 
-  Problem(int64_t tokens, int64_t experts) : T(tokens), E(experts) {
-    for (int64_t i = 0; i < T * E; ++i) logits.push_back(std::sin(static_cast<double>(i * 7 + 3)));
-    scores.resize(static_cast<size_t>(T * E));
-    scratch.resize(static_cast<size_t>(kExpertChoiceRows * padded_row(E) + 8));
-  }
+  Problem(Dtype dtype, int64_t T, int64_t E, Order order)
+      : dtype(dtype),
+        T(T),
+        E(E),
+        logits(dtype, T, E, order, 7, 3),
+        scores(accumulate(dtype), T * E + 20, 99),
+        scratch(kExpertChoiceRows * padded_row(E) * 8) {}
   ExpertChoiceParams params() {
     ExpertChoiceParams p{};
-    p.dtype = Dtype::kFloat64;
+    p.dtype = dtype;
     p.T = T;
     p.E = E;
-    p.logits = {logits.data(), E, 1};
+    p.logits = logits.matrix();
     p.scores = scores.data();
     return p;
   }
-  void* memory() {
-    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
+  std::vector<double> row(int64_t t) const {
+    std::vector<double> x;
+    for (int64_t e = 0; e < E; ++e) x.push_back(logits(t, e));
+    return x;
   }
-  double score(int64_t t, int64_t e) const { return scores[e * T + t]; }
 };
+
+double softmax(const std::vector<double>& row, int64_t e) {
+  double total = 0;
+  for (const double x : row) total += std::exp(x);
+  return std::exp(row[static_cast<size_t>(e)]) / total;
+}
 
 }  // namespace
 
 TEST_CASE("scores are the softmax of a token, laid out by expert") {
-  for (const int64_t E : {1, 3, 8, 17, 40}) {
-    Problem problem(5, E);
-    moe_expert_choice(problem.params(), 0, 5, problem.memory());
-    for (int64_t t = 0; t < 5; ++t) {
-      double total = 0;
-      for (int64_t e = 0; e < E; ++e) total += std::exp(problem.logits[t * E + e]);
-      for (int64_t e = 0; e < E; ++e)
-        REQUIRE(std::fabs(problem.score(t, e) - std::exp(problem.logits[t * E + e]) / total) <
-                1e-15);
-    }
-  }
+  for (const Dtype dtype : kDtypes)
+    for (const int64_t T : {0, 1, 3, 4, 5, 15, 16, 17, 33})
+      for (const int64_t E : {1, 3, 8, 17, 40})
+        for (const Order order : kOrders) {
+          INFO("dtype " << int(dtype) << ", T " << T << ", E " << E << ", order " << int(order));
+          Problem problem(dtype, T, E, order);
+          moe_expert_choice(problem.params(), 0, T / 3, problem.scratch.data());
+          moe_expert_choice(problem.params(), T / 3, T, problem.scratch.data());
+          for (int64_t t = 0; t < T; ++t)
+            for (int64_t e = 0; e < E; ++e)
+              REQUIRE(
+                  near(accumulate(dtype), problem.scores[e * T + t], softmax(problem.row(t), e)));
+          for (int64_t i = 0; i < 20; ++i) REQUIRE(problem.scores[T * E + i] == 99);
+        }
 }
 
 TEST_CASE("gradients equal differences, and are zero for a token that nobody took") {
-  Problem problem(3, 5);
-  const std::vector<double> g{0.5, -1.0, 0.0, 2.0, 0.25, 0, 0, 0, 0, 0, 0.0, 0.0, 1.5, 0.0, -0.75};
-  const auto loss = [&](std::vector<double> moved) {
-    Problem other(3, 5);
-    other.logits = std::move(moved);
-    moe_expert_choice(other.params(), 0, 3, other.memory());
-    double sum = 0;
-    for (int64_t t = 0; t < 3; ++t)
-      for (int64_t e = 0; e < 5; ++e) sum += t == 1 ? 0 : g[t * 5 + e] * other.score(t, e);
-    return sum;
-  };
-  const std::vector<double> logits = problem.logits;
-  for (int64_t e = 0; e < 5; ++e) problem.logits[5 + e] = kNan;
-  const std::vector<uint8_t> taken{1, 0, 1};
-  std::vector<double> grad(15, kNan);
-  ExpertChoiceParams p = problem.params();
-  p.taken = taken.data();
-  p.grad_scores = g.data();
-  p.grad_logits = grad.data();
-  moe_expert_choice_backward(p, 0, 3, problem.memory());
-  for (size_t i = 0; i < 15; ++i) {
-    std::vector<double> up = logits, down = logits;
-    up[i] += 1e-5;
-    down[i] -= 1e-5;
-    const double expected = i / 5 == 1 ? 0 : (loss(up) - loss(down)) / 2e-5;
-    REQUIRE(std::fabs(grad[i] - expected) < 1e-9);
-  }
+  for (const Dtype dtype : kDtypes)
+    for (const int64_t E : {1, 5, 15, 16, 17})
+      for (const Order order : kOrders) {
+        INFO("dtype " << int(dtype) << ", E " << E << ", order " << int(order));
+        constexpr int64_t T = 3;
+        Problem problem(dtype, T, E, order);
+        for (int64_t e = 0; e < E; ++e) problem.logits.set(1, e, kNan);
+        const std::vector<uint8_t> taken{1, 0, 1};
+        Elements g = Elements::sines(accumulate(dtype), T * E, 2), grad(dtype, T * E, kNan);
+        for (int64_t e = 0; e < E; ++e) g.set(E + e, 0);
+        ExpertChoiceParams p = problem.params();
+        p.taken = taken.data();
+        p.grad_scores = g.data();
+        p.grad_logits = grad.data();
+        moe_expert_choice_backward(p, 0, 2, problem.scratch.data());
+        moe_expert_choice_backward(p, 2, T, problem.scratch.data());
+        for (int64_t i = 0; i < T * E; ++i) {
+          const int64_t t = i / E;
+          const auto moved = [&](double h) {
+            std::vector<double> x = problem.row(t);
+            x[static_cast<size_t>(i % E)] += h;
+            double loss = 0;
+            for (int64_t e = 0; e < E; ++e) loss += g[t * E + e] * softmax(x, e);
+            return loss;
+          };
+          REQUIRE(near(dtype, grad[i], taken[t] ? slope(moved) : 0, kSlopeError));
+        }
+      }
 }
 
 TEST_CASE("the larger goes first, NaN last, the earlier among equals") {

@@ -3,6 +3,7 @@
 
 #include "catch.h"
 #include "moe/cpu/kernels/experts_common.h"
+#include "scratch.h"
 #include "stored.h"
 
 namespace fulgurite {
@@ -91,14 +92,6 @@ struct Options {
   double gate(int64_t row, int64_t i) const { return pre(row, p.interleaved ? 2 * i : i); }
   double up(int64_t row, int64_t i) const { return pre(row, p.interleaved ? 2 * i + 1 : kI + i); }
 };
-
-template <class Task, class Params>
-void run(Task& task, const Params& p, int64_t tasks, int64_t scratch_bytes) {
-  std::vector<char> memory(static_cast<size_t>(scratch_bytes) + 64);
-  void* aligned =
-      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-  for (int64_t i = 0; i < tasks; ++i) task(p, i, aligned);
-}
 
 double oai(double g, double u) {
   const double gate = std::fmin(g, 0.5), up = std::fmax(-0.5, std::fmin(u, 0.5));

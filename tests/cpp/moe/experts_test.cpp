@@ -2,6 +2,7 @@
 // plain loops.
 #include "catch.h"
 #include "moe/cpu/kernels/experts_common.h"
+#include "scratch.h"
 #include "stored.h"
 
 namespace fulgurite {
@@ -86,14 +87,6 @@ struct Case {
     return dot(&w_in[(e * 2 * I + I + i) * H], &x[t * H], H);
   }
 };
-
-template <class Task, class Params>
-void run(Task& task, const Params& p, int64_t tasks, int64_t scratch_bytes) {
-  std::vector<char> memory(static_cast<size_t>(scratch_bytes) + 64);
-  void* aligned =
-      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-  for (int64_t i = 0; i < tasks; ++i) task(p, i, aligned);
-}
 
 }  // namespace
 

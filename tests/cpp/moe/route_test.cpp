@@ -4,7 +4,9 @@
 #include <vector>
 
 #include "catch.h"
+#include "elements.h"
 #include "moe/cpu/kernels/rows.h"
+#include "scratch.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -21,89 +23,124 @@ namespace {
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN(),
                  kInf = std::numeric_limits<double>::infinity();
 
-struct Routed {
-  std::vector<double> weights;
-  std::vector<int32_t> ids;
-  std::vector<int64_t> counts;
-};
-
-/// Scratch of a task, from an address that is a multiple of 64.
-struct Scratch {
-  std::vector<char> memory;
-  explicit Scratch(const RouteParams& p) {
-    int64_t bytes = 0;
-    moe_route_layout(p, &bytes);
-    memory.resize(static_cast<size_t>(bytes) + 64);
-  }
-  void* data() {
-    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-  }
-};
-
-RouteParams params(const std::vector<double>& row, int64_t K, Score score) {
-  RouteParams p{};
-  p.dtype = Dtype::kFloat64;
-  p.T = 1;
-  p.E = static_cast<int64_t>(row.size());
-  p.K = K;
-  p.score = score;
-  p.n_group = p.topk_group = 1;
-  p.renormalize = true;
-  p.scale = 1;
-  p.logits = {row.data(), p.E, 1};
-  return p;
-}
-
-Routed route(RouteParams p) {
-  Routed r{std::vector<double>(static_cast<size_t>(p.K)),
-           std::vector<int32_t>(static_cast<size_t>(p.K)),
-           std::vector<int64_t>(static_cast<size_t>(p.E))};
-  p.weights = r.weights.data();
-  p.ids = r.ids.data();
-  p.counts = r.counts.data();
-  Scratch memory(p);
-  moe_route(p, 0, 1, memory.data());
-  return r;
-}
-
 using Ids = std::vector<int32_t>;
+using Numbers = std::vector<double>;
+
+int64_t scratch_of(const RouteParams& p) {
+  int64_t bytes = 0;
+  moe_route_layout(p, &bytes);
+  return bytes;
+}
+
+/// T tokens; the logits of token t are `row` times 1 − t/64.
+struct Router {
+  int64_t T, E, K;
+  Elements logits, weights;
+  Ids ids;
+  std::vector<int64_t> counts;
+  RouteParams p{};
+
+  Router(Dtype dtype, const Numbers& row, int64_t K, Score score, int64_t T = 1)
+      : T(T),
+        E(static_cast<int64_t>(row.size())),
+        K(K),
+        logits(dtype, T * E),
+        weights(accumulate(dtype), T * K),
+        ids(static_cast<size_t>(T * K)),
+        counts(row.size()) {
+    for (int64_t i = 0; i < T * E; ++i)
+      logits.set(i, row[static_cast<size_t>(i % E)] * (1 - static_cast<double>(i / E) / 64));
+    p.dtype = dtype;
+    p.T = T;
+    p.E = E;
+    p.K = K;
+    p.score = score;
+    p.n_group = p.topk_group = 1;
+    p.renormalize = true;
+    p.scale = 1;
+    p.logits = {logits.data(), E, 1};
+    p.weights = weights.data();
+    p.ids = ids.data();
+    p.counts = counts.data();
+  }
+  void route() {
+    Scratch scratch(scratch_of(p));
+    moe_route(p, 0, T / 3, scratch.data());
+    moe_route(p, T / 3, T, scratch.data());
+  }
+};
+
+Ids ids_of(Router router) {
+  router.p.logits.data = router.logits.data();
+  router.p.weights = router.weights.data();
+  router.p.ids = router.ids.data();
+  router.p.counts = router.counts.data();
+  router.route();
+  return router.ids;
+}
+
+/// The weights of chosen experts, in float64.
+Numbers weights_of(const RouteParams& p, const Numbers& row, const int32_t* chosen) {
+  const bool softmax = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk;
+  const auto score = [&](double x) {
+    if (softmax) return std::exp(x);
+    if (p.score == Score::kSigmoid) return 1 / (1 + std::exp(-x));
+    return std::sqrt(std::log1p(std::exp(x)));
+  };
+  Numbers w;
+  double total = softmax ? 0 : p.eps;
+  for (int64_t j = 0; j < p.K; ++j) {
+    w.push_back(score(row[static_cast<size_t>(chosen[j])]));
+    total += w.back();
+  }
+  if (p.score == Score::kSoftmax && !p.renormalize) {
+    total = 0;
+    for (const double x : row) total += std::exp(x);
+  }
+  const bool divided = softmax || p.renormalize;
+  for (double& x : w) x *= p.scale / (divided ? total : 1);
+  return w;
+}
 
 }  // namespace
 
 TEST_CASE("ties go to the lowest index and NaN ranks below minus infinity") {
-  const std::vector<double> row{0.0, -0.0, kNan, 5.0, -kInf, 5.0, kInf, 1.0, kNan};
-  REQUIRE(route(params(row, 9, Score::kSoftmax)).ids == Ids{6, 3, 5, 7, 0, 1, 4, 2, 8});
-  const std::vector<double> nothing(7, kNan);
-  REQUIRE(route(params(nothing, 3, Score::kSigmoid)).ids == Ids{0, 1, 2});
-}
-
-TEST_CASE("a choice among many experts is the sorted one") {
-  for (const int64_t E : {1, 3, 16, 17, 63, 256}) {
-    std::vector<double> row;
-    for (int64_t e = 0; e < E; ++e) row.push_back(static_cast<double>((e * 37 + 11) % 101));
-    Ids expected;
-    for (int64_t j = 0; j < E; ++j) {  // the largest that is left, the first among equals
-      int32_t best = -1;
-      for (int32_t e = 0; e < E; ++e) {
-        bool taken = false;
-        for (const int32_t x : expected) taken |= x == e;
-        if (!taken && (best < 0 || row[e] > row[best])) best = e;
-      }
-      expected.push_back(best);
-    }
-    REQUIRE(route(params(row, E, Score::kSoftmax)).ids == expected);
+  for (const Dtype dtype : kDtypes) {
+    const Numbers row{0.0, -0.0, kNan, 5.0, -kInf, 5.0, kInf, 1.0, kNan};
+    REQUIRE(ids_of(Router(dtype, row, 9, Score::kSoftmax)) == Ids{6, 3, 5, 7, 0, 1, 4, 2, 8});
+    REQUIRE(ids_of(Router(dtype, Numbers(7, kNan), 3, Score::kSigmoid)) == Ids{0, 1, 2});
   }
 }
 
+TEST_CASE("a choice among many experts is the sorted one") {
+  for (const Dtype dtype : kDtypes)
+    for (const int64_t E : {1, 3, 15, 16, 17, 63, 256}) {
+      Numbers row;
+      for (int64_t e = 0; e < E; ++e) row.push_back(static_cast<double>((e * 37 + 11) % 101));
+      Ids expected;
+      for (int64_t j = 0; j < E; ++j) {  // the largest that is left, the first among equals
+        int32_t best = -1;
+        for (int32_t e = 0; e < E; ++e) {
+          bool taken = false;
+          for (const int32_t x : expected) taken |= x == e;
+          if (!taken && (best < 0 || row[e] > row[best])) best = e;
+        }
+        expected.push_back(best);
+      }
+      REQUIRE(ids_of(Router(dtype, row, E, Score::kSoftmax)) == expected);
+    }
+}
+
 TEST_CASE("experts of other groups are never chosen") {
-  const std::vector<double> row{1.0, kNan, 2.0, 3.0, 100.0, -100.0};
-  RouteParams p = params(row, 2, Score::kSoftmax);
-  p.n_group = 3;
-  p.topk_group = 1;
-  p.group_sum = true;
-  REQUIRE(route(p).ids == Ids{3, 2});  // sums NaN, 5, 0
-  p.group_sum = false;
-  REQUIRE(route(p).ids == Ids{4, 5});  // maxima 1, 3, 100
+  for (const Dtype dtype : kDtypes) {
+    Router router(dtype, {1.0, kNan, 2.0, 3.0, 100.0, -100.0}, 2, Score::kSoftmax);
+    router.p.n_group = 3;
+    router.p.topk_group = 1;
+    router.p.group_sum = true;
+    REQUIRE(ids_of(router) == Ids{3, 2});  // sums NaN, 5, 0
+    router.p.group_sum = false;
+    REQUIRE(ids_of(router) == Ids{4, 5});  // maxima 1, 3, 100
+  }
 }
 
 TEST_CASE("scores") {
@@ -132,34 +169,54 @@ TEST_CASE("scores") {
   }
 }
 
-TEST_CASE("gradients equal differences") {
-  const std::vector<double> row{0.3, -0.7, 1.1, 0.2, -1.5, 0.9, 0.05};
-  const std::vector<double> g{0.7, -1.3, 0.4};
-  for (const Score score :
-       {Score::kSoftmax, Score::kSoftmaxTopk, Score::kSigmoid, Score::kSqrtSoftplus})
-    for (const bool renormalize : {true, false}) {
-      RouteParams p = params(row, 3, score);
-      p.renormalize = renormalize;
-      p.scale = 2.5;
-      const Routed at = route(p);
-      const auto loss = [&](std::vector<double> moved) {
-        RouteParams q = p;
-        q.logits.data = moved.data();
-        q.forced = at.ids.data();
-        const Routed r = route(q);
-        return g[0] * r.weights[0] + g[1] * r.weights[1] + g[2] * r.weights[2];
-      };
-      std::vector<double> grad(row.size());
-      Scratch memory(p);
-      p.chosen = {at.ids.data(), p.K, 1};
-      p.grad_weights = {g.data(), p.K, 1};
-      p.grad_logits = grad.data();
-      moe_route_backward(p, 0, 1, memory.data());
-      for (size_t e = 0; e < row.size(); ++e) {
-        std::vector<double> up = row, down = row;
-        up[e] += 1e-5;
-        down[e] -= 1e-5;
-        REQUIRE(std::fabs(grad[e] - (loss(up) - loss(down)) / 2e-5) < 1e-8);
-      }
-    }
+TEST_CASE("weights, counts and gradients of every score") {
+  for (const Dtype dtype : kDtypes)
+    for (const Score score :
+         {Score::kSoftmax, Score::kSoftmaxTopk, Score::kSigmoid, Score::kSqrtSoftplus})
+      for (const bool renormalize : {true, false})
+        for (const int64_t T : {0, 1, 5, 17}) {
+          INFO("dtype " << int(dtype) << ", score " << int(score) << ", T " << T
+                        << (renormalize ? ", renormalized" : ""));
+          constexpr int64_t K = 3;
+          Router router(dtype, {0.3, -0.7, 1.1, 0.2, -1.5, 0.9, 0.05}, K, score, T);
+          router.p.renormalize = renormalize;
+          router.p.eps = 0.25;
+          router.p.scale = 2.5;
+          router.route();
+          const int64_t E = router.E;
+          const auto row = [&](int64_t t) {
+            Numbers x;
+            for (int64_t e = 0; e < E; ++e) x.push_back(router.logits[t * E + e]);
+            return x;
+          };
+          for (int64_t t = 0; t < T; ++t) {
+            const Numbers w = weights_of(router.p, row(t), &router.ids[t * K]);
+            for (int64_t j = 0; j < K; ++j)
+              REQUIRE(near(accumulate(dtype), router.weights[t * K + j], w[j]));
+          }
+          int64_t routed = 0;
+          for (const int64_t count : router.counts) routed += count;
+          REQUIRE(routed == T * K);
+          REQUIRE(router.counts[2] == T);  // the largest of every token
+
+          const Elements g = Elements::sines(accumulate(dtype), T * K, 3);
+          Elements grad(dtype, T * E, kNan);
+          RouteParams& p = router.p;
+          p.chosen = {router.ids.data(), K, 1};
+          p.grad_weights = {g.data(), K, 1};
+          p.grad_logits = grad.data();
+          Scratch scratch(scratch_of(p));
+          moe_route_backward(p, 0, T / 3, scratch.data());
+          moe_route_backward(p, T / 3, T, scratch.data());
+          for (int64_t i = 0; i < T * E; ++i) {
+            const int64_t t = i / E;
+            const double expected = slope([&](double h) {
+              Numbers x = row(t);
+              x[static_cast<size_t>(i % E)] += h;
+              const Numbers w = weights_of(p, x, &router.ids[t * K]);
+              return g[t * K] * w[0] + g[t * K + 1] * w[1] + g[t * K + 2] * w[2];
+            });
+            REQUIRE(near(dtype, grad[i], expected, kSlopeError));
+          }
+        }
 }

@@ -10,7 +10,6 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 AdamwTaskFn adamw_update;
-SplitTaskFn split_master, join_master;
 }  // namespace FULGURITE_VARIANT
 }  // namespace fulgurite
 
@@ -36,6 +35,40 @@ void step(float& p, float grad, float& m, float& v) {
       std::sqrt(v) / static_cast<float>(s.correction) + static_cast<float>(s.eps);
   p = p - (static_cast<float>(s.step_size) * m) / denominator;
 }
+
+/// A parameter of float32 numbers in halves.
+struct Halves {
+  std::vector<uint16_t> high;
+  std::vector<int16_t> low;
+
+  Halves(std::vector<uint16_t> high, std::vector<int16_t> low)
+      : high(std::move(high)), low(std::move(low)) {}
+  explicit Halves(const std::vector<float>& x) {
+    for (const float number : x) {
+      const auto halves = FULGURITE_VARIANT::split<4>(FULGURITE_VARIANT::Vec<float, 4>{number});
+      high.push_back(halves.high[0]);
+      low.push_back(halves.low[0]);
+    }
+  }
+  std::vector<float> joined() const {
+    std::vector<float> x;
+    for (size_t i = 0; i < high.size(); ++i)
+      x.push_back(FULGURITE_VARIANT::join<4>(FULGURITE_VARIANT::Vec<uint16_t, 4>{high[i]},
+                                             FULGURITE_VARIANT::Vec<int16_t, 4>{low[i]})[0]);
+    return x;
+  }
+  /// Steps them with the gradients and moments of x.
+  void step(Values& x) {
+    const int64_t n = static_cast<int64_t>(high.size());
+    AdamwTensor tensor = descriptor(x);
+    tensor.data[kParam] = high.data();
+    tensor.dtype[kParam] = Dtype::kBFloat16;
+    tensor.data[kMaster] = low.data();
+    tensor.bytes[kParam] = tensor.bytes[kMaster] = 2;
+    tensor.split = true;
+    run(tensor, {0, n, 0, 0}, {}, 0, n);
+  }
+};
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
@@ -77,48 +110,30 @@ TEST_CASE("strided rows reach the same elements") {
 TEST_CASE("a split master takes the float32 step") {
   constexpr int64_t n = 77;
   Values wide(n), x(n);
-  std::vector<uint16_t> high(n);
-  std::vector<int16_t> low(n);
-  const SplitParams halves{x.p.data(), high.data(), low.data()};
-  FULGURITE_VARIANT::split_master(halves, 0, n);
-  AdamwTensor tensor = descriptor(x);
-  tensor.data[kParam] = high.data();
-  tensor.dtype[kParam] = Dtype::kBFloat16;
-  tensor.data[kMaster] = low.data();
-  tensor.bytes[kParam] = tensor.bytes[kMaster] = 2;
-  tensor.split = true;
-  run(tensor, {0, n, 0, 0}, {}, 0, n);
+  Halves halves(x.p);
+  halves.step(x);
   run(descriptor(wide), {0, n, 0, 0}, {}, 0, n);
-  FULGURITE_VARIANT::join_master(halves, 0, n);
-  CHECK(same_bits(x.p, wide.p));
+  CHECK(same_bits(halves.joined(), wide.p));
   CHECK(same_bits(x.m, wide.m));
 }
 
 TEST_CASE("halves that make no number are those of a parameter that was written") {
   const int64_t n = 37;
   for (const uint16_t written : {0x0000, 0x8000, 0x3F80, 0x7F80, 0x7FC0}) {
-    std::vector<uint16_t> high(n, written);
     std::vector<int16_t> low(n);
     for (int64_t i = 0; i < n; ++i) low[i] = static_cast<int16_t>(1777 * (i - 18));
-    std::vector<float> expected(n);
-    FULGURITE_VARIANT::join_master({expected.data(), high.data(), low.data()}, 0, n);
-    for (float& p : expected)
+    Halves halves(std::vector<uint16_t>(n, written), low);
+    Values x(n), wide(n);
+    wide.p = halves.joined();
+    for (float& p : wide.p)
       if (p != p) {
         const uint32_t bits = uint32_t{written} << 16;
         std::memcpy(&p, &bits, sizeof(p));
       }
-    Values x(n), wide(n);
-    wide.p = expected;
-    AdamwTensor tensor = descriptor(x);
-    tensor.data[kParam] = high.data();
-    tensor.dtype[kParam] = Dtype::kBFloat16;
-    tensor.data[kMaster] = low.data();
-    tensor.bytes[kParam] = tensor.bytes[kMaster] = 2;
-    tensor.split = true;
-    run(tensor, {0, n, 0, 0}, {}, 0, n);
+    halves.step(x);
     run(descriptor(wide), {0, n, 0, 0}, {}, 0, n);
-    FULGURITE_VARIANT::join_master({x.p.data(), high.data(), low.data()}, 0, n);
-    for (int64_t i = 0; i < n; ++i) CHECK((x.p[i] == wide.p[i] || wide.p[i] != wide.p[i]));
+    const std::vector<float> stepped = halves.joined();
+    for (int64_t i = 0; i < n; ++i) CHECK((stepped[i] == wide.p[i] || wide.p[i] != wide.p[i]));
   }
 }
 

@@ -15,15 +15,19 @@
 using namespace fulgurite;
 namespace set = fulgurite::FULGURITE_VARIANT;
 
-// Products of bfloat16 in pairs and tiles are compiled for that type alone.
+// Products of bfloat16 in pairs and tiles are compiled for that type alone, and float64 is left to sets that serve it.
 #if defined(FULGURITE_TEST_BFLOAT16)
 #define PRODUCT_TYPES BFloat16
 #define UNPACKED_TYPES (std::pair<BFloat16, BFloat16>)
-#else
+#elif FULGURITE_FLOAT64
 #define PRODUCT_TYPES float, double, BFloat16
 #define UNPACKED_TYPES                                                                  \
   (std::pair<double, double>), (std::pair<float, float>), (std::pair<BFloat16, float>), \
-      (std::pair<Half, float>), (std::pair<BFloat16, BFloat16>)
+      (std::pair<Half, float>)
+#else
+#define PRODUCT_TYPES float, BFloat16
+#define UNPACKED_TYPES \
+  (std::pair<float, float>), (std::pair<BFloat16, float>), (std::pair<Half, float>)
 #endif
 
 namespace {
