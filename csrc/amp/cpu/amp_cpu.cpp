@@ -4,8 +4,8 @@
 #include "amp/rules/choices.h"
 #include "common/check_choice.h"
 #include "common/dtype.h"
-#include "cpu/tasks.h"
 #include "common/walk.h"
+#include "cpu/tasks.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>

@@ -3,7 +3,7 @@
 #include <functional>
 
 #include "catch.h"
-#include "moe/cpu/kernels/experts_tile.h"
+#include "moe/cpu/kernels/experts_common.h"
 #include "moe/table.h"
 #include "scratch.h"
 
