@@ -13,6 +13,9 @@
 
 namespace fulgurite {
 
+/// Positions of a list of walks that one task takes.
+inline constexpr int64_t kPositionsPerTask = 16384;
+
 /// Two indices share an element of memory (an expanded tensor, overlapping windows). Strides that
 /// interleave without sharing, which no view of torch makes, count as overlapping too.
 inline bool overlaps_itself(const at::Tensor& tensor) {

@@ -22,7 +22,6 @@ FULGURITE_KERNEL(amp_gradients, amp_unscale, UnscaleTaskFn);
 namespace {
 
 constexpr int64_t kBlocksPerTask = 8;
-constexpr int64_t kPositionsPerTask = 16384;
 
 float scalar(const Tensor& tensor) { return *tensor.const_data_ptr<float>(); }
 

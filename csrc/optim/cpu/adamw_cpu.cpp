@@ -15,7 +15,6 @@ FULGURITE_KERNEL(optim_split_master, join_master, SplitTaskFn);
 
 namespace {
 
-constexpr int64_t kPositionsPerTask = 16384;
 static_assert(kPositionsPerTask % kBlock == 0, "a task begins at the edge of a block");
 
 void adamw_cpu(const AdamwArgs& a) {
