@@ -36,9 +36,12 @@ AttentionShape check_query_key_value(const char* op, const Tensor& query, const 
 
 /// A batch of masks may also be a divisor of B.
 bool fits_batch(const c10::SymInt& size, const c10::SymInt& B) {
-  if (TORCH_GUARD_OR_FALSE(size.sym_eq(B).sym_or(size.sym_eq(1)))) return true;
+  const c10::SymBool broadcast = size.sym_eq(B).sym_or(size.sym_eq(1));
+  if (TORCH_GUARD_OR_FALSE(broadcast)) return true;
   if (TORCH_GUARD_OR_FALSE(size.sym_eq(0))) return false;
-  return (B % size).sym_eq(0).expect_true(__FILE__, __LINE__);
+  const bool may_be_zero = TORCH_GUARD_OR_TRUE(size.sym_eq(0));  // a size that only data decides
+  const c10::SymBool fits = may_be_zero ? broadcast : broadcast.sym_or((B % size).sym_eq(0));
+  return fits.expect_true(__FILE__, __LINE__);
 }
 
 /// Up to four dimensions, each 1 or that of the scores; the batch may also be a divisor of B (index b mod its size).

@@ -1,7 +1,7 @@
 // Merging of partial results: checks, Meta and gradients.
 #include "attention/merge.h"
 
-#include "common/autograd.h"
+#include "common/saved_arguments.h"
 #include "common/check.h"
 #include "common/fresh.h"
 
@@ -88,8 +88,9 @@ struct MergeFunction : torch::autograd::Function<MergeFunction> {
   static variable_list forward(AutogradContext* ctx, TensorList outs, TensorList lses) {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto [out, lse] = call(MergeArgs{outs, lses});
-    variable_list saved(outs.begin(), outs.end());
-    saved.insert(saved.end(), lses.begin(), lses.end());
+    variable_list saved;
+    for (const TensorList list : {outs, lses})
+      for (const Tensor& tensor : list) saved.push_back(savable(tensor));
     saved.push_back(saved_output(lse));
     ctx->save_for_backward(saved);
     ctx->set_materialize_grads(false);

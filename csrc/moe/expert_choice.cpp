@@ -17,7 +17,9 @@ void check_expert_choice(const ExpertChoiceArgs& args) {
   check_float(op, "logits", logits);
   check_dim(op, "logits", logits, 2, "[T, E]");
   check_place(op, "logits", logits, logits);
-  FULGURITE_CHECK_VALUE(capacity >= 0 && capacity <= logits.sym_size(0),
+  FULGURITE_CHECK_VALUE(capacity.sym_ge(0)
+                            .sym_and(capacity.sym_le(logits.sym_size(0)))
+                            .expect_true(__FILE__, __LINE__),
                         "expected capacity in [0, ", logits.sym_size(0), "], got ", capacity);
 }
 

@@ -24,7 +24,7 @@ struct Moving {
   Moving(const OptionalTensor& t, at::ScalarType dtype) {
     if (!t) return;
     const at::AutoDispatchBelowADInplaceOrView below;
-    value = t->to(dtype);
+    value = t->detach().to(dtype);
     if (const Tensor tangent = t->_fw_grad(/*level=*/0); tangent.defined()) dot = tangent.to(dtype);
   }
 };

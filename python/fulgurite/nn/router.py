@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fulgurite._config import runtime
 from fulgurite.nn import functional as F
 from fulgurite.nn.counted import Counted
 from fulgurite.nn.load import LoadStatistics, load_statistics
@@ -14,6 +15,22 @@ from fulgurite.nn.load import LoadStatistics, load_statistics
 def jittered(x: Tensor, jitter: float) -> Tensor:
     """x times uniform noise in [1 − jitter, 1 + jitter]."""
     return x * torch.empty_like(x).uniform_(1.0 - jitter, 1.0 + jitter)
+
+
+def _check_numbers(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise ValueError(f"Router: expected {name} finite, got {number}")
+        if number < 0 and name in ("eps", "jitter"):
+            raise ValueError(f"Router: expected {name} >= 0, got {number}")
+
+
+def _check_names(choices: dict[str, str], **names: str) -> None:
+    """Against the tables that the operators read."""
+    for option, name in names.items():
+        known = runtime().choices()[choices[option]]
+        if name not in known:
+            raise ValueError(f"Router: expected {option} among {known}, got {name!r}")
 
 
 class Router(Counted):
@@ -151,6 +168,23 @@ class Router(Counted):
             raise ValueError(
                 "Router: expected a capacity of at least 0, "
                 f"got {capacity if capacity_factor is None else capacity_factor}"
+            )
+        _check_numbers(
+            eps=eps, routed_scale=routed_scale, bias_update_rate=bias_update_rate, jitter=jitter,
+            balance_loss_weight=balance_loss_weight, z_loss_weight=z_loss_weight,
+            capacity_factor=capacity_factor or 0.0,
+        )  # fmt: skip
+        _check_names(
+            {"score": "moe_route.score", "group_score": "moe_route.group_score",
+             "drop": "moe_plan.drop", "bias_rule": "moe_update_bias_.rule",
+             "balance_loss_kind": "moe_balance_loss.kind"},
+            score=score, group_score=group_score, drop=drop, bias_rule=bias_rule,
+            balance_loss_kind=balance_loss_kind,
+        )  # fmt: skip
+        if num_groups < 1 or num_experts % num_groups or not 1 <= top_groups <= num_groups:
+            raise ValueError(
+                f"Router: expected num_groups to divide {num_experts} experts and top_groups in "
+                f"[1, num_groups], got {num_groups} and {top_groups}"
             )
         self.num_experts, self.top_k = num_experts, top_k
         self.score, self.renormalize, self.eps = score, renormalize, eps

@@ -76,6 +76,15 @@ def test_experts(options: dict[str, Any]) -> None:
     check(experts, drawn(3, T, H), drawn(4, T, K), w_in, w_out, drawn(5, E, width), drawn(6, E, H))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dual_numbers(dtype: torch.dtype) -> None:
+    logits, direction = drawn(0, T, E).to(dtype), drawn(1, T, E).to(dtype)
+    expected = torch.func.jvp(lambda x: F.moe_route(x, K)[0], (logits,), (direction,))[1]
+    with fwAD.dual_level():
+        weights = F.moe_route(fwAD.make_dual(logits, direction), K)[0]
+        torch.testing.assert_close(fwAD.unpack_dual(weights).tangent, expected)
+
+
 def test_a_frozen_module() -> None:
     moe = MoE(H, I, E, K).double().requires_grad_(False).eval()
     check(moe, drawn(0, T, H))

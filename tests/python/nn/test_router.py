@@ -251,3 +251,29 @@ def test_errors() -> None:
         Router(8, 4, 2, capacity_factor=-0.5)
     with pytest.raises(TypeError, match="unexpected keyword argument 'top_group'"):
         MoE(8, 4, 4, 2, top_group=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score": "x"},
+        {"group_score": "u"},
+        {"drop": "z"},
+        {"bias_rule": "q"},
+        {"balance_loss_kind": "q"},
+        {"eps": math.nan},
+        {"eps": -1.0},
+        {"routed_scale": math.inf},
+        {"jitter": math.nan},
+        {"jitter": -1.0},
+        {"balance_loss_weight": math.nan},
+        {"z_loss_weight": math.inf},
+        {"capacity_factor": math.nan},
+        {"num_groups": 3},
+        {"top_groups": 0},
+    ],
+    ids=str,
+)
+def test_options_are_checked_when_it_is_made(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"Router: expected .*{next(iter(options))}"):
+        Router(8, 4, 2, **options)
