@@ -1,9 +1,9 @@
 // Merging of partial results: checks, Meta and gradients.
 #include "attention/merge.h"
 
-#include "common/saved_arguments.h"
 #include "common/check.h"
 #include "common/fresh.h"
+#include "common/saved_arguments.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
