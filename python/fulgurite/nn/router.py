@@ -27,8 +27,9 @@ def _check_numbers(**numbers: float) -> None:
 
 def _check_names(choices: dict[str, str], **names: str) -> None:
     """Against the tables that the operators read."""
+    tables = runtime().choices()
     for option, name in names.items():
-        known = runtime().choices()[choices[option]]
+        known = tables[choices[option]]
         if name not in known:
             raise ValueError(f"Router: expected {option} among {known}, got {name!r}")
 
