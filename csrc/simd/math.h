@@ -222,7 +222,7 @@ FULGURITE_INLINE V log(V x) {
   const V y = sum + (rounding + log_tail(f, e * K::kLn2Low));
   const V special = x == 0 ? splat<V>(-kInfinity)
                            : (x == kInfinity ? x : splat<V>(static_cast<T>(__builtin_nan(""))));
-  return (x > 0) & (x < kInfinity) ? y : special;
+  return ((x > 0) & (x < kInfinity)) ? y : special;
 }
 
 // ---- tanh, erf: odd functions, a polynomial near 0 and 1 − something small beyond ------------------------------------------

@@ -163,7 +163,8 @@ FULGURITE_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
 FULGURITE_INLINE double sqrt(double x) { return __builtin_sqrt(x); }
 
 /// a·b + c, rounded once, on every set (a call of the C library's fma where the set has none).
-template <class V, class = Element<V>>
+template <class V>
+  requires(!std::is_arithmetic_v<V>)
 FULGURITE_INLINE V fma(V a, V b, V c) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<V, Vec<float, 16>>)
@@ -202,7 +203,8 @@ FULGURITE_INLINE V madd(V a, V b, V c) {
 }
 
 /// Correctly rounded square root.
-template <class V, class = Element<V>>
+template <class V>
+  requires(!std::is_arithmetic_v<V>)
 FULGURITE_INLINE V sqrt(V x) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<V, Vec<float, 16>>) return (V)_mm512_sqrt_ps((__m512)x);

@@ -131,8 +131,8 @@ void forward_task(const AttentionParams& p, int64_t task, void* scratch) {
   for (int64_t block = 0; block < key_blocks_of(s); ++block) {
     const Tile t = make_tile<T>(p, rule, q.b, q.head, q.index, block);
     if (tally.skips(t)) continue;
-    const PackedBlock<Operand<S>>& packed =
-        read_block<S>(p, {q.b, q.head / p.group, block}, w.packed);
+    const Block keys{q.b, q.head / p.group, block};
+    const PackedBlock<Operand<S>>& packed = read_block<S>(p, keys, w.packed);
     for (int64_t r = 0; r < rows; r += kStripRows) {
       const Tile strip = strip_of<T>(rule, t, r);
       if (strip.state == TileState::kSkip) continue;
