@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from fulgurite._config import runtime
 from fulgurite.nn import functional as F
 from fulgurite.nn.counted import Counted
+from fulgurite.nn.functional._draw import uniform_like
 from fulgurite.nn.load import LoadStatistics, load_statistics
 
 
 def jittered(x: Tensor, jitter: float) -> Tensor:
     """x times uniform noise in [1 − jitter, 1 + jitter]."""
-    return x * torch.empty_like(x).uniform_(1.0 - jitter, 1.0 + jitter)
+    return x * uniform_like(x, 1.0 - jitter, 1.0 + jitter)
 
 
 def _check_numbers(**numbers: float) -> None:
@@ -365,7 +366,7 @@ class Router(Counted):
 def draw_second(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Of weights and ids (T, 2), the second ones at random: the less they weigh, the less often."""
     first, second = weights.detach().unbind(1)
-    unused = 2.0 * second <= torch.rand_like(first) * (first + second)
+    unused = 2.0 * second <= uniform_like(first) * (first + second)
     out = torch.stack([torch.zeros_like(unused), unused], dim=1)
     return weights.masked_fill(out, 0.0), ids.masked_fill(out, -1)
 

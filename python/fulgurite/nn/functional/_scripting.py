@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch._jit_internal import boolean_dispatched
 
+from fulgurite.nn.functional._draw import uniform_like
+
 
 def first_result(function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
     """A function of the same arguments that returns the first of the function's results.
@@ -57,12 +59,8 @@ def with_optional_lse(with_lse: Callable[..., tuple[Tensor, Tensor]]) -> Callabl
 
 
 def philox_for(dropout_p: float, philox: Optional[Tensor], query: Tensor) -> Optional[Tensor]:
-    """The given philox, or [seed, offset] from torch's default generator where dropout needs it.
-
-    Drawn by ``rand_like``, which compilers know as random: a partitioner that recomputes
-    activations keeps its result (``randint`` it would draw again, other numbers).
-    """
+    """The given philox, or [seed, offset] from torch's default generator where dropout needs it."""
     if dropout_p > 0.0 and philox is None:
-        drawn = torch.rand_like(torch.zeros(2, dtype=torch.float64, device="cpu"))
+        drawn = uniform_like(torch.zeros(2, dtype=torch.float64, device="cpu"))
         return (drawn * 2.0**53).to(torch.int64).to(query.device)
     return philox
