@@ -31,12 +31,9 @@ void check_grad_types(const char* op, TensorList grads) {
 }
 
 void check_grad_places(const char* op, TensorList grads, const Tensor& first) {
-  for (size_t i = 0; i < grads.size(); ++i) {
-    FULGURITE_CHECK(grads[i].layout() == at::kStrided, "expected grads[", i,
-                    "] of layout strided, got ", grads[i].layout());
+  for (size_t i = 0; i < grads.size(); ++i)
     FULGURITE_CHECK(grads[i].device() == first.device(), "expected grads[", i, "] on device ",
                     first.device(), ", got ", grads[i].device());
-  }
 }
 
 }  // namespace
@@ -59,7 +56,7 @@ void check_clip_multiplier(const ClipMultiplierArgs& args) {
   check_one_element(op, "norm_sq", norm_sq, norm_sq);
   if (inv_scale) check_one_element(op, "inv_scale", *inv_scale, norm_sq);
   FULGURITE_CHECK_VALUE(max_norm >= 0, "expected max_norm >= 0, got ", max_norm);
-  FULGURITE_CHECK_VALUE(eps >= 0, "expected eps >= 0, got ", eps);
+  check_not_negative(op, "eps", eps);
 }
 
 void check_unscale(const UnscaleArgs& args) {
@@ -104,8 +101,7 @@ void check_update_scale(const UpdateScaleArgs& a) {
   FULGURITE_CHECK_VALUE(a.max_hysteresis >= 1 && a.max_hysteresis <= INT32_MAX,
                         "expected max_hysteresis in [1, 2^31), got ", a.max_hysteresis);
   check_choice(op, "refill", kRefills, a.refill);
-  FULGURITE_CHECK_VALUE(a.min_scale >= 0 && std::isfinite(a.min_scale),
-                        "expected a finite min_scale >= 0, got ", a.min_scale);
+  check_not_negative(op, "min_scale", a.min_scale);
   FULGURITE_CHECK_VALUE(!a.max_scale || *a.max_scale >= a.min_scale,
                         "expected max_scale >= min_scale, got ", a.max_scale.value_or(0));
 }

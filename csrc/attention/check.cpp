@@ -21,13 +21,13 @@ AttentionShape check_query_key_value(const char* op, const Tensor& query, const 
   check_dim(op, "value", value, 4, "[B, Hkv, M, Dv]");
   AttentionShape s{query.sym_size(0), query.sym_size(1), key.sym_size(1),  query.sym_size(2),
                    key.sym_size(2),   query.sym_size(3), value.sym_size(3)};
-  FULGURITE_CHECK(key.sym_size(0) == s.B && key.sym_size(3) == s.D, "expected key of shape [", s.B,
-                  ", Hkv, M, ", s.D, "], got ", key.sym_sizes());
-  FULGURITE_CHECK(
-      value.sym_size(0) == s.B && value.sym_size(1) == s.Hkv && value.sym_size(2) == s.M,
-      "expected value of shape [", s.B, ", ", s.Hkv, ", ", s.M, ", Dv], got ", value.sym_sizes());
-  FULGURITE_CHECK(s.Hkv == 0 ? s.Hq == 0 : s.Hq % s.Hkv == 0,
-                  "expected Hq to be a multiple of Hkv = ", s.Hkv, ", got ", s.Hq);
+  FULGURITE_CHECK(same_size(key.sym_size(0), s.B) && same_size(key.sym_size(3), s.D),
+                  "expected key of shape [", s.B, ", Hkv, M, ", s.D, "], got ", key.sym_sizes());
+  FULGURITE_CHECK(same_sizes(value.sym_sizes().slice(0, 3), c10::SymDimVector{s.B, s.Hkv, s.M}),
+                  "expected value of shape [", s.B, ", ", s.Hkv, ", ", s.M, ", Dv], got ",
+                  value.sym_sizes());
+  FULGURITE_CHECK(is_multiple(s.Hq, s.Hkv), "expected Hq to be a multiple of Hkv = ", s.Hkv,
+                  ", got ", s.Hq);
   check_place(op, "query", query, query);
   check_place(op, "key", key, query);
   check_place(op, "value", value, query);
@@ -41,7 +41,7 @@ bool fits_batch(const c10::SymInt& size, const c10::SymInt& B) {
   if (TORCH_GUARD_OR_FALSE(size.sym_eq(0))) return false;
   const bool may_be_zero = TORCH_GUARD_OR_TRUE(size.sym_eq(0));  // a size that only data decides
   const c10::SymBool fits = may_be_zero ? broadcast : broadcast.sym_or((B % size).sym_eq(0));
-  return fits.expect_true(__FILE__, __LINE__);
+  return holds(fits);
 }
 
 /// Up to four dimensions, each 1 or that of the scores; the batch may also be a divisor of B (index b mod its size).
@@ -98,14 +98,15 @@ void check_score_shapes(const char* op, const ScoreArgs& a, const Tensor& query,
   if (a.mask) check_broadcast(op, "mask", *a.mask, query, s);
   if (a.sink) {
     check_place(op, "sink", *a.sink, query);
-    FULGURITE_CHECK(a.sink->dim() == 1 && a.sink->sym_size(0) == s.Hq, "expected sink of shape [",
-                    s.Hq, "], got ", a.sink->sym_sizes());
+    FULGURITE_CHECK(a.sink->dim() == 1 && same_size(a.sink->sym_size(0), s.Hq),
+                    "expected sink of shape [", s.Hq, "], got ", a.sink->sym_sizes());
   }
   if (a.alibi_slopes) {
     check_place(op, "alibi_slopes", *a.alibi_slopes, query);
-    const bool fits = (a.alibi_slopes->dim() == 1 ||
-                       (a.alibi_slopes->dim() == 2 && a.alibi_slopes->sym_size(0) == s.B)) &&
-                      a.alibi_slopes->sym_size(-1) == s.Hq;
+    const bool fits =
+        (a.alibi_slopes->dim() == 1 ||
+         (a.alibi_slopes->dim() == 2 && same_size(a.alibi_slopes->sym_size(0), s.B))) &&
+        same_size(a.alibi_slopes->sym_size(-1), s.Hq);
     FULGURITE_CHECK(fits, "expected alibi_slopes of shape [", s.Hq, "] or [", s.B, ", ", s.Hq,
                     "], got ", a.alibi_slopes->sym_sizes());
   }
@@ -130,7 +131,8 @@ void check_block_layout(const char* op, const ScoreArgs& a, const Tensor& query,
                     columns = (s.M + a.block_size - 1) / a.block_size;
   const bool fits = a.block_layout->dim() == 3 &&
                     (a.block_layout->sym_size(0) == 1 || a.block_layout->sym_size(0) == s.Hq) &&
-                    a.block_layout->sym_size(1) == rows && a.block_layout->sym_size(2) == columns;
+                    same_size(a.block_layout->sym_size(1), rows) &&
+                    same_size(a.block_layout->sym_size(2), columns);
   FULGURITE_CHECK(fits, "expected block_layout of shape [1 or ", s.Hq, ", ", rows, ", ", columns,
                   "], got ", a.block_layout->sym_sizes());
 }
@@ -267,7 +269,7 @@ void check_rope(const RopeArgs& a) {
                   "expected x of shape [..., N, D] with at most 16 dimensions, got ",
                   x.sym_sizes());
   FULGURITE_CHECK(cos.dim() >= 1, "expected cos of shape [..., N, R/2], got ", cos.sym_sizes());
-  FULGURITE_CHECK(sin.sym_sizes() == cos.sym_sizes(), "expected sin of cos's shape ",
+  FULGURITE_CHECK(same_sizes(sin.sym_sizes(), cos.sym_sizes()), "expected sin of cos's shape ",
                   cos.sym_sizes(), ", got ", sin.sym_sizes());
   FULGURITE_CHECK(cos.sym_size(-1) * 2 <= x.sym_size(-1),
                   "expected cos with at most D/2 = ", x.sym_size(-1) / 2, " columns, got ",

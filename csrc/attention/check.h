@@ -27,6 +27,11 @@ void check_backward_shapes(const char* op, const c10::SymDimVector& out_sizes,
                            const c10::SymDimVector& lse_sizes, const Tensor& out, const Tensor& lse,
                            const OptionalTensor& grad_out, const OptionalTensor& grad_lse);
 
+/// Whether query heads share key/value heads evenly; as many of both need no question that only data could answer.
+inline bool is_multiple(const c10::SymInt& Hq, const c10::SymInt& Hkv) {
+  return TORCH_GUARD_OR_FALSE(Hq.sym_eq(Hkv)) || (Hkv != 0 && Hq % Hkv == 0);
+}
+
 /// The factor of q·k: the given one, or 1/√D.
 double attention_scale(const std::optional<double>& scale, const Tensor& query);
 

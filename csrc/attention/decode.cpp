@@ -28,16 +28,16 @@ void check_caches(const char* op, const DecodeArgs& a, const AttentionShape& s) 
   if (a.page_table) {
     FULGURITE_CHECK(key.sym_size(3) == s.D, "expected key_cache of shape [P, Hkv, page, ", s.D,
                     "], got ", key.sym_sizes());
-    FULGURITE_CHECK(a.page_table->dim() == 2 && a.page_table->sym_size(0) == s.B,
+    FULGURITE_CHECK(a.page_table->dim() == 2 && same_size(a.page_table->sym_size(0), s.B),
                     "expected page_table of shape [", s.B, ", pages], got ",
                     a.page_table->sym_sizes());
     check_place(op, "page_table", *a.page_table, a.query);
   } else {
-    FULGURITE_CHECK(key.sym_size(0) == s.B && key.sym_size(3) == s.D,
+    FULGURITE_CHECK(same_size(key.sym_size(0), s.B) && key.sym_size(3) == s.D,
                     "expected key_cache of shape [", s.B, ", Hkv, Mmax, ", s.D, "], got ",
                     key.sym_sizes());
   }
-  FULGURITE_CHECK(value.sym_sizes().slice(0, 3) == key.sym_sizes().slice(0, 3),
+  FULGURITE_CHECK(same_sizes(value.sym_sizes().slice(0, 3), key.sym_sizes().slice(0, 3)),
                   "expected value_cache of shape [", key.sym_size(0), ", ", key.sym_size(1), ", ",
                   key.sym_size(2), ", Dv], got ", value.sym_sizes());
 }
@@ -56,9 +56,9 @@ AttentionShape check_decode(const DecodeArgs& a) {
                    a.value_cache.sym_size(3)};
   check_caches(op, a, s);
   if (a.page_table) s.M = s.M * a.page_table->sym_size(1);
-  FULGURITE_CHECK(s.Hkv == 0 ? s.Hq == 0 : s.Hq % s.Hkv == 0,
-                  "expected Hq to be a multiple of Hkv = ", s.Hkv, ", got ", s.Hq);
-  FULGURITE_CHECK(a.cache_lens.dim() == 1 && a.cache_lens.sym_size(0) == s.B,
+  FULGURITE_CHECK(is_multiple(s.Hq, s.Hkv), "expected Hq to be a multiple of Hkv = ", s.Hkv,
+                  ", got ", s.Hq);
+  FULGURITE_CHECK(a.cache_lens.dim() == 1 && same_size(a.cache_lens.sym_size(0), s.B),
                   "expected cache_lens of shape [", s.B, "], got ", a.cache_lens.sym_sizes());
   check_place(op, "query", a.query, a.query);
   check_place(op, "key_cache", a.key_cache, a.query);

@@ -2,6 +2,7 @@
 #include "attention/decode.h"
 #include "attention/merge.h"
 #include "attention/varlen_args.h"
+#include "common/define.h"
 #include "fulgurite/attention.h"
 
 #include <torch/library.h>
@@ -58,7 +59,7 @@ const std::string kSchemas[] = {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
-  for (const std::string& schema : kSchemas) m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
+  for (const std::string& schema : kSchemas) fulgurite::define(m, schema);
 }
 
 namespace fulgurite {

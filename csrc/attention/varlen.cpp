@@ -37,14 +37,14 @@ VarlenShape check_shapes(const char* op, const Tensor& query, const Tensor& key,
                       value.sym_size(2)};
   FULGURITE_CHECK(key.sym_size(2) == s.D, "expected key of shape [Tk, Hkv, ", s.D, "], got ",
                   key.sym_sizes());
-  FULGURITE_CHECK(value.sym_size(0) == s.key_rows && value.sym_size(1) == s.Hkv,
+  FULGURITE_CHECK(same_size(value.sym_size(0), s.key_rows) && same_size(value.sym_size(1), s.Hkv),
                   "expected value of shape [", s.key_rows, ", ", s.Hkv, ", Dv], got ",
                   value.sym_sizes());
-  FULGURITE_CHECK(s.Hkv == 0 ? s.Hq == 0 : s.Hq % s.Hkv == 0,
-                  "expected Hq to be a multiple of Hkv = ", s.Hkv, ", got ", s.Hq);
+  FULGURITE_CHECK(is_multiple(s.Hq, s.Hkv), "expected Hq to be a multiple of Hkv = ", s.Hkv,
+                  ", got ", s.Hq);
   FULGURITE_CHECK(s.sequences >= 0, "expected cu_seqlens_q of shape [sequences + 1], got ",
                   cu_seqlens_q.sym_sizes());
-  FULGURITE_CHECK(cu_seqlens_k.sym_size(0) == s.sequences + 1,
+  FULGURITE_CHECK(same_size(cu_seqlens_k.sym_size(0), s.sequences + 1),
                   "expected cu_seqlens_k of cu_seqlens_q's shape [", s.sequences + 1, "], got ",
                   cu_seqlens_k.sym_sizes());
   check_place(op, "query", query, query);

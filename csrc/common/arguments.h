@@ -28,8 +28,7 @@
 #define FULGURITE_MEMBERS(...)                     \
   auto members() { return std::tie(__VA_ARGS__); } \
   auto members() const { return std::tie(__VA_ARGS__); }
-#define FULGURITE_INPUTS(...)                                   \
-  static constexpr std::string_view kInputNames = #__VA_ARGS__; \
+#define FULGURITE_INPUTS(...) \
   auto inputs() const { return std::tie(__VA_ARGS__); }
 
 namespace fulgurite {

@@ -17,10 +17,11 @@ class AutocastTo {
       : guard_(c10::autocast_dispatch_keyset), device_(device), dtype_(dtype) {}
 
   at::Tensor operator()(const at::Tensor& tensor) const {
+    if (tensor.is_mkldnn()) return tensor;  // cannot be cast; the operator says what it expects
     return at::autocast::cached_cast(dtype_, tensor, device_);
   }
   std::optional<at::Tensor> operator()(const std::optional<at::Tensor>& tensor) const {
-    return at::autocast::cached_cast(dtype_, tensor, device_);
+    return tensor ? std::optional((*this)(*tensor)) : std::nullopt;
   }
 
  private:

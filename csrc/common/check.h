@@ -6,6 +6,7 @@
 #include <c10/core/SymBool.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -46,37 +47,44 @@ inline void check_finite(const char* op, const char* name, double value) {
   FULGURITE_CHECK_VALUE(std::isfinite(value), "expected ", name, " finite, got ", value);
 }
 
-/// A nested tensor has no sizes to ask for.
-inline void check_not_nested(const char* op, const char* name, const at::Tensor& tensor) {
-  FULGURITE_CHECK(!tensor.is_nested(), "expected ", name, " dense, got a nested tensor");
+/// What is added to a divisor: below 0 it could make it 0.
+inline void check_not_negative(const char* op, const char* name, double value) {
+  FULGURITE_CHECK_VALUE(std::isfinite(value) && value >= 0, "expected ", name,
+                        " finite and >= 0, got ", value);
 }
 
-/// Dense and on the device of the operator's first tensor.
+/// On the device of the operator's first tensor. That it is dense the dispatcher knows (common/define.h).
 inline void check_place(const char* op, const char* name, const at::Tensor& tensor,
                         const at::Tensor& first) {
-  check_not_nested(op, name, tensor);
-  FULGURITE_CHECK(tensor.layout() == at::kStrided, "expected ", name, " of layout strided, got ",
-                  tensor.layout());
   FULGURITE_CHECK(tensor.device() == first.device(), "expected ", name, " on device ",
                   first.device(), ", got ", tensor.device());
 }
 
-inline void check_sizes(const char* op, const char* name, const at::Tensor& tensor,
-                        c10::SymIntArrayRef sizes) {
-  FULGURITE_CHECK(tensor.sym_sizes() == sizes, "expected ", name, " of shape ", sizes, ", got ",
-                  tensor.sym_sizes());
+// Sizes that only data decides are asked nothing that they cannot answer: the same symbol is known to fit, and what is not known is
+// asserted when the program runs.
+inline bool holds(const c10::SymBool& fits) {
+  return TORCH_GUARD_OR_FALSE(fits) || fits.expect_true(__FILE__, __LINE__);
+}
+inline bool same_size(const c10::SymInt& size, const c10::SymInt& other) {
+  return holds(size.sym_eq(other));
+}
+inline bool same_sizes(c10::SymIntArrayRef sizes, c10::SymIntArrayRef others) {
+  return sizes.size() == others.size() &&
+         std::equal(sizes.begin(), sizes.end(), others.begin(), same_size);
+}
+/// Whether a dimension broadcasts to `full`.
+inline bool broadcasts(const c10::SymInt& size, const c10::SymInt& full) {
+  return holds(size.sym_eq(full).sym_or(size.sym_eq(1)));
 }
 
-/// Whether a dimension broadcasts to `full`. Sizes that only data decides are asked nothing that they cannot answer: the same symbol
-/// is known to fit, and what is not known is asserted when the program runs.
-inline bool broadcasts(const c10::SymInt& size, const c10::SymInt& full) {
-  const c10::SymBool fits = size.sym_eq(full).sym_or(size.sym_eq(1));
-  return TORCH_GUARD_OR_FALSE(fits) || fits.expect_true(__FILE__, __LINE__);
+inline void check_sizes(const char* op, const char* name, const at::Tensor& tensor,
+                        c10::SymIntArrayRef sizes) {
+  FULGURITE_CHECK(same_sizes(tensor.sym_sizes(), sizes), "expected ", name, " of shape ", sizes,
+                  ", got ", tensor.sym_sizes());
 }
 
 inline void check_dim(const char* op, const char* name, const at::Tensor& tensor, int64_t dim,
                       const char* shape) {
-  check_not_nested(op, name, tensor);
   FULGURITE_CHECK(tensor.dim() == dim, "expected ", name, " of shape ", shape, ", got ",
                   tensor.sym_sizes());
 }

@@ -11,29 +11,9 @@ namespace fulgurite {
 template <class Args>
 inline constexpr size_t kInputs = std::tuple_size_v<decltype(std::declval<const Args&>().inputs())>;
 
-/// "sink" of "query, scores.sink", 1
-inline std::string_view input_name(std::string_view names, size_t i) {
-  for (; i > 0; --i) names.remove_prefix(names.find(',') + 1);
-  names = names.substr(0, names.find(','));
-  return names.substr(names.find_last_of(" .") + 1);
-}
-
-/// Autograd asks inputs for their sizes before any check of ours, which a nested tensor answers with an internal error.
-template <class Args>
-void check_inputs_dense(const Args& args) {
-  size_t i = 0;
-  const auto check = [&](const OptionalTensor& input) {
-    TORCH_CHECK(!input || !input->defined() || !input->is_nested(), "fulgurite::", Args::kName,
-                ": expected ", input_name(Args::kInputNames, i), " dense, got a nested tensor");
-    ++i;
-  };
-  std::apply([&](const auto&... input) { (check(input), ...); }, args.inputs());
-}
-
 /// An autograd function is applied to the inputs and to the struct, whose own are of no interest to it: F::apply(inputs…, args).
 template <class F, class Args>
 auto apply(const Args& args) {
-  check_inputs_dense(args);
   return std::apply([&](const auto&... input) { return F::apply(input..., args); }, args.inputs());
 }
 

@@ -37,7 +37,7 @@ void check_route_values(const char* op, const RouteArgs& a, const RouteShape& s)
   FULGURITE_CHECK_VALUE(s.E / a.n_group * a.topk_group >= a.k,
                         "expected topk_group groups to hold at least k = ", a.k, " experts, got ",
                         s.E / a.n_group * a.topk_group);
-  check_finite(op, "eps", a.eps);
+  check_not_negative(op, "eps", a.eps);
   check_finite(op, "scale", a.scale);
 }
 
@@ -72,7 +72,7 @@ RouteShape check_balance_as(const char* op, const BalanceArgs& a) {
   FULGURITE_CHECK_VALUE((kind == BalanceKind::kSequence) == a.sequence_ids.has_value(),
                         "expected sequence_ids with kind 'sequence' and only there, got kind '",
                         a.kind, "'");
-  check_finite(op, "eps", a.eps);
+  check_not_negative(op, "eps", a.eps);
   return s;
 }
 
@@ -203,7 +203,7 @@ void check_combine_as(const char* op, const CombineArgs& args) {
   check_place(op, "y", y, y);
   check_place(op, "inverse", inverse, y);
   check_assignments(op, inverse.sym_size(0), inverse.sym_size(1));
-  FULGURITE_CHECK(y.sym_size(0) == inverse.sym_size(0) * inverse.sym_size(1),
+  FULGURITE_CHECK(same_size(y.sym_size(0), inverse.sym_size(0) * inverse.sym_size(1)),
                   "expected y of shape [", inverse.sym_size(0) * inverse.sym_size(1), ", H], got ",
                   y.sym_sizes());
   if (weights) check_shape(op, "weights", *weights, inverse.sym_sizes(), y);

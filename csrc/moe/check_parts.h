@@ -23,14 +23,13 @@ inline void check_weights_dtype(const char* op, const Tensor& weights, const cha
 /// A tensor of a known shape, on the device of the first one.
 inline void check_shape(const char* op, const char* name, const Tensor& tensor,
                         c10::SymIntArrayRef shape, const Tensor& first) {
-  FULGURITE_CHECK(tensor.sym_sizes() == shape, "expected ", name, " of shape ", shape, ", got ",
-                  tensor.sym_sizes());
+  check_sizes(op, name, tensor, shape);
   check_place(op, name, tensor, first);
 }
 
 /// Sorted positions are int32.
 inline void check_assignments(const char* op, const c10::SymInt& T, const c10::SymInt& K) {
-  FULGURITE_CHECK(T * K < c10::SymInt(int64_t{1} << 31),
+  FULGURITE_CHECK(holds((T * K).sym_lt(int64_t{1} << 31)),
                   "expected fewer than 2^31 assignments, got ", T, " tokens with ", K, " each");
 }
 

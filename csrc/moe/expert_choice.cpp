@@ -3,6 +3,7 @@
 
 #include "common/autocast.h"
 #include "common/check.h"
+#include "common/define.h"
 #include "common/fresh.h"
 #include "common/saved_arguments.h"
 
@@ -17,9 +18,7 @@ void check_expert_choice(const ExpertChoiceArgs& args) {
   check_float(op, "logits", logits);
   check_dim(op, "logits", logits, 2, "[T, E]");
   check_place(op, "logits", logits, logits);
-  FULGURITE_CHECK_VALUE(capacity.sym_ge(0)
-                            .sym_and(capacity.sym_le(logits.sym_size(0)))
-                            .expect_true(__FILE__, __LINE__),
+  FULGURITE_CHECK_VALUE(holds(capacity.sym_ge(0).sym_and(capacity.sym_le(logits.sym_size(0)))),
                         "expected capacity in [0, ", logits.sym_size(0), "], got ", capacity);
 }
 
@@ -92,15 +91,14 @@ ExpertChoiceResult expert_choice_autocast(const ExpertChoiceArgs& args) {
 }  // namespace fulgurite
 
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def(
+  fulgurite::define(
+      m,
       "moe_route_expert_choice(Tensor logits, SymInt capacity) -> (Tensor weights, Tensor "
-      "token_ids)",
-      tags);
-  m.def(
+      "token_ids)");
+  fulgurite::define(
+      m,
       "_moe_route_expert_choice_backward(Tensor grad_weights, Tensor logits, Tensor token_ids, *, "
-      "bool[1] output_mask) -> Tensor",
-      tags);
+      "bool[1] output_mask) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fulgurite, Meta, m) {

@@ -1,84 +1,83 @@
 // Schemas of the moe family and its public C++ functions.
+#include "common/define.h"
 #include "fulgurite/moe.h"
 #include "moe/experts_args.h"
 
 #include <torch/library.h>
 
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def(
+  fulgurite::define(
+      m,
       "moe_route(Tensor logits, int k, *, Tensor? bias=None, str score=\"softmax\", int n_group=1, "
       "int topk_group=1, "
       "str group_score=\"top2\", bool renormalize=True, float eps=1e-20, float scale=1.0, Tensor? "
       "token_mask=None, "
-      "Tensor? forced_ids=None) -> (Tensor weights, Tensor ids, Tensor counts)",
-      tags);
-  m.def(
+      "Tensor? forced_ids=None) -> (Tensor weights, Tensor ids, Tensor counts)");
+  fulgurite::define(
+      m,
       "_moe_route_backward(Tensor grad_weights, Tensor logits, Tensor ids, *, str score, bool "
       "renormalize, float eps, float scale, "
-      "bool[1] output_mask) -> Tensor",
-      tags);
-  m.def(
+      "bool[1] output_mask) -> Tensor");
+  fulgurite::define(
+      m,
       "moe_plan(Tensor ids, SymInt num_experts, *, SymInt capacity=-1, str drop=\"token\", Tensor? "
       "weights=None) "
-      "-> (Tensor permutation, Tensor inverse, Tensor offsets)",
-      tags);
-  m.def("moe_permute(Tensor x, Tensor permutation, Tensor inverse) -> Tensor", tags);
-  m.def("moe_combine(Tensor y, Tensor inverse, Tensor? weights=None) -> Tensor", tags);
-  m.def(
+      "-> (Tensor permutation, Tensor inverse, Tensor offsets)");
+  fulgurite::define(m, "moe_permute(Tensor x, Tensor permutation, Tensor inverse) -> Tensor");
+  fulgurite::define(m, "moe_combine(Tensor y, Tensor inverse, Tensor? weights=None) -> Tensor");
+  fulgurite::define(
+      m,
       "_moe_combine_backward(Tensor grad, Tensor y, Tensor inverse, Tensor? weights, *, bool[2] "
       "output_mask) "
-      "-> (Tensor grad_y, Tensor grad_weights)",
-      tags);
-  m.def(
+      "-> (Tensor grad_y, Tensor grad_weights)");
+  fulgurite::define(
+      m,
       "moe_experts(Tensor x, Tensor ids, Tensor weights, Tensor w_in, Tensor w_out, *, Tensor? "
       "b_in=None, Tensor? b_out=None, "
       "str activation=\"silu\", bool gated=True, bool interleaved=False, bool transposed=False, "
       "float alpha=1.0, float limit=0.0, "
-      "bool save_hidden=True) -> Tensor",
-      tags);
-  m.def(
+      "bool save_hidden=True) -> Tensor");
+  fulgurite::define(
+      m,
       "_moe_experts_forward(Tensor x, Tensor ids, Tensor weights, Tensor w_in, Tensor w_out, *, "
       "Tensor? b_in=None, Tensor? b_out=None, str activation=\"silu\", bool gated=True, "
       "bool interleaved=False, bool transposed=False, float alpha=1.0, float limit=0.0) -> "
-      "(Tensor y, Tensor hidden)",
-      tags);
-  m.def(
+      "(Tensor y, Tensor hidden)");
+  fulgurite::define(
+      m,
       "_moe_experts_backward(Tensor grad, Tensor x, Tensor ids, Tensor weights, Tensor w_in, "
       "Tensor w_out, Tensor? hidden, *, Tensor? b_in=None, Tensor? b_out=None, "
       "str activation=\"silu\", bool gated=True, bool interleaved=False, bool transposed=False, "
       "float alpha=1.0, float limit=0.0, bool[6] output_mask) -> (Tensor grad_x, "
       "Tensor grad_weights, Tensor grad_w_in, Tensor grad_w_out, Tensor grad_b_in, "
-      "Tensor grad_b_out)",
-      tags);
-  m.def(
-      "moe_grouped_mm(Tensor x, Tensor weight, Tensor offsets, *, Tensor? bias=None, "
-      "bool transposed=False) -> Tensor",
-      tags);
-  m.def(
+      "Tensor grad_b_out)");
+  fulgurite::define(m,
+                    "moe_grouped_mm(Tensor x, Tensor weight, Tensor offsets, *, Tensor? bias=None, "
+                    "bool transposed=False) -> Tensor");
+  fulgurite::define(
+      m,
       "_moe_grouped_mm_backward(Tensor grad, Tensor x, Tensor weight, Tensor offsets, *, "
       "bool transposed, bool[3] output_mask) -> (Tensor grad_x, Tensor grad_weight, "
-      "Tensor grad_bias)",
-      tags);
-  m.def(
+      "Tensor grad_bias)");
+  fulgurite::define(
+      m,
       "moe_balance_loss(Tensor logits, Tensor ids, *, str score=\"softmax\", str kind=\"switch\", "
       "Tensor? sequence_ids=None, "
-      "Tensor? token_mask=None, float eps=1e-20) -> Tensor",
-      tags);
-  m.def(
+      "Tensor? token_mask=None, float eps=1e-20) -> Tensor");
+  fulgurite::define(
+      m,
       "_moe_balance_loss_backward(Tensor grad, Tensor logits, Tensor ids, *, str score, str kind, "
       "Tensor? sequence_ids, "
-      "Tensor? token_mask, float eps, bool[1] output_mask) -> Tensor",
-      tags);
-  m.def("moe_z_loss(Tensor logits, *, Tensor? token_mask=None) -> Tensor", tags);
-  m.def(
+      "Tensor? token_mask, float eps, bool[1] output_mask) -> Tensor");
+  fulgurite::define(m, "moe_z_loss(Tensor logits, *, Tensor? token_mask=None) -> Tensor");
+  fulgurite::define(
+      m,
       "_moe_z_loss_backward(Tensor grad, Tensor logits, *, Tensor? token_mask, bool[1] "
-      "output_mask) -> Tensor",
-      tags);
-  m.def(
+      "output_mask) -> Tensor");
+  fulgurite::define(
+      m,
       "moe_update_bias_(Tensor(a!) bias, Tensor counts, float rate, *, str rule=\"sign\", bool "
-      "center=False) -> ()",
-      tags);
+      "center=False) -> ()");
 }
 
 namespace fulgurite {

@@ -86,8 +86,6 @@ void check_lengths(const char* op, const StepArgs& a, OperandLists lists) {
 
 void check_entry_place(const char* op, const char* name, const Tensor& tensor, size_t i,
                        const Tensor& hyper) {
-  FULGURITE_CHECK(tensor.layout() == at::kStrided, "expected ", name, "[", i,
-                  "] of layout strided, got ", tensor.layout());
   FULGURITE_CHECK(tensor.device() == hyper.device(), "expected ", name, "[", i,
                   "] on hyper's device ", hyper.device(), ", got ", tensor.device());
 }
@@ -135,13 +133,28 @@ void check_overlap(const char* op, const char* name, TensorList list) {
                     list[i].sizes());
 }
 
+namespace {
+
+/// The columns of hyper.
+constexpr struct {
+  const char* name;
+  bool is_decay;  // a share, below 1
+} kHyper[] = {{"lr", false},  {"beta1", true},         {"beta2", true},
+              {"eps", false}, {"weight_decay", false}, {"ema_decay", true}};
+
+}  // namespace
+
 void check_hyper_contents(const char* op, const Tensor& hyper) {
   const int64_t row_stride = hyper.stride(0), stride = hyper.stride(1);
   for (int64_t group = 0; group < hyper.size(0); ++group) {
     const double* const row = hyper.const_data_ptr<double>() + group * row_stride;
-    for (const int k : {1, 2})
-      FULGURITE_CHECK(is_beta(row[k * stride]), "expected beta", k, " in [0, 1) in hyper[", group,
-                      "], got ", row[k * stride]);
+    for (int k = 0; k < 6; ++k) {
+      const auto& [name, is_decay] = kHyper[k];
+      const double value = row[k * stride];
+      FULGURITE_CHECK(is_decay ? is_beta(value) : is_rate(value), "expected ", name,
+                      is_decay ? " in [0, 1)" : " finite and >= 0", " in hyper[", group, "], got ",
+                      value);
+    }
   }
 }
 

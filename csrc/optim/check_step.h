@@ -14,7 +14,7 @@ void check_entry_type(const char* op, bool served, const char* name, TensorList 
 void check_length(const char* op, const char* name, size_t length, size_t params, bool optional);
 void check_lengths(const char* op, const StepArgs& a, OperandLists lists);
 void check_shapes(const char* op, const StepArgs& a, OperandLists lists);
-/// An entry is dense and on hyper's device.
+/// An entry is on hyper's device.
 void check_entry_place(const char* op, const char* name, const Tensor& tensor, size_t i,
                        const Tensor& hyper);
 void check_values(const char* op, const StepArgs& a);

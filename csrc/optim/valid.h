@@ -91,6 +91,7 @@ inline bool is_count(float step) {
   return step >= 0 && step == std::floor(step) && std::isfinite(step);
 }
 inline bool is_beta(double beta) { return beta >= 0 && beta < 1; }
+inline bool is_rate(double rate) { return rate >= 0 && std::isfinite(rate); }
 /// The row of hyper of a tensor.
 template <class Rows>
 bool is_group(int64_t group, const Rows& rows) {

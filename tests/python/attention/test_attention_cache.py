@@ -187,7 +187,29 @@ def test_infinite_and_missing_partials() -> None:
     out, lse = F.attention_merge(outs, lses)
     assert torch.equal(out[:2], torch.zeros(2, 4))
     assert lse.tolist() == [0.0, -torch.inf, torch.inf]
-    assert out[2].isnan().all()  # exp(∞ − ∞)
+    assert torch.equal(out[2], torch.zeros(4))  # of the partial with +inf alone
+
+
+def test_partials_of_infinite_lse_outweigh_the_others() -> None:
+    """Results and gradients are those of equal partials beside ones that kept nothing."""
+    outs = [torch.randn(1, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    grad_out = torch.randn(1, 4, dtype=torch.float64)
+
+    def merged(levels: list[float]) -> list[Tensor]:
+        lses = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in levels]
+        out, lse = F.attention_merge(outs, lses)
+        gradients = torch.autograd.grad((out * grad_out).sum() + 3.0 * lse.sum(), [*outs, *lses])
+        return [out, *gradients]
+
+    for levels, like in (
+        ([torch.inf, 0.0, 5.0], [0.0, -torch.inf, -torch.inf]),
+        ([torch.inf, torch.inf, 5.0], [0.0, 0.0, -torch.inf]),
+        ([-torch.inf, 3.0, torch.inf], [-torch.inf, -torch.inf, 1.0]),
+    ):
+        for one, other in zip(merged(levels), merged(like), strict=True):
+            assert torch.equal(one, other)
+        lses = [torch.tensor([x], dtype=torch.float64) for x in levels]
+        assert F.attention_merge(outs, lses)[1].item() == torch.inf
 
 
 @torch.jit.script

@@ -66,3 +66,59 @@ def test_a_batch_that_data_decides_is_exported(extra: str) -> None:
     for picked in (chosen, chosen.roll(1) & chosen, torch.zeros(6, dtype=torch.bool)):
         expected = Selected(extra)(x, picked, numbers)
         torch.testing.assert_close(program(x, picked, numbers), expected, rtol=0, atol=0)
+
+
+class Unbatched(nn.Module):
+    """Attention of 3, 4 or 5 dimensions, the first of which a mask picks: heads or a batch."""
+
+    def __init__(self, dims: int, extra: str) -> None:
+        super().__init__()
+        self.dims, self.extra = dims, extra
+
+    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+        y = x[chosen]  # (u, N, D)
+        rows = y.sum(-1)  # (u, N)
+        if self.dims == 4:
+            y = y[:, None].expand(-1, HQ, -1, -1)
+            rows = rows[:, None, None, :]
+        elif self.dims == 5:
+            y = y[:, None, None].expand(-1, 3, HQ, -1, -1)
+            rows = rows[:, None, None, None, :]
+        else:
+            rows = rows[:, None, :]
+        if self.extra == "mask":
+            return F.attention(y, y, y, mask=rows > 0)
+        if self.extra == "bias":
+            return F.attention(y, y, y, bias=rows)
+        if self.extra == "shared bias":
+            return F.attention(y, y, y, bias=torch.ones([1, *rows.shape[1:]]))
+        if self.extra == "slopes":
+            return F.attention(y, y, y, alibi_slopes=y[..., 0, 0].abs())
+        return F.attention(y, y, y)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("extra", ["none", "mask", "bias", "shared bias", "slopes"])
+@pytest.mark.parametrize("dims", [3, 4, 5])
+def test_sizes_that_data_decides_of_all_dimensions(dims: int, extra: str, strict: bool) -> None:
+    x = torch.randn(6, N, D, generator=torch.Generator().manual_seed(0))
+    chosen = torch.tensor([True, False, True, True, False, False])
+    module = Unbatched(dims, extra)
+    program = torch.export.export(module, (x, chosen), strict=strict).module()
+    for picked in (chosen, chosen.roll(1) & chosen):
+        expected = module(x, picked)
+        torch.testing.assert_close(program(x, picked), expected, rtol=0, atol=0)
+
+
+def test_batches_that_data_decides_apart_are_equal_when_the_program_runs() -> None:
+    class Apart(nn.Module):
+        def forward(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+            query, key = x[first], x[second]
+            return F.attention(query[:, None], key[:, None], key[:, None])
+
+    x = torch.randn(6, N, D)
+    first = torch.tensor([True, False, True, True, False, False])
+    program = torch.export.export(Apart(), (x, first, ~first)).module()
+    torch.testing.assert_close(program(x, first, ~first), Apart()(x, first, ~first))
+    with pytest.raises(RuntimeError, match="Eq"):
+        program(x, first, torch.ones(6, dtype=torch.bool))

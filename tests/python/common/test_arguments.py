@@ -72,23 +72,6 @@ def test_errors_name_the_operator_that_was_called(requires_grad: bool) -> None:
         F.moe_experts(LOGITS, IDS, WEIGHTS, w_in, torch.ones(4, 4, 3))
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors_are_refused_by_name() -> None:
-    nested = torch.nested.nested_tensor([torch.ones(2, 3, 4), torch.ones(2, 2, 4)])
-    ops = torch.ops.fulgurite
-    x = torch.ones(2, 2, 3, 4)
-
-    def refused(name: str, argument: str, *args: Any) -> None:
-        with pytest.raises(RuntimeError, match=f"fulgurite::{name}: expected {argument} dense"):
-            getattr(ops, name)(*args)
-
-    refused("attention", "query", nested, nested, nested)
-    refused("attention", "key", x, nested, nested)
-    refused("rope", "x", nested, torch.ones(3, 2), torch.ones(3, 2))
-    refused("attention_merge", "outs", [nested], [nested])
-    refused("moe_grouped_mm", "x", nested, torch.ones(1, 4, 4), torch.tensor([0, 2]))
-
-
 def test_float64_runs_on_the_widest_set_that_serves_it() -> None:
     """Kernels of sets wider than AVX2 leave float64 to it, and give its bits."""
     from fulgurite.testing import backend

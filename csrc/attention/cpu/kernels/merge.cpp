@@ -2,7 +2,8 @@
 //
 //   m = max_r lse_r      Σ = Σ_r exp(lse_r − m)      lse = m + log Σ      w_r = exp(lse_r − m)/Σ      out = Σ_r w_r·out_r
 //   dout_r = w_r·g_out            dlse_r = w_r·(g_out·out_r − Σ_s w_s·g_out·out_s + g_lse)
-// A partial whose lse is −inf kept nothing: it is not read, and its gradients are 0. exp(lse_r − lse) would take over the
+// A partial whose lse is −inf kept nothing: it is not read, and its gradients are 0. Those of +inf outweigh all others and count
+// alike: exp(lse_r − m) is 1 where lse_r = m, also where both are infinite. exp(lse_r − lse) would take over the
 // rounding of lse, which is all of log Σ where lse is large; a softmax sums to 1 wherever it lies.
 //
 // Reads: outs and lses of the partials; backward the incoming gradients too.
@@ -45,13 +46,16 @@ struct RowWeights {
       if (lse > max) max = lse;
     }
     if (empty) return;
-    base = max == kInfinity<T> || max == -kInfinity<T> ? T(0) : max;
-    for (int64_t r = 0; r < p.R; ++r) sum += exp_of(lse_of<T>(p, r, row) - base);
+    base = max == -kInfinity<T> ? T(0) : max;  // of NaN and −inf
+    for (int64_t r = 0; r < p.R; ++r) sum += exponential(lse_of<T>(p, r, row));
   }
   FULGURITE_INLINE T lse() const {
     return empty ? -kInfinity<T> : base + static_cast<T>(__builtin_log(sum));
   }
-  FULGURITE_INLINE T operator()(T partial) const { return exp_of(partial - base) / sum; }
+  FULGURITE_INLINE T exponential(T partial) const {
+    return exp_of(partial == base ? T(0) : partial - base);
+  }
+  FULGURITE_INLINE T operator()(T partial) const { return exponential(partial) / sum; }
 };
 
 template <class S>
