@@ -7,7 +7,10 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from fulgurite._numbers import number, optional_number
+
+OWNER = "fulgurite.optim.AdamW"
 
 # What torch.optim.AdamW keeps in a group beside the numbers. The step is always fused, whatever
 # these say. They are torch's own defaults, so that torch's optimizer stays in its default mode when
@@ -26,18 +29,6 @@ _OF_THE_OPTIMIZER = (
 )  # fmt: skip
 
 
-def check_range(name: str, value: Any, low: float, high: float | None) -> None:
-    """ValueError unless low ≤ value < high; without a high one, value is finite."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(
-            f"fulgurite.optim.AdamW: expected {name} of one element, got shape {list(value.shape)}"
-        )
-    number = float(value)
-    if not number >= low or not number < (math.inf if high is None else high):
-        bound = f"finite and >= {low}" if high is None else f"in [{low}, {high})"
-        raise ValueError(f"fulgurite.optim.AdamW: expected {name} {bound}, got {value}")
-
-
 def two_betas(betas: Any) -> tuple[Any, Any]:
     """The decay rates of the moments."""
     try:
@@ -50,14 +41,13 @@ def two_betas(betas: Any) -> tuple[Any, Any]:
 
 
 def check_numbers(group: dict[str, Any]) -> None:
-    """ValueError unless a step can be taken with the numbers of a group."""
-    check_range("lr", group["lr"], 0.0, None)
+    """ValueError or TypeError unless a step can be taken with the numbers of a group."""
+    number(OWNER, "lr", group["lr"], at_least=0)
     for i, beta in enumerate(two_betas(group["betas"])):
-        check_range(f"betas[{i}]", beta, 0.0, 1.0)
-    check_range("eps", group["eps"], 0.0, None)
-    check_range("weight_decay", group["weight_decay"], 0.0, None)
-    if group.get("ema_decay") is not None:
-        check_range("ema_decay", group["ema_decay"], 0.0, 1.0)
+        number(OWNER, f"betas[{i}]", beta, at_least=0, below=1)
+    number(OWNER, "eps", group["eps"], at_least=0)
+    number(OWNER, "weight_decay", group["weight_decay"], at_least=0)
+    optional_number(OWNER, "ema_decay", group.get("ema_decay"), at_least=0, below=1)
 
 
 def check_scope(group: dict[str, Any]) -> None:
@@ -103,14 +93,30 @@ def fill(group: dict[str, Any], own: dict[str, Any], defaults: dict[str, Any]) -
             group.pop(key, None)
 
 
-def numbers(group: dict[str, Any]) -> list[float]:
-    """A row of the operator's hyper: lr, beta1, beta2, eps, weight_decay, ema_decay."""
+Rows = list[list[float]]
+
+
+def rows(groups: list[dict[str, Any]]) -> Rows:
+    """The operator's hyper: lr, beta1, beta2, eps, weight_decay and ema_decay of every group.
+
+    Raises:
+        ValueError, TypeError: a number that was set in a group and makes no sense.
+    """
+    return [_row(group) for group in groups]
+
+
+def _row(group: dict[str, Any]) -> list[float]:
     beta1, beta2 = two_betas(group["betas"])
-    ema_decay = group.get("ema_decay")
-    row = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], ema_decay or 0.0)
-    return [float(x) for x in row]
+    decays = (beta1, beta2, group.get("ema_decay") or 0.0)
+    rates = (group["lr"], group["eps"], group["weight_decay"])
+    if not torch.compiler.is_compiling() and not _are_usual(decays, rates):
+        check_numbers(group)
+    lr, eps, weight_decay = rates
+    return [float(x) for x in (lr, *decays[:2], eps, weight_decay, decays[2])]
 
 
-def hyper(groups: list[dict[str, Any]], device: torch.device) -> Tensor:
-    """The numbers of every group (groups, 6)."""
-    return torch.tensor([numbers(g) for g in groups], dtype=torch.float64, device=device)
+def _are_usual(decays: tuple[Any, ...], rates: tuple[Any, ...]) -> bool:
+    """Floats inside their bounds: nearly always, and then a step spends no time on more."""
+    return all(type(x) is float and 0.0 <= x < 1.0 for x in decays) and all(
+        type(x) is float and 0.0 <= x < math.inf for x in rates
+    )

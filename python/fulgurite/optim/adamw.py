@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _global_optimizer_pre_hooks
 
+from fulgurite._numbers import optional_number
 from fulgurite.optim import _groups
-from fulgurite.optim._parts import refuse_shard, refuse_sharing_rank
-from fulgurite.optim._plan import Call, Mode, Numbers, Plan
-from fulgurite.optim._states import StateKind, check_saved, follow_parameter, take_parameter
+from fulgurite.optim._parts import refuse_sharing_rank
+from fulgurite.optim._states import StateKind, check_saved
+from fulgurite.optim._steps import Steps
 
 __all__ = ["AdamW"]
 
@@ -22,7 +23,7 @@ _MASTERS = (None, "fp32", "split")
 _OPTIONS = ("_kind", "_copies", "_max_grad_norm", "_step_supports_amp_scaling")
 
 
-class AdamW(Optimizer):
+class AdamW(Steps):
     r"""AdamW that clips, unscales and keeps masters in one pass; see docs/ops/optim.md.
 
     **Under a gradient scaler the gradients stay multiplied by the scale, also after the step**; see
@@ -91,9 +92,6 @@ class AdamW(Optimizer):
         (torch.int16, 3.1623)
     """
 
-    total_norm: Tensor | None
-    skipped: Tensor
-
     def __init__(
         self,
         params: ParamsT,
@@ -122,11 +120,10 @@ class AdamW(Optimizer):
                 "fulgurite.optim.AdamW: expected state_dtype None, torch.float32, torch.bfloat16"
                 f" or '8bit', got {state_dtype!r}"
             )
+        max_grad_norm = optional_number(
+            _groups.OWNER, "max_grad_norm", max_grad_norm, at_least=0, finite=False
+        )
         if max_grad_norm is not None:
-            if not max_grad_norm >= 0:
-                raise ValueError(
-                    f"fulgurite.optim.AdamW: expected max_grad_norm >= 0, got {max_grad_norm}"
-                )
             refuse_sharing_rank()
         self._kind = StateKind(master, state_dtype)
         self._copies = None if copies is None else list(copies)
@@ -159,13 +156,6 @@ class AdamW(Optimizer):
                 f" got {len(self._copies)}"
             )
 
-    def _forget(self) -> None:
-        """Nothing has happened yet."""
-        self._plan: Plan | None = None
-        self._norm_sq: Tensor | None = None  # of the gradients that a LossScaler has just looked at
-        self.total_norm = None
-        self.skipped = torch.zeros((), dtype=torch.float32, device="cpu")
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as torch's optimizers do."""
         if isinstance(param_group, dict):  # else torch says what is wrong
@@ -176,165 +166,9 @@ class AdamW(Optimizer):
         try:
             _groups.check_numbers(self.param_groups[-1])
             self._check_group(self.param_groups[-1])
-        except (ValueError, NotImplementedError):
+        except (ValueError, TypeError, NotImplementedError):
             self.param_groups.pop()
             raise
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        _groups.check_scope(group)
-        for param in group["params"]:
-            if self._kind.master == "split" and param.dtype == torch.float16:
-                raise NotImplementedError(
-                    "fulgurite.optim.AdamW: master='split' is not supported with float16"
-                    " parameters; use master='fp32'"
-                )
-            if self._max_grad_norm is not None:
-                refuse_shard(param)
-        if self._kind.dtype != "8bit":
-            return
-        for name, given in (
-            ("amsgrad", group["amsgrad"]),
-            ("ema_decay", group.get("ema_decay") is not None),
-            ("copies", self._copies is not None),
-        ):
-            if given:
-                raise NotImplementedError(
-                    f"fulgurite.optim.AdamW: {name} is not supported with state_dtype '8bit'"
-                )
-
-    # ---- the step ----
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient.
-
-        Args:
-            closure: reevaluates the model and returns the loss, which is then returned.
-        """
-        # A gradient scaler leaves its numbers on the optimizer for the time of the call.
-        scaled = isinstance(getattr(self, "found_inf", None), Tensor)
-        try:
-            return self._step_with(closure, scaled)
-        except BaseException:
-            if scaled:  # else the next step would be unscaled twice
-                self.__dict__.pop("grad_scale", None)
-                self.__dict__.pop("found_inf", None)
-            raise
-
-    def _step_with(self, closure: Callable[[], float] | None, scaled: bool) -> float | None:
-        loss = None
-        if closure is not None:
-            if scaled:
-                raise RuntimeError(
-                    "fulgurite.optim.AdamW: a closure is not supported under a gradient scaler,"
-                    " which has looked at the gradients before"
-                )
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            self._step()
-        return loss
-
-    def _step(self) -> None:
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if not isinstance(found_inf, Tensor):  # GradScaler's sum over no gradients is the number 0
-            found_inf = None
-        inv_scale = None if grad_scale is None else grad_scale.double().reciprocal().float()
-        if torch.compiler.is_compiling():  # which sees through operators, not through plans
-            self._step_by_calls(inv_scale, found_inf)
-            return
-        norm_sq, self._norm_sq = self._norm_sq, None
-        plan = self._plan
-        if norm_sq is None or plan is None or not plan.unchanged():
-            norm_sq, plan = None, self._current_plan()
-        try:
-            self._follow_parameters(plan)
-            multiplier = inv_scale
-            if self._max_grad_norm is not None:
-                if norm_sq is None:
-                    _, norm_sq, _ = plan.grad_stats(inv_scale)
-                multiplier = self._clip(norm_sq, inv_scale)
-            plan.step(self._numbers(multiplier, found_inf))  # lets go of the gradients
-        except BaseException:
-            plan.drop_gradients()
-            raise
-
-    def _step_by_calls(self, inv_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        calls = self._gather()
-        multiplier = inv_scale
-        if self._max_grad_norm is not None:
-            grads = [param.grad for call in calls for param in call.params]
-            _, norm_sq, _ = torch.ops.fulgurite.grad_stats(grads, inv_scale=inv_scale)
-            multiplier = self._clip(norm_sq, inv_scale)
-        numbers = self._numbers(multiplier, found_inf)
-        for call in calls:
-            for param, state in zip(call.params, call.states, strict=True):
-                if self._kind.master == "fp32" and "master" in state:
-                    follow_parameter(param, state["master"])
-            call.run(numbers)
-
-    def _clip(self, norm_sq: Tensor, inv_scale: Tensor | None) -> Tensor:
-        self.total_norm = norm_sq.sqrt()
-        multiplier: Tensor = torch.ops.fulgurite.clip_multiplier(
-            norm_sq, self._max_grad_norm, inv_scale=inv_scale
-        )
-        return multiplier
-
-    def _numbers(self, multiplier: Tensor | None, found_inf: Tensor | None) -> Numbers:
-        device = self._device()
-        self.skipped = (
-            torch.zeros((), dtype=torch.float32, device=device)
-            if found_inf is None
-            else (found_inf > 0).float()
-        )
-        hyper = _groups.hyper(self.param_groups, device)
-        return Numbers(hyper, multiplier, found_inf, self._next_seed(device))
-
-    def _current_plan(self) -> Plan:
-        """The plan of the last step if it still holds, else a new one. Collects the gradients."""
-        copies = self._copies or []
-        if self._plan is None or not self._plan.holds(self, copies):
-            self._plan = Plan(self, self._gather(), copies, self._plan)
-            if not self._plan.holds(self, copies):
-                raise AssertionError("fulgurite.optim.AdamW: a new plan does not hold")
-        return self._plan
-
-    def _follow_parameters(self, plan: Plan) -> None:
-        """Whole masters of parameters that may have been written take the new values."""
-        if self._kind.master != "fp32":
-            return
-        written = plan.written()
-        if written:
-            params = self._parameters()
-            for key in written:
-                follow_parameter(params[key], self.state[params[key]]["master"])
-
-    def _parameters(self) -> list[Tensor]:
-        return [param for group in self.param_groups for param in group["params"]]
-
-    @torch.no_grad()
-    def reload_masters(self) -> None:
-        """Take every master, and every copy, from its parameter anew.
-
-        The next step starts from the values that are in the parameters at any rate, where their
-        version counters or addresses tell that they were written: after ``load_state_dict``,
-        ``clamp_``, pruning, ``p.data = …``. Masters keep the digits that the parameters lack where
-        both agree. Call this where a float32 master cannot be told (writes through ``p.data``,
-        ``p.detach().numpy()`` or another process raise no version), or to make masters equal to
-        the parameters to the bit.
-        """
-        params = self._parameters()
-        for param in params:
-            if param in self.state:
-                take_parameter(param, self.state[param])
-        for param, copy in zip(params, self._copies or (), strict=False):
-            copy.copy_(param)
 
     # ---- what a LossScaler asks ----
 
@@ -344,6 +178,7 @@ class AdamW(Optimizer):
         """``grad_stats`` of the gradients in order. A step that follows at once clips by this norm,
         until ``_forget_gradients``.
         """
+        _groups.rows(self.param_groups)  # or an error, before states are made
         plan = self._current_plan()
         try:
             stats = plan.grad_stats(inv_scale)
@@ -376,59 +211,6 @@ class AdamW(Optimizer):
             self._norm_sq = None
             if self._plan is not None:
                 self._plan.drop_gradients()
-
-    # ---- lists ----
-
-    def _gather(self) -> list[Call]:
-        """The lists of every call, of parameters that have a gradient."""
-        calls: dict[Mode, Call] = {}
-        copies = iter(self._copies or ())
-        key = -1
-        for index, group in enumerate(self.param_groups):
-            self._check_group(group)
-            for param in group["params"]:
-                key += 1  # counts all parameters: a missing gradient shifts nothing
-                copy = next(copies, None)
-                if param.grad is None:
-                    continue
-                if param.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        "fulgurite.optim.AdamW: expected dense gradients, got a sparse one"
-                    )
-                state = self.state[param]
-                if not state:
-                    self._kind.start(param, group, state)
-                else:
-                    self._kind.complete(param, group, state)
-                mode = Mode(
-                    group["decoupled_weight_decay"],
-                    group["amsgrad"],
-                    group["maximize"],
-                    "exp_avg_codes" in state,
-                )
-                call = calls.setdefault(mode, Call(mode))
-                call.params.append(param)
-                call.states.append(state)
-                call.groups.append(index)
-                call.keys.append(key)
-                if copy is not None:
-                    call.copies.append(copy)
-        return list(calls.values())
-
-    def _device(self) -> torch.device:
-        params = (param for group in self.param_groups for param in group["params"])
-        return next((param.device for param in params), torch.device("cpu"))
-
-    def _next_seed(self, device: torch.device) -> Tensor | None:
-        """Seed and number of this step for stochastic rounding."""
-        first = self.param_groups[0]
-        if first.get("rounding_seed") is None:
-            return None
-        step = first["rounding_step"] + 1
-        for group in self.param_groups:
-            group["rounding_step"] = step
-        numbers = [first["rounding_seed"], step]
-        return torch.tensor(numbers, dtype=torch.int64, device=device)
 
     # ---- checkpoints ----
 

@@ -343,9 +343,9 @@ def test_parameters_added_later() -> None:
         ({"betas": (0.9,)}, ValueError, r"betas of two numbers, got \(0\.9,\)"),
         ({"betas": 0.9}, ValueError, r"betas of two numbers, got 0\.9"),
         ({"betas": (math.nan, 0.9)}, ValueError, r"betas\[0\]"),
-        ({"lr": math.inf}, ValueError, "lr finite"),
+        ({"lr": math.inf}, ValueError, "lr of at least 0 and finite"),
         ({"lr": torch.ones(2)}, ValueError, "lr of one element"),
-        ({"weight_decay": math.inf}, ValueError, "weight_decay finite"),
+        ({"weight_decay": math.inf}, ValueError, "weight_decay of at least 0 and finite"),
         ({"max_grad_norm": math.nan}, ValueError, "max_grad_norm"),
     ],
 )
