@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from fulgurite._config import runtime
+from fulgurite._numbers import number
+from fulgurite.amp._options import OWNER, check_options, check_scale
 from fulgurite.optim import AdamW
 
 __all__ = ["LossScaler"]
@@ -42,6 +43,12 @@ class LossScaler(GradScaler):
         max_scale: the scale never grows above it; None is no bound but float32's. ``min_scale``
             and ``max_scale`` equal to ``init_scale`` make a static scale, which still skips steps.
         model: names the parameters for ``first_bad_name``; not pickled.
+
+    Raises:
+        ValueError: a scale that is not above 0 and finite in float32, a growth factor that is not
+            above 1, a backoff factor outside of (0, 1), intervals below 1, bounds that hold no
+            scale. TypeError: what is no number. Numbers that are set or loaded later are checked as
+            ``update_scale_`` checks them.
 
     Attributes:
         total_norm: norm of the last optimizer's gradients, unscaled, before clipping, a float64
@@ -84,28 +91,26 @@ class LossScaler(GradScaler):
         max_scale: float | None = None,
         model: nn.Module | None = None,
     ) -> None:
+        own = check_options(
+            hysteresis=hysteresis, refill=refill, min_scale=min_scale, max_scale=max_scale
+        )
+        if enabled:  # else torch's scaler looks at none of these
+            init_scale = check_scale("init_scale", init_scale)
+            number(OWNER, "growth_factor", growth_factor, above=1)
+            number(OWNER, "backoff_factor", backoff_factor, above=0, below=1)
+            changes = check_options(
+                growth_factor=growth_factor,
+                backoff_factor=backoff_factor,
+                growth_interval=growth_interval,
+            )
+            growth_factor, backoff_factor, growth_interval = changes.values()
         super().__init__(
             device, init_scale, growth_factor, backoff_factor, growth_interval, enabled
         )
-        if hysteresis < 1:
-            raise ValueError(
-                f"fulgurite.amp.LossScaler: expected hysteresis >= 1, got {hysteresis}"
-            )
-        if refill not in runtime().choices()["update_scale_.refill"]:
-            raise ValueError(
-                f"fulgurite.amp.LossScaler: expected refill 'clean' or 'growth', got {refill!r}"
-            )
-        if not min_scale >= 0.0:
-            raise ValueError(f"fulgurite.amp.LossScaler: expected min_scale >= 0, got {min_scale}")
-        if max_scale is not None and not max_scale >= min_scale:
-            raise ValueError(
-                f"fulgurite.amp.LossScaler: expected max_scale >= min_scale, got {max_scale}"
-            )
-        self._max_hysteresis = hysteresis
-        self._refill = refill
-        self._min_scale = min_scale
-        self._max_scale = max_scale
-        self._init_hysteresis = hysteresis
+        self._max_hysteresis = own["hysteresis"]
+        self._refill = own["refill"]
+        self._min_scale, self._max_scale = own["min_scale"], own["max_scale"]
+        self._init_hysteresis = self._max_hysteresis
         self._init_counters = [0, 0, 0, 0]
         self._hysteresis: Tensor | None = None
         self._counters: Tensor | None = None
@@ -297,6 +302,8 @@ class LossScaler(GradScaler):
             for optimizer, state in self._per_optimizer_states.items()
         }
         if new_scale is not None:
+            if not isinstance(new_scale, Tensor):
+                new_scale = check_scale("new_scale", new_scale)
             super().update(new_scale)
             return
         scale, growth_tracker = self._check_scale_growth_tracker("update")
@@ -338,6 +345,18 @@ class LossScaler(GradScaler):
                 stacklevel=3,
             )
 
+    def set_growth_factor(self, new_factor: float) -> None:
+        """Set the growth factor; above 0."""
+        super().set_growth_factor(check_options(growth_factor=new_factor)["growth_factor"])
+
+    def set_backoff_factor(self, new_factor: float) -> None:
+        """Set the backoff factor; above 0."""
+        super().set_backoff_factor(check_options(backoff_factor=new_factor)["backoff_factor"])
+
+    def set_growth_interval(self, new_interval: int) -> None:
+        """Set the growth interval; at least 1."""
+        super().set_growth_interval(check_options(growth_interval=new_interval)["growth_interval"])
+
     # ---- checkpoints ----
 
     def state_dict(self) -> dict[str, Any]:
@@ -357,14 +376,26 @@ class LossScaler(GradScaler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this class or of GradScaler, which leaves hysteresis, bounds and counters
         as they are.
+
+        Raises:
+            ValueError, TypeError: options that no update could be made with; nothing is loaded.
         """
+        own = {
+            "hysteresis": self._max_hysteresis,
+            "refill": self._refill,
+            "min_scale": self._min_scale,
+            "max_scale": self._max_scale,
+        }
+        names = ("growth_factor", "backoff_factor", "growth_interval", *own)
+        if self._enabled:
+            own = check_options(
+                **{**own, **{name: state_dict[name] for name in names if name in state_dict}}
+            )
         super().load_state_dict(state_dict)
         if not self._enabled:
             return
-        self._max_hysteresis = state_dict.get("hysteresis", self._max_hysteresis)
-        self._refill = state_dict.get("refill", self._refill)
-        self._min_scale = state_dict.get("min_scale", self._min_scale)
-        self._max_scale = state_dict.get("max_scale", self._max_scale)
+        self._max_hysteresis, self._refill = own["hysteresis"], own["refill"]
+        self._min_scale, self._max_scale = own["min_scale"], own["max_scale"]
         self._init_hysteresis = state_dict.get("_hysteresis_tracker", self._hysteresis_now())
         self._init_counters = list(state_dict.get("_counters", [self._count(i) for i in range(4)]))
         if self._hysteresis is not None and self._counters is not None:

@@ -5,8 +5,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fulgurite._numbers import integer, optional_number
 from fulgurite.nn import functional as F
 from fulgurite.nn.cache import check_cache, check_decode_mask
+from fulgurite.nn.functional._inputs import check_float_input
 from fulgurite.nn.norm import RMSNorm
 from fulgurite.nn.rotary import rotary_table as rotary_table
 
@@ -36,7 +38,8 @@ class Attention(nn.Module):
     order; ``out.weight`` (dim, Hq·D); ``q_norm.weight`` and ``k_norm.weight`` (D) with ``qk_norm``.
 
     Raises:
-        ValueError: head counts, widths or window that do not fit together.
+        ValueError: head counts, widths or window that do not fit together, numbers that make no
+            sense; TypeError: what is no number.
 
     >>> attention = Attention(32, num_heads=4, num_kv_heads=2, window=8)
     >>> cos, sin = rotary_table(16, dim=8)
@@ -77,8 +80,11 @@ class Attention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        name = "Attention"
+        dim, num_heads = integer(name, "dim", dim, 1), integer(name, "num_heads", num_heads, 1)
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if num_heads < 1 or kv_heads < 1 or num_heads % kv_heads != 0:
+        kv_heads = integer(name, "num_kv_heads", kv_heads, 1)
+        if num_heads % kv_heads != 0:
             raise ValueError(
                 f"Attention: expected num_kv_heads to divide num_heads, "
                 f"got {kv_heads} and {num_heads}"
@@ -88,18 +94,18 @@ class Attention(nn.Module):
                 f"Attention: expected num_heads to divide dim, got {num_heads} and {dim}; "
                 "give head_dim otherwise"
             )
-        if window < -1:
-            raise ValueError(f"Attention: expected a window of at least -1, got {window}")
+        window = integer(name, "window", window, -1)
         self.dim = dim
         self.num_heads = num_heads
         self.num_kv_heads = kv_heads
-        self.head_dim = dim // num_heads if head_dim is None else head_dim
+        head_dim = dim // num_heads if head_dim is None else head_dim
+        self.head_dim = integer(name, "head_dim", head_dim, 1)
         self.causal = causal
         self.window_left = window
         self.window_right = -1 if causal else window
         self.qk_norm = qk_norm
         self.interleaved = interleaved
-        self.scale = scale
+        self.scale = optional_number(name, "scale", scale)
         projected = (num_heads + 2 * kv_heads) * self.head_dim
         self.qkv = nn.Linear(dim, projected, bias=bias, device=device, dtype=dtype)
         self.out = nn.Linear(num_heads * self.head_dim, dim, bias=bias, device=device, dtype=dtype)
@@ -283,6 +289,7 @@ class Attention(nn.Module):
         self, x: Tensor, cos: Tensor | None, sin: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised and rotated query (B, Hq, N, D) and key, and value (B, Hkv, N, D), strided."""
+        check_float_input("Attention", "x", x)
         if x.dim() != 3 or x.size(2) != self.dim:
             raise RuntimeError(
                 f"Attention: expected x of shape [B, N, {self.dim}], got {list(x.shape)}"

@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
+from fulgurite.nn.functional._inputs import check_dense
+
 
 def check_cache(query: Tensor, key: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
     """Raise unless the cache belongs to sequences and heads of this key (B, Hkv, N, D)."""
+    check_dense("Attention", "lengths", lengths)
     check_cached("keys", keys, key)
     check_cached("values", values, key)
     if values.dtype != keys.dtype:
@@ -23,6 +26,7 @@ def check_cache(query: Tensor, key: Tensor, keys: Tensor, values: Tensor, length
 
 
 def check_cached(name: str, cache: Tensor, key: Tensor) -> None:
+    check_dense("Attention", name, cache)
     batch, heads, dim = key.size(0), key.size(1), key.size(3)
     if cache.dim() != 4 or [cache.size(0), cache.size(1), cache.size(3)] != [batch, heads, dim]:
         raise RuntimeError(
@@ -39,6 +43,7 @@ def check_decode_mask(mask: Tensor | None, shape: list[int]) -> None:
     """Raise unless the mask is bool and broadcasts to the shape."""
     if mask is None:
         return
+    check_dense("Attention", "mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"Attention: expected mask of torch.bool, got {mask.dtype}")
     fits = mask.dim() <= len(shape)

@@ -1,5 +1,7 @@
 """SAM's decomposed relative position bias, as extra width of query and key."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +75,8 @@ def decomposed_bias_inputs(
             f"{name}: expected positive sizes, "
             f"got ({rows}, {columns}) and ({key_rows}, {key_columns})"
         )
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"{name}: expected scale finite, got {scale}")
     if query.dim() < 2 or query.size(-2) != rows * columns:
         raise ValueError(
             f"{name}: expected query of shape [..., {rows * columns}, D], got {list(query.shape)}"

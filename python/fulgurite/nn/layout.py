@@ -25,23 +25,22 @@ The union of two patterns is ``|`` of their masks, or of their layouts.
 import torch
 from torch import Tensor
 
+from fulgurite._numbers import integer
+
 
 def _check(name: str, length: int, stride: int, block_size: int = 1) -> None:
-    if length < 0:
-        raise ValueError(f"{name}: expected length of at least 0, got {length}")
-    if stride < 1:
-        raise ValueError(f"{name}: expected stride of at least 1, got {stride}")
-    if block_size < 1:
-        raise ValueError(f"{name}: expected block_size of at least 1, got {block_size}")
+    integer(name, "length", length, 0)
+    integer(name, "stride", stride, 1)
+    integer(name, "block_size", block_size, 1)
 
 
 def _check_columns(name: str, stride: int, width: int, num_heads: int, num_slots: int) -> None:
-    if num_heads < 1:
-        raise ValueError(f"{name}: expected num_heads of at least 1, got {num_heads}")
-    if width < 0 or num_slots < 1 or width * num_slots > stride:
+    integer(name, "num_heads", num_heads, 1)
+    width, num_slots = integer(name, "width", width, 0), integer(name, "num_slots", num_slots, 1)
+    if width * num_slots > stride:
         raise ValueError(
-            f"{name}: expected num_slots columns of a width of at least 0 that fit into a stride "
-            f"of {stride}, got {num_slots} of {width}"
+            f"{name}: expected num_slots columns of a width that fit into a stride of {stride}, "
+            f"got {num_slots} of {width}"
         )
 
 

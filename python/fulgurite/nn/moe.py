@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fulgurite._numbers import integer, number
 from fulgurite.nn import functional as F
 from fulgurite.nn.counted import COUNTS, keep_aux_loss, state_without_graph
 from fulgurite.nn.load import LoadStatistics
@@ -104,17 +105,15 @@ class MoE(nn.Module):
         **routing: Any,
     ) -> None:
         super().__init__()
-        if num_shared_experts < 0:
-            raise ValueError(
-                f"MoE: expected num_shared_experts of at least 0, got {num_shared_experts}"
-            )
+        dim, hidden_dim = integer("MoE", "dim", dim, 1), integer("MoE", "hidden_dim", hidden_dim, 1)
+        num_experts = integer("MoE", "num_experts", num_experts, 1)
+        num_shared_experts = integer("MoE", "num_shared_experts", num_shared_experts, 0)
         self.num_experts, self.num_shared_experts = num_experts, num_shared_experts
         self.activation, self.gated, self.interleaved = activation, gated, interleaved
-        self.transposed, self.alpha, self.limit = transposed, alpha, limit
-        self.save_hidden = save_hidden
-        if not 0 <= input_jitter < 1:
-            raise ValueError(f"MoE: expected input_jitter in [0, 1), got {input_jitter}")
-        self.input_jitter = input_jitter
+        self.transposed, self.save_hidden = transposed, save_hidden
+        self.alpha = number("MoE", "alpha", alpha)
+        self.limit = number("MoE", "limit", limit, at_least=0)
+        self.input_jitter = number("MoE", "input_jitter", input_jitter, at_least=0, below=1)
         self.router = Router(dim, num_experts, top_k, device=device, dtype=dtype, **routing)
 
         def stacked(*shape: int) -> nn.Parameter:

@@ -6,6 +6,8 @@ from bisect import bisect_left
 import torch
 from torch import Tensor, nn
 
+from fulgurite._numbers import integer
+
 
 def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     """ALiBi's slopes, what :func:`fulgurite.nn.functional.attention` takes as ``alibi_slopes``.
@@ -30,8 +32,7 @@ def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     >>> alibi_slopes(3).log2().tolist()
     [-4.0, -8.0, -2.0]
     """
-    if num_heads < 1:
-        raise ValueError(f"alibi_slopes: expected num_heads of at least 1, got {num_heads}")
+    num_heads = integer("alibi_slopes", "num_heads", num_heads, 1)
     power = 1 << (num_heads.bit_length() - 1)
     steps = [8.0 * (head + 1) / power for head in range(power)]
     between = [4.0 * (head + 1) / power for head in range(0, 2 * power, 2)]
@@ -58,17 +59,15 @@ def log_n_scale(
         (N, 1), float32, which broadcasts to (B, H, N, D).
 
     Raises:
-        ValueError: ``trained_length`` is below 2, or ``start`` is negative.
+        ValueError: ``trained_length`` is below 2, or ``length`` or ``start`` is negative.
 
     >>> log_n_scale(4, 8, start=6).flatten()
     tensor([1.0000, 1.0000, 1.0566, 1.1073])
     """
-    if trained_length < 2:
-        raise ValueError(
-            f"log_n_scale: expected trained_length of at least 2, got {trained_length}"
-        )
-    if start < 0:
-        raise ValueError(f"log_n_scale: expected start of at least 0, got {start}")
+    name = "log_n_scale"
+    length = integer(name, "length", length, 0)
+    trained_length = integer(name, "trained_length", trained_length, 2)
+    start = integer(name, "start", start, 0)
     keys = torch.arange(start + 1, start + length + 1, dtype=torch.float64, device=device)
     return (keys.log() / math.log(trained_length)).clamp(min=1.0).to(torch.float32)[:, None]
 
@@ -82,10 +81,10 @@ def _bucket_starts(
     at ``e · (max_distance / e)^(k / (n - e))``. In whole numbers, so that no logarithm rounds a
     distance into the bucket next to its own.
     """
+    num_buckets = integer(name, "num_buckets", num_buckets, 2)
+    max_distance = integer(name, "max_distance", max_distance, 1)
     if bidirectional and (num_buckets < 4 or num_buckets % 2 != 0):
         raise ValueError(f"{name}: expected an even num_buckets of at least 4, got {num_buckets}")
-    if num_buckets < 2:
-        raise ValueError(f"{name}: expected num_buckets of at least 2, got {num_buckets}")
     buckets = num_buckets // 2 if bidirectional else num_buckets
     exact = buckets // 2
     if max_distance <= exact:
@@ -188,8 +187,7 @@ class RelativePositionBias(nn.Module):
     ) -> None:
         super().__init__()
         name = "RelativePositionBias"
-        if num_heads < 1:
-            raise ValueError(f"{name}: expected num_heads of at least 1, got {num_heads}")
+        num_heads = integer(name, "num_heads", num_heads, 1)
         self.bidirectional = bidirectional
         self.first_distances = _bucket_starts(name, num_buckets, max_distance, bidirectional)
         starts = torch.tensor(self.first_distances, dtype=torch.int64, device=device)
@@ -216,6 +214,9 @@ class RelativePositionBias(nn.Module):
         Returns:
             (1, H, N, M) in the weight's dtype, contiguous, with a gradient to the weight.
         """
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            query_length = integer("RelativePositionBias", "query_length", query_length, 0)
+            key_length = integer("RelativePositionBias", "key_length", key_length, 0)
         offset = key_length - query_length if query_offset is None else query_offset
         # N + M − 1 distances serve all pairs; one more in front lets N and M be 0.
         relative = torch.arange(

@@ -9,28 +9,28 @@ import math
 import torch
 from torch import Tensor
 
+from fulgurite._numbers import integer, number, optional_number
+
 
 def _frequencies(name: str, dim: int, base: float, device: torch.device | None) -> Tensor:
     """``base^(-2i/dim)``, (R/2) in float64, falling."""
+    dim = integer(name, "dim", dim)
     if dim <= 0 or dim % 2 != 0:
         raise ValueError(f"{name}: expected an even, positive dim, got {dim}")
+    base = number(name, "base", base, above=0)
     exponents = torch.arange(dim // 2, dtype=torch.float64, device=device) * (-2.0 / dim)
     return torch.pow(base, exponents)
 
 
 def _table(
-    length: int, start: int, frequencies: Tensor, amplitude: float = 1.0
+    name: str, length: int, start: int, frequencies: Tensor, amplitude: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """``amplitude`` times cosines and sines, (N, R/2) in float32."""
+    length, start = integer(name, "length", length, 0), integer(name, "start", start)
     positions = torch.arange(start, start + length, dtype=torch.float64, device=frequencies.device)
     angles = positions[:, None] * frequencies  # (N, R/2)
     cos, sin = amplitude * angles.cos(), amplitude * angles.sin()
     return cos.to(torch.float32), sin.to(torch.float32)
-
-
-def _check_factor(name: str, factor: float) -> None:
-    if factor < 1.0:
-        raise ValueError(f"{name}: expected a factor of at least 1, got {factor}")
 
 
 def rotary_table(
@@ -56,7 +56,8 @@ def rotary_table(
         ``(cos, sin)``, each (N, R/2), float32: what :func:`fulgurite.nn.functional.rope` takes.
 
     Raises:
-        ValueError: ``dim`` is odd or not positive.
+        ValueError: ``dim`` is odd or not positive; ``length`` is negative; ``base`` is not above 0
+            and finite. TypeError: what is no number. So do all tables.
 
     >>> cos, sin = rotary_table(3, 4)
     >>> cos.shape, cos.dtype
@@ -64,7 +65,8 @@ def rotary_table(
     >>> torch.allclose(cos**2 + sin**2, torch.ones(3, 2))
     True
     """
-    return _table(length, start, _frequencies("rotary_table", dim, base, device))
+    name = "rotary_table"
+    return _table(name, length, start, _frequencies(name, dim, base, device))
 
 
 def rotary_table_interpolated(
@@ -88,15 +90,15 @@ def rotary_table_interpolated(
         ``(cos, sin)``, each (N, R/2), float32.
 
     Raises:
-        ValueError: ``dim`` is odd or not positive; ``factor`` is below 1.
+        ValueError: ``dim`` is odd or not positive; ``factor`` is below 1 or not finite.
 
     >>> cos, _ = rotary_table_interpolated(9, 4, factor=4.0)
     >>> torch.equal(cos[::4], rotary_table(3, 4)[0])
     True
     """
     name = "rotary_table_interpolated"
-    _check_factor(name, factor)
-    return _table(length, start, _frequencies(name, dim, base, device) / factor)
+    factor = number(name, "factor", factor, at_least=1)
+    return _table(name, length, start, _frequencies(name, dim, base, device) / factor)
 
 
 def rotary_table_ntk(
@@ -121,7 +123,7 @@ def rotary_table_ntk(
         ``(cos, sin)``, each (N, R/2), float32.
 
     Raises:
-        ValueError: ``dim`` is odd or below 4; ``factor`` is below 1.
+        ValueError: ``dim`` is odd or below 4; ``factor`` is below 1 or not finite.
 
     >>> cos, _ = rotary_table_ntk(9, 4, factor=4.0)
     >>> plain, _ = rotary_table(9, 4)
@@ -129,14 +131,14 @@ def rotary_table_ntk(
     (True, True)
     """
     name = "rotary_table_ntk"
-    _check_factor(name, factor)
+    factor = number(name, "factor", factor, at_least=1)
     if dim == 2:
         raise ValueError(f"{name}: expected dim of at least 4, got 2")
     frequencies = _frequencies(name, dim, base, device)
     # As a factor per frequency rather than as a larger base: the ends are exact.
     slowest = dim // 2 - 1
     exponents = torch.arange(slowest + 1, dtype=torch.float64, device=device) / -slowest
-    return _table(length, start, frequencies * torch.pow(factor, exponents))
+    return _table(name, length, start, frequencies * torch.pow(factor, exponents))
 
 
 def rotary_table_yarn(
@@ -180,21 +182,21 @@ def rotary_table_yarn(
         ``(cos, sin)``, each (N, R/2), float32.
 
     Raises:
-        ValueError: ``dim`` is odd or not positive; ``factor`` is below 1; ``trained_length`` is not
-            positive; ``base`` is not above 1; ``fast`` is not above ``slow`` or that not above 0.
+        ValueError: ``dim`` is odd or not positive; ``factor`` is below 1 or not finite;
+            ``trained_length`` is not positive; ``base`` is not above 1; ``fast`` is not above
+            ``slow`` or that not above 0; ``attention_factor`` is not above 0.
 
     >>> cos, sin = rotary_table_yarn(4, 64, factor=4.0, trained_length=2048)
     >>> round(float((cos**2 + sin**2).sqrt().mean()), 4)  # 0.1 · ln 4 + 1
     1.1386
     """
     name = "rotary_table_yarn"
-    _check_factor(name, factor)
-    if trained_length < 1:
-        raise ValueError(f"{name}: expected a positive trained_length, got {trained_length}")
-    if base <= 1.0:
-        raise ValueError(f"{name}: expected a base above 1, got {base}")
-    if not 0.0 < slow < fast:
-        raise ValueError(f"{name}: expected 0 < slow < fast, got {slow} and {fast}")
+    factor = number(name, "factor", factor, at_least=1)
+    trained_length = integer(name, "trained_length", trained_length, 1)
+    base = number(name, "base", base, above=1)
+    slow = number(name, "slow", slow, above=0)
+    fast = number(name, "fast", fast, above=slow)
+    attention_factor = optional_number(name, "attention_factor", attention_factor, above=0)
     frequencies = _frequencies(name, dim, base, device)
 
     def turning(rotations: float) -> float:
@@ -211,9 +213,8 @@ def rotary_table_yarn(
     ramp = ((dims - low) / (high - low)).clamp(0.0, 1.0)  # (R/2)
     if attention_factor is None:
         attention_factor = 0.1 * math.log(factor) + 1.0
-    return _table(
-        length, start, frequencies * ((1.0 - ramp) + ramp / factor), amplitude=attention_factor
-    )
+    scaled = frequencies * ((1.0 - ramp) + ramp / factor)
+    return _table(name, length, start, scaled, amplitude=attention_factor)
 
 
 def rotary_table_2d(
@@ -249,11 +250,14 @@ def rotary_table_2d(
     >>> torch.equal(cos[:3, 0::2], rotary_table(3, 4)[0])  # along a row, the column counts
     True
     """
+    name = "rotary_table_2d"
+    height, width = integer(name, "height", height, 0), integer(name, "width", width, 0)
+    dim = integer(name, "dim", dim)
     if dim <= 0 or dim % 4 != 0:
-        raise ValueError(f"rotary_table_2d: expected dim a positive multiple of 4, got {dim}")
+        raise ValueError(f"{name}: expected dim a positive multiple of 4, got {dim}")
     # A head of dim/2 in each direction: base^(-2i/(dim/2)).
-    frequencies = _frequencies("rotary_table_2d", dim // 2, base, device)
-    along_x, along_y = _table(width, 0, frequencies), _table(height, 0, frequencies)
+    frequencies = _frequencies(name, dim // 2, base, device)
+    along_x, along_y = (_table(name, n, 0, frequencies) for n in (width, height))
     shape = (height, width, dim // 4)
     cos, sin = (
         torch.stack([of_x.expand(shape), of_y[:, None].expand(shape)], dim=-1)  # (h, w, R/4, 2)

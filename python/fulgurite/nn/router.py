@@ -7,23 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from fulgurite._config import runtime
+from fulgurite._numbers import integer, number, optional_number
 from fulgurite.nn import functional as F
 from fulgurite.nn.counted import Counted
 from fulgurite.nn.functional._draw import uniform_like
+from fulgurite.nn.functional._inputs import check_dense, check_float_input
 from fulgurite.nn.load import LoadStatistics, load_statistics
 
 
 def jittered(x: Tensor, jitter: float) -> Tensor:
     """x times uniform noise in [1 − jitter, 1 + jitter]."""
     return x * uniform_like(x, 1.0 - jitter, 1.0 + jitter)
-
-
-def _check_numbers(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not math.isfinite(number):
-            raise ValueError(f"Router: expected {name} finite, got {number}")
-        if number < 0 and name in ("eps", "jitter"):
-            raise ValueError(f"Router: expected {name} >= 0, got {number}")
 
 
 def _check_names(choices: dict[str, str], **names: str) -> None:
@@ -157,25 +151,30 @@ class Router(Counted):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        name = "Router"
+        dim, num_experts = (
+            integer(name, option, value, 1)
+            for option, value in (("dim", dim), ("num_experts", num_experts))
+        )
+        top_k = integer(name, "top_k", top_k, 1, num_experts)
+        num_groups = integer(name, "num_groups", num_groups, 1)
+        top_groups = integer(name, "top_groups", top_groups, 1, num_groups)
+        eps, jitter, bias_update_rate, balance_loss_weight, z_loss_weight = (
+            number(name, option, value, at_least=0)
+            for option, value in (
+                ("eps", eps), ("jitter", jitter), ("bias_update_rate", bias_update_rate),
+                ("balance_loss_weight", balance_loss_weight), ("z_loss_weight", z_loss_weight),
+            )
+        )  # fmt: skip
         selection_bias = selection_bias or bias_update_rate != 0.0
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"Router: expected top_k in [1, {num_experts}], got {top_k}")
         if selection_bias and score.startswith("softmax"):
             raise ValueError(f"Router: a selection bias needs a sigmoid score, got score={score!r}")
         if random_second and top_k != 2:
             raise ValueError(f"Router: random_second needs top_k=2, got {top_k}")
         if capacity is not None and capacity_factor is not None:
             raise ValueError("Router: expected a capacity or a capacity_factor, got both")
-        if (capacity or 0) < 0 or (capacity_factor or 0.0) < 0:
-            raise ValueError(
-                "Router: expected a capacity of at least 0, "
-                f"got {capacity if capacity_factor is None else capacity_factor}"
-            )
-        _check_numbers(
-            eps=eps, routed_scale=routed_scale, bias_update_rate=bias_update_rate, jitter=jitter,
-            balance_loss_weight=balance_loss_weight, z_loss_weight=z_loss_weight,
-            capacity_factor=capacity_factor or 0.0,
-        )  # fmt: skip
+        if capacity is not None:
+            capacity = integer(name, "capacity", capacity, 0)
         _check_names(
             {"score": "moe_route.score", "group_score": "moe_route.group_score",
              "drop": "moe_plan.drop", "bias_rule": "moe_update_bias_.rule",
@@ -183,18 +182,19 @@ class Router(Counted):
             score=score, group_score=group_score, drop=drop, bias_rule=bias_rule,
             balance_loss_kind=balance_loss_kind,
         )  # fmt: skip
-        if num_groups < 1 or num_experts % num_groups or not 1 <= top_groups <= num_groups:
+        if num_experts % num_groups or num_experts // num_groups * top_groups < top_k:
             raise ValueError(
-                f"Router: expected num_groups to divide {num_experts} experts and top_groups in "
-                f"[1, num_groups], got {num_groups} and {top_groups}"
+                f"Router: expected num_groups to divide {num_experts} experts and top_groups of "
+                f"them to hold {top_k}, got {num_groups} and {top_groups}"
             )
         self.num_experts, self.top_k = num_experts, top_k
         self.score, self.renormalize, self.eps = score, renormalize, eps
-        self.routed_scale = routed_scale
+        self.routed_scale = number(name, "routed_scale", routed_scale)
         self.num_groups, self.top_groups, self.group_score = num_groups, top_groups, group_score
         self.bias_update_rate, self.bias_rule = bias_update_rate, bias_rule
         self.bias_center = bias_center
-        self.capacity, self.capacity_factor = capacity, capacity_factor
+        self.capacity = capacity
+        self.capacity_factor = optional_number(name, "capacity_factor", capacity_factor, at_least=0)
         self.drop, self.per_sequence = drop, per_sequence
         self.jitter, self.random_second = jitter, random_second
         self.balance_loss_weight, self.balance_loss_kind = balance_loss_weight, balance_loss_kind
@@ -372,10 +372,12 @@ def draw_second(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_tokens(name: str, x: Tensor, dim: int, token_mask: Tensor | None) -> None:
-    """Raise unless x is (..., dim) and the mask, if there is one, (...) bool."""
+    """Raise unless x is (..., dim) of floats and the mask, if there is one, (...) bool."""
+    check_float_input(name, "x", x)
     if x.dim() < 1 or x.shape[-1] != dim:
         raise RuntimeError(f"{name}: expected x of shape [..., {dim}], got {list(x.shape)}")
     if token_mask is not None:
+        check_dense(name, "token_mask", token_mask)
         if token_mask.dtype != torch.bool:
             raise TypeError(f"{name}: expected token_mask of torch.bool, got {token_mask.dtype}")
         if token_mask.shape != x.shape[:-1]:

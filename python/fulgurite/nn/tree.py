@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fulgurite._numbers import integer
+
 
 def tree_parents(choices: Sequence[Sequence[int]]) -> list[int]:
     """Parent of every node of a tree given as Medusa's choices.
@@ -26,7 +28,9 @@ def tree_parents(choices: Sequence[Sequence[int]]) -> list[int]:
     >>> tree_parents([(0,), (0, 0), (1,), (0, 1), (0, 1, 0)])
     [-1, 0, 0, 1, 1, 4]
     """
-    paths = sorted((tuple(choice) for choice in choices), key=lambda path: (len(path), path))
+    name = "tree_parents"
+    whole = [tuple(integer(name, "choices", entry) for entry in choice) for choice in choices]
+    paths = sorted(whole, key=lambda path: (len(path), path))
     node_of: dict[tuple[int, ...], int] = {(): 0}
     parents = [-1]
     for path in paths:
@@ -43,7 +47,7 @@ def tree_parents(choices: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _check_parents(name: str, parents: Sequence[int]) -> list[int]:
-    checked = [int(parent) for parent in parents]
+    checked = [integer(name, "parents", parent) for parent in parents]
     for node, parent in enumerate(checked):
         if not -1 <= parent < node:
             raise ValueError(
@@ -98,8 +102,7 @@ def tree_mask(parents: Sequence[int], past: int = 0, device: torch.device | None
             [1, 1, 0, 1, 0],
             [1, 1, 1, 0, 1]], dtype=torch.int32)
     """
-    if past < 0:
-        raise ValueError(f"tree_mask: expected past of at least 0, got {past}")
+    past = integer("tree_mask", "past", past, 0)
     sees: list[list[bool]] = []
     for node, parent in enumerate(_check_parents("tree_mask", parents)):
         row = list(sees[parent]) if parent >= 0 else [True] * past + [False] * len(parents)

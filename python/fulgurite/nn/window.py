@@ -3,14 +3,23 @@
 import torch
 from torch import Tensor
 
+from fulgurite._numbers import integer, two_integers
 
-def _check_windows(name: str, height: int, width: int, window_size: tuple[int, int]) -> None:
+
+def _check_windows(
+    name: str, height: int, width: int, window_size: tuple[int, int]
+) -> tuple[int, int]:
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        integer(name, "height", height, 0)
+        integer(name, "width", width, 0)
+        window_size = two_integers(name, "window_size", window_size, 1)
     rows, columns = window_size
     if rows < 1 or columns < 1 or height % rows != 0 or width % columns != 0:
         raise ValueError(
             f"{name}: expected height and width in multiples of the window "
             f"({rows}, {columns}), got ({height}, {width})"
         )
+    return rows, columns
 
 
 def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
@@ -38,8 +47,7 @@ def window_partition(x: Tensor, window_size: tuple[int, int]) -> Tensor:
     if x.dim() != 4:
         raise ValueError(f"window_partition: expected x of shape [B, H, W, C], got {list(x.shape)}")
     batch, height, width, channels = x.shape
-    rows, columns = window_size
-    _check_windows("window_partition", height, width, window_size)
+    rows, columns = _check_windows("window_partition", height, width, window_size)
     cut = x.reshape(batch, height // rows, rows, width // columns, columns, channels)
     windows = batch * (height // rows) * (width // columns)
     return cut.transpose(2, 3).reshape(windows, rows * columns, channels).contiguous()
@@ -65,8 +73,7 @@ def window_reverse(
     >>> torch.equal(window_reverse(window_partition(image, (2, 3)), (2, 3), 6, 9), image)
     True
     """
-    rows, columns = window_size
-    _check_windows("window_reverse", height, width, window_size)
+    rows, columns = _check_windows("window_reverse", height, width, window_size)
     down, across = height // rows, width // columns
     per_image = down * across
     if (
@@ -119,15 +126,18 @@ def shifted_window_mask(
     >>> mask[0].all().item(), mask[3, 0].int().tolist()  # the last window: four corners
     (True, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     """
-    _check_windows("shifted_window_mask", height, width, window_size)
-    if not (0 <= shift[0] < window_size[0] and 0 <= shift[1] < window_size[1]):
+    rows, columns = _check_windows("shifted_window_mask", height, width, window_size)
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        shift = two_integers("shifted_window_mask", "shift", shift, 0)
+    down, across = shift
+    if not (0 <= down < rows and 0 <= across < columns):
         raise ValueError(
-            f"shifted_window_mask: expected a shift of at least 0 and below the window "
-            f"{tuple(window_size)}, got {tuple(shift)}"
+            f"shifted_window_mask: expected a shift below the window {(rows, columns)}, "
+            f"got {(down, across)}"
         )
     row = torch.arange(height, dtype=torch.int64, device=device)
     column = torch.arange(width, dtype=torch.int64, device=device)
-    row_came_around, column_came_around = row >= height - shift[0], column >= width - shift[1]
+    row_came_around, column_came_around = row >= height - down, column >= width - across
     border = 2 * row_came_around[:, None].int() + column_came_around.int()  # (height, width)
     of_window = window_partition(border[None, :, :, None], window_size).squeeze(-1)  # (nW, n)
     return (of_window[:, :, None] == of_window[:, None, :]).unsqueeze(1)

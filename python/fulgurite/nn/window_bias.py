@@ -3,10 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-
-def _check_window(name: str, window_size: tuple[int, int]) -> None:
-    if window_size[0] < 1 or window_size[1] < 1:
-        raise ValueError(f"{name}: expected a positive window_size, got {tuple(window_size)}")
+from fulgurite._numbers import integer, two_integers
 
 
 def window_position_index(
@@ -33,7 +30,8 @@ def window_position_index(
             [3, 2, 1],
             [4, 3, 2]])
     """
-    _check_window("window_position_index", window_size)
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        window_size = two_integers("window_position_index", "window_size", window_size, 1)
     rows, columns = window_size
     position = torch.arange(rows * columns, dtype=torch.int64, device=device)
     y, x = position // columns, position % columns
@@ -68,8 +66,10 @@ def log_spaced_coordinates(
     tensor([-1.0566, -0.7740,  0.0000,  0.7740,  1.0566])
     """
     trained = window_size if pretrained_window_size is None else pretrained_window_size
-    _check_window("log_spaced_coordinates", window_size)
-    _check_window("log_spaced_coordinates", trained)
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        name = "log_spaced_coordinates"
+        window_size = two_integers(name, "window_size", window_size, 1)
+        trained = two_integers(name, "pretrained_window_size", trained, 1)
     rows, columns = window_size
     down = torch.arange(1 - rows, rows, dtype=torch.float64, device=device)
     across = torch.arange(1 - columns, columns, dtype=torch.float64, device=device)
@@ -112,12 +112,9 @@ class WindowPositionBias(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_window("WindowPositionBias", window_size)
-        if num_heads < 1:
-            raise ValueError(
-                f"WindowPositionBias: expected num_heads of at least 1, got {num_heads}"
-            )
-        rows, columns = window_size
+        name = "WindowPositionBias"
+        rows, columns = two_integers(name, "window_size", window_size, 1)
+        num_heads = integer(name, "num_heads", num_heads, 1)
         self.window_size = (rows, columns)
         self.register_buffer("index", window_position_index(window_size, device), persistent=False)
         self.table = nn.Parameter(
@@ -172,17 +169,12 @@ class ContinuousPositionBias(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_window("ContinuousPositionBias", window_size)
-        if num_heads < 1 or hidden_dim < 1:
-            raise ValueError(
-                "ContinuousPositionBias: expected num_heads and hidden_dim of at least 1, "
-                f"got {num_heads} and {hidden_dim}"
-            )
-        rows, columns = window_size
+        name = "ContinuousPositionBias"
+        num_heads = integer(name, "num_heads", num_heads, 1)
+        hidden_dim = integer(name, "hidden_dim", hidden_dim, 1)
         trained = window_size if pretrained_window_size is None else pretrained_window_size
-        _check_window("ContinuousPositionBias", trained)
-        self.window_size = (rows, columns)
-        self.pretrained_window_size = (trained[0], trained[1])
+        self.window_size = two_integers(name, "window_size", window_size, 1)
+        self.pretrained_window_size = two_integers(name, "pretrained_window_size", trained, 1)
         self.register_buffer("index", window_position_index(window_size, device), persistent=False)
         self.hidden = nn.Linear(2, hidden_dim, device=device, dtype=dtype)
         self.out = nn.Linear(hidden_dim, num_heads, bias=False, device=device, dtype=dtype)

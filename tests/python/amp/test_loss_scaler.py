@@ -249,12 +249,42 @@ def test_a_new_scale() -> None:
         ({"hysteresis": 0}, "hysteresis"),
         ({"refill": "never"}, "refill"),
         ({"min_scale": -1.0}, "min_scale"),
+        ({"refill": "never"}, "expected refill 'clean' or 'growth', got 'never'"),
         ({"min_scale": 2.0, "max_scale": 1.0}, "max_scale"),
+        ({"max_scale": float("nan")}, "max_scale"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         LossScaler(DEVICE.type, **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_numbers_that_are_set_later(value: float) -> None:
+    scaler = LossScaler(DEVICE.type, init_scale=4.0)
+    scaler.scale(torch.ones((), device=DEVICE))
+    before = scaler.state_dict()
+    for call, name in (
+        (scaler.set_growth_factor, "growth_factor"),
+        (scaler.set_backoff_factor, "backoff_factor"),
+        (scaler.update, "new_scale"),
+    ):
+        with pytest.raises(ValueError, match=f"LossScaler: expected {name} above 0 and finite"):
+            call(value)
+    for name in ("growth_factor", "backoff_factor"):
+        with pytest.raises(ValueError, match=f"LossScaler: expected {name} above 0 and finite"):
+            scaler.load_state_dict({**before, "scale": 8.0, name: value})
+    for wrong, error in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match=r"LossScaler: expected .*growth_interval"):
+            scaler.set_growth_interval(wrong)  # type: ignore[arg-type]
+        with pytest.raises(error, match=r"LossScaler: expected .*hysteresis"):
+            scaler.load_state_dict({**before, "scale": 8.0, "hysteresis": wrong})
+    assert scaler.state_dict() == before
+
+
+def test_a_scaler_that_is_off_looks_at_no_number_of_torchs() -> None:
+    """Nor does torch's."""
+    LossScaler(DEVICE.type, init_scale=0.0, growth_factor=1.0, growth_interval=0, enabled=False)
 
 
 def test_sparse_gradients_of_torchs_optimizers() -> None:

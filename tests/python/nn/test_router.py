@@ -247,7 +247,7 @@ def test_errors() -> None:
         Router(8, 4, 2, capacity=3, capacity_factor=1.0)
     with pytest.raises(ValueError, match="capacity of at least 0, got -1"):
         Router(8, 4, 2, capacity=-1)
-    with pytest.raises(ValueError, match=r"capacity of at least 0, got -0\.5"):
+    with pytest.raises(ValueError, match=r"capacity_factor of at least 0 and finite, got -0\.5"):
         Router(8, 4, 2, capacity_factor=-0.5)
     with pytest.raises(TypeError, match="unexpected keyword argument 'top_group'"):
         MoE(8, 4, 4, 2, top_group=3)

@@ -171,15 +171,21 @@ def test_state_is_the_parameters_alone() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match=r"position_index: expected a positive .* got \(0, 2\)"):
+    with pytest.raises(ValueError, match=r"position_index: expected window_size\[0\] .* got 0"):
         window_position_index((0, 2))
-    with pytest.raises(ValueError, match=r"coordinates: expected a positive .* got \(2, 0\)"):
+    with pytest.raises(
+        ValueError, match=r"coordinates: expected pretrained_window_size\[1\] .* got 0"
+    ):
         log_spaced_coordinates((2, 2), (2, 0))
-    with pytest.raises(ValueError, match="WindowPositionBias: expected a positive window_size"):
+    with pytest.raises(ValueError, match=r"WindowPositionBias: expected window_size.* got -1"):
         WindowPositionBias((2, -1), 3)
     with pytest.raises(ValueError, match=r"WindowPositionBias: expected num_heads .* got 0"):
         WindowPositionBias((2, 2), 0)
-    with pytest.raises(ValueError, match=r"ContinuousPositionBias: .* at least 1, got 0 and 512"):
+    with pytest.raises(
+        ValueError, match=r"ContinuousPositionBias: expected num_heads of at least 1, got 0"
+    ):
         ContinuousPositionBias((2, 2), 0)
-    with pytest.raises(ValueError, match=r"ContinuousPositionBias: .* got \(0, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"ContinuousPositionBias: expected pretrained_window_size\[0\] .* got 0"
+    ):
         ContinuousPositionBias((2, 2), 1, (0, 4))
