@@ -12,8 +12,9 @@ def uniform_like(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     traces is marked as to be saved. With an ``activation_memory_budget`` of 0 torch saves nothing,
     marked or not: RuntimeError.
     """
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        traced = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        if traced:
             drawn: Tensor = _saved_uniform(x, low, high)
             return drawn
     return torch.empty_like(x).uniform_(low, high)

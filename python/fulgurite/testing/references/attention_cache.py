@@ -118,14 +118,15 @@ def sequence_of(cache: Tensor, b: int, length: int, page_table: Tensor | None) -
 def attention_merge(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
     """out = Σ_r w_r·out_r with w the softmax of the lses, lse = log Σ_r exp lse_r.
 
-    A partial of lse −inf contributes nothing. The lses are centred first: a large one has no digits
-    left for the logarithm of the sum.
+    A partial of lse −inf contributes nothing; those of +inf outweigh all others and count alike. The
+    lses are centred first: a large one has no digits left for the logarithm of the sum.
     """
     logits = torch.stack(lses)
     kept = logits != -math.inf
     centre = logits.detach().amax(0)
-    centre = torch.where(centre.isfinite(), centre, 0.0)
+    centre = torch.where(centre == -math.inf, 0.0, centre)
     centred = torch.where(kept, logits - centre, -math.inf)
+    centred = torch.where(logits == math.inf, 0.0, centred)
     lse = torch.logsumexp(centred, dim=0)
     weights = torch.where(kept, torch.exp(torch.where(kept, centred - lse, 0.0)), 0.0)
     partials = torch.where(kept[..., None], torch.stack(outs), 0.0)
