@@ -5,20 +5,10 @@
 
 #include <cstdint>
 
+#include "common/walk_table.h"
 #include "simd/vec.h"
 
 namespace fulgurite {
-
-struct Walk {
-  int64_t position;  // of element 0
-  int64_t numel;
-  int32_t dims;    // 0: every operand is dense in one common order
-  int64_t layout;  // of the table: sizes [dims], then strides [dims][operands], last fastest
-};
-
-/// Tensors begin at multiples of this, so that a tensor of one element weighs as much as what it
-/// costs.
-inline constexpr int64_t kWalkGrain = 64;
 
 namespace FULGURITE_VARIANT {
 

@@ -31,7 +31,7 @@ void adamw_cpu(const AdamwArgs& a) {
   if (is_skipped(a)) return;
   if (a.zero_grads)
     for (const Tensor& grad : a.grads) grad.mutable_data_ptr();
-  const AdamwParams p = call.params(a.zero_grads);
+  const AdamwProblem p = call.problem(a.zero_grads);
   const auto update = adamw_update_kernel.get(call.dtype());
   run_tasks(adamw_update_kernel,
             {ceil_div(call.positions(), kPositionsPerTask), 16 * call.elements()},
@@ -57,7 +57,7 @@ void adamw_8bit_cpu(const Adamw8bitArgs& a) {
         {m.mutable_data_ptr<float>(), v.mutable_data_ptr<float>(), m.stride(0), v.stride(0)});
   }
   call.add_checked();
-  const Adamw8bitParams p{call.params(false), scales.data(), &signed_map, &unsigned_map};
+  const Adamw8bitProblem p{call.problem(false), scales.data(), &signed_map, &unsigned_map};
   const auto update = adamw_8bit_update_kernel.get(call.dtype());
   run_tasks(adamw_8bit_update_kernel,
             {ceil_div(call.positions(), kPositionsPerTask), 32 * call.elements()},
@@ -69,7 +69,7 @@ void adamw_8bit_cpu(const Adamw8bitArgs& a) {
 
 constexpr int64_t kSplitPerTask = 65536;
 
-void run_split(Kernel<SplitTaskFn>& kernel, const SplitParams& p, int64_t n) {
+void run_split(Kernel<SplitTaskFn>& kernel, const SplitProblem& p, int64_t n) {
   SplitTaskFn* const fn = kernel.get(Dtype::kFloat32);
   run_tasks(kernel, {ceil_div(n, kSplitPerTask), 8 * n}, [&](int64_t task, void*) {
     fn(p, task * kSplitPerTask, std::min(n, (task + 1) * kSplitPerTask));

@@ -187,8 +187,8 @@ Dtype AdamwCall::dtype() const {
   return Dtype::kFloat32;
 }
 
-AdamwParams AdamwCall::params(bool zero_grads) const {
-  AdamwParams p{};
+AdamwProblem AdamwCall::problem(bool zero_grads) const {
+  AdamwProblem p{};
   p.walks = list_.walks();
   p.layouts = list_.layouts();
   p.tensors = tensors_.data();

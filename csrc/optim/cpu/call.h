@@ -32,7 +32,7 @@ class AdamwCall {
   /// Tensors that have passed the checks, in any layout.
   void add_checked();
 
-  AdamwParams params(bool zero_grads) const;
+  AdamwProblem problem(bool zero_grads) const;
   /// What the kernel's instruction set is chosen by: bfloat16 where some operand is.
   Dtype dtype() const;
   int64_t positions() const { return list_.positions(); }

@@ -35,7 +35,7 @@ void run(Values& x, Codes& codes, const Walk& walk, const std::vector<int64_t>& 
   tensor.bytes[kExpAvg] = tensor.bytes[kExpAvgSq] = 1;
   const AdamwScalars numbers = scalars();
   const BlockScales scales{codes.m_scale.data(), codes.v_scale.data(), 1, 1};
-  const Adamw8bitParams p{
+  const Adamw8bitProblem p{
       {&walk, layouts.data(), &tensor, &numbers, 1, {}, false}, &scales, &kSigned, &kUnsigned};
   FULGURITE_VARIANT::adamw_8bit_update(p, 0, (walk.numel + kBlock - 1) / kBlock * kBlock);
 }

@@ -20,7 +20,7 @@ namespace {
 void run(const AdamwTensor& tensor, const Walk& walk, const std::vector<int64_t>& layouts,
          int64_t first, int64_t last) {
   const AdamwScalars numbers = scalars();
-  const AdamwParams p{&walk, layouts.data(), &tensor, &numbers, 1, {}, false};
+  const AdamwProblem p{&walk, layouts.data(), &tensor, &numbers, 1, {}, false};
   FULGURITE_VARIANT::adamw_update(p, first, last);
 }
 

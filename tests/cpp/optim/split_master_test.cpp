@@ -46,7 +46,7 @@ struct Halves {
   std::vector<int16_t> low;
 
   explicit Halves(const std::vector<float>& x) : master(x), high(x.size(), 99), low(x.size(), 99) {}
-  SplitParams params() { return {master.data(), high.data(), low.data()}; }
+  SplitProblem params() { return {master.data(), high.data(), low.data()}; }
 };
 
 }  // namespace

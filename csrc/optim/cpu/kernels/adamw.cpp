@@ -13,7 +13,7 @@ namespace FULGURITE_VARIANT {
 namespace {
 
 template <class T>
-void update_row(const AdamwParams& p, const AdamwTensor& tensor, const int64_t* offsets,
+void update_row(const AdamwProblem& p, const AdamwTensor& tensor, const int64_t* offsets,
                 const int64_t* strides, int64_t n) {
   alignas(64) T buffers[6][kBlock];
   const Scalars<T> scalars(p.scalars[tensor.scalars]);
@@ -47,7 +47,7 @@ void update_row(const AdamwParams& p, const AdamwTensor& tensor, const int64_t* 
 
 }  // namespace
 
-void adamw_update(const AdamwParams& p, int64_t first, int64_t last) {
+void adamw_update(const AdamwProblem& p, int64_t first, int64_t last) {
   walk_tensors(p.walks, p.count, first, last, [&](int64_t t, int64_t begin, int64_t end) {
     const AdamwTensor& tensor = p.tensors[t];
     walk_rows<kAdamwOperands>(p.walks[t], p.layouts, begin, end,

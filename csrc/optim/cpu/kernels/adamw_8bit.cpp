@@ -109,7 +109,7 @@ float quantize(const DynamicMap& map, const T* x, uint8_t* codes, int64_t n) {
 
 /// Elements begin … begin + n of one tensor, n ≤ kBlock.
 template <class T>
-void update_codes(const Adamw8bitParams& p, int64_t t, int64_t begin, int64_t n) {
+void update_codes(const Adamw8bitProblem& p, int64_t t, int64_t begin, int64_t n) {
   const AdamwTensor& tensor = p.step.tensors[t];
   const Walk& walk = p.step.walks[t];
   const BlockScales& scales = p.scales[t];
@@ -147,8 +147,8 @@ void update_codes(const Adamw8bitParams& p, int64_t t, int64_t begin, int64_t n)
 
 }  // namespace
 
-void adamw_8bit_update(const Adamw8bitParams& p, int64_t first, int64_t last) {
-  const AdamwParams& step = p.step;
+void adamw_8bit_update(const Adamw8bitProblem& p, int64_t first, int64_t last) {
+  const AdamwProblem& step = p.step;
   walk_tensors(step.walks, step.count, first, last, [&](int64_t t, int64_t begin, int64_t end) {
     const bool wide = step.tensors[t].dtype[kParam] == Dtype::kFloat64;
     for (; begin < end; begin += kBlock) {

@@ -93,7 +93,7 @@ int64_t update_direct(const Scalars<float>& s, const AdamwTensor& tensor, const 
 }
 
 /// Updates as much of a row as this file serves, from its beginning: how many elements.
-inline int64_t update_direct(const AdamwParams& p, const AdamwTensor& tensor,
+inline int64_t update_direct(const AdamwProblem& p, const AdamwTensor& tensor,
                              const int64_t* offsets, const int64_t* strides, int64_t n) {
   if (p.zero_grads || tensor.stochastic) return 0;
   for (const int k : {kMaxExpAvgSq, kCopy, kEma})

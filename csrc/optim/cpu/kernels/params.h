@@ -1,69 +1,18 @@
-// What the optimizer kernels see of one call.
+// What the optimizer's kernels are told: the problem alone (rules/problem.h), and which piece of it.
 #pragma once
 
-#include "common/philox.h"
-#include "optim/rules/dynamic_map.h"
-#include "optim/rules/operands.h"
-#include "optim/rules/step_scalars.h"
-#include "simd/types.h"
+#include "optim/rules/problem.h"
 #include "simd/walk.h"
 
 namespace fulgurite {
 
-/// Elements that are worked on together, and that share a scale of 8-bit states.
-inline constexpr int64_t kBlock = 256;
-
-struct AdamwTensor {
-  void* data[kAdamwOperands];  // null: none
-  Dtype dtype[kAdamwOperands];
-  uint8_t bytes[kAdamwOperands];  // of an element
-  bool split;                     // the master is the low half of a split one, int16
-  bool stochastic;                // the parameter is rounded by words of this key
-  uint32_t key;
-  int32_t scalars;  // index of its numbers
-};
-
-/// What the words of stochastic rounding have in common.
-struct RoundingSeed {
-  PhiloxKey key;
-  uint32_t step;
-};
-
-struct AdamwParams {
-  const Walk* walks;
-  const int64_t* layouts;
-  const AdamwTensor* tensors;
-  const AdamwScalars* scalars;
-  int64_t count;
-  RoundingSeed seed;
-  bool zero_grads;
-};
-
 /// Updates the elements at positions [first, last).
-using AdamwTaskFn = void(const AdamwParams&, int64_t first, int64_t last);
-
-/// Scales of a tensor's 8-bit states, one for each block of its elements in the order of the walk.
-struct BlockScales {
-  float *exp_avg, *exp_avg_sq;
-  int64_t exp_avg_stride, exp_avg_sq_stride;
-};
-
-struct Adamw8bitParams {
-  AdamwParams step;           // kExpAvg and kExpAvgSq are codes
-  const BlockScales* scales;  // by tensor
-  const DynamicMap *exp_avg_map, *exp_avg_sq_map;
-};
+using AdamwTaskFn = void(const AdamwProblem&, int64_t first, int64_t last);
 
 /// Updates the elements at positions [first, last), both at the edge of a block.
-using Adamw8bitTaskFn = void(const Adamw8bitParams&, int64_t first, int64_t last);
+using Adamw8bitTaskFn = void(const Adamw8bitProblem&, int64_t first, int64_t last);
 
-struct SplitParams {
-  float* master;
-  uint16_t* high;
-  int16_t* low;
-};
-
-/// Elements [first, last), all operands dense.
-using SplitTaskFn = void(const SplitParams&, int64_t first, int64_t last);
+/// Elements [first, last).
+using SplitTaskFn = void(const SplitProblem&, int64_t first, int64_t last);
 
 }  // namespace fulgurite

@@ -41,15 +41,20 @@ void write_block(S* to, int64_t stride, const T* block, int64_t n) {
 /// Runs visitor(S{}) for the storage types that go with the arithmetic type T.
 template <class T, class Visitor>
 FULGURITE_INLINE void with_storage(Dtype dtype, const Visitor& visitor) {
-  if constexpr (sizeof(T) == 8)
-    return dtype == Dtype::kFloat64 ? visitor(double{}) : visitor(float{});
-  if constexpr (sizeof(T) == 4) {
-    switch (dtype) {
-      case Dtype::kBFloat16: return visitor(BFloat16{});
-      case Dtype::kFloat16: return visitor(Half{});
-      default: return visitor(float{});
-    }
+  constexpr bool kWide = sizeof(T) == 8;
+  switch (dtype) {
+    case Dtype::kFloat64:
+      if constexpr (kWide) return visitor(double{});
+      break;
+    case Dtype::kFloat32: return visitor(float{});
+    case Dtype::kBFloat16:
+      if constexpr (!kWide) return visitor(BFloat16{});
+      break;
+    case Dtype::kFloat16:
+      if constexpr (!kWide) return visitor(Half{});
+      break;
   }
+  __builtin_trap();  // no pair that the checks let through
 }
 
 /// One row of one tensor: element i of operand k lies at data[k] + i·stride[k].

@@ -23,7 +23,7 @@ FULGURITE_INLINE void move(Out* to, const In* from, int64_t n) {
 
 }  // namespace
 
-void split_master(const SplitParams& p, int64_t first, int64_t last) {
+void split_master(const SplitProblem& p, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; i += W) {
     float master[W] = {};
     uint16_t high[W];
@@ -37,7 +37,7 @@ void split_master(const SplitParams& p, int64_t first, int64_t last) {
   }
 }
 
-void join_master(const SplitParams& p, int64_t first, int64_t last) {
+void join_master(const SplitProblem& p, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; i += W) {
     float master[W];
     uint16_t high[W] = {};
