@@ -1,7 +1,8 @@
 // Loss scaling on the CPU, torch side.
 #include "amp/check.h"
 #include "amp/cpu/kernels/params.h"
-#include "amp/rules/choices.h"
+#include "amp/plan.h"
+#include "amp/rules/scale.h"
 #include "common/check_choice.h"
 #include "common/dtype.h"
 #include "common/walk.h"
@@ -32,86 +33,77 @@ Tensor scalar_result(T value, at::ScalarType dtype, const Tensor& like) {
   return result;
 }
 
-int64_t stats_blocks(int64_t numel) { return ceil_div(numel, kStatsBlock); }
+/// The walks of a list and what its kernels are told.
+class Gradients {
+ public:
+  Gradients(TensorList grads, WalkOrder order, double inv_scale)
+      : walks_(order), inv_scale_(inv_scale) {
+    walks_.reserve(grads.size());
+    tensors_.reserve(grads.size());
+  }
+  void add(const Tensor& grad, void* data) {
+    walks_.add({&grad});
+    tensors_.push_back({data, kernel_dtype(grad.scalar_type())});
+  }
+  GradientsProblem problem() const {
+    return {walks_.walks(), walks_.layouts(), tensors_.data(), walks_.count(), inv_scale_};
+  }
+  int64_t positions() const { return walks_.positions(); }
+  int64_t elements() const { return walks_.elements(); }
 
-/// Per tensor: the slot of its first block; one more for the end.
-std::vector<int64_t> first_slots(TensorList grads) {
-  std::vector<int64_t> slots{0};
-  slots.reserve(grads.size() + 1);
-  for (const Tensor& grad : grads) slots.push_back(slots.back() + stats_blocks(grad.numel()));
-  return slots;
+ private:
+  WalkList<1> walks_;
+  std::vector<GradTensor> tensors_;
+  double inv_scale_;
+};
+
+StatsPlan stats_plan(TensorList grads) {
+  std::vector<int64_t> numels;
+  numels.reserve(grads.size());
+  for (const Tensor& grad : grads) numels.push_back(grad.numel());
+  return StatsPlan(numels);
 }
 
 std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(const GradStatsArgs& args) {
   check_grad_stats(args);
   const auto& [grads, inv_scale] = args;
-  WalkList<1> list(WalkOrder::kLogical);
-  list.reserve(grads.size());
-  std::vector<GradTensor> tensors;
-  tensors.reserve(grads.size());
-  for (const Tensor& grad : grads) {
-    list.add({&grad});
-    tensors.push_back({const_cast<void*>(grad.const_data_ptr()), kernel_dtype(grad.scalar_type())});
-  }
-  const std::vector<int64_t> slots = first_slots(grads);
-  const int64_t blocks = slots.back();
-  const auto sums = std::make_unique<double[]>(blocks);
-  const auto bad = std::make_unique<bool[]>(blocks);
-  const GradStatsParams p{list.walks(),   list.layouts(),
-                          tensors.data(), inv_scale ? scalar(*inv_scale) : 1.0,
-                          sums.get(),     bad.get()};
+  Gradients list(grads, WalkOrder::kLogical, inv_scale ? scalar(*inv_scale) : 1.0);
+  for (const Tensor& grad : grads) list.add(grad, const_cast<void*>(grad.const_data_ptr()));
+  const StatsPlan plan = stats_plan(grads);
+  const auto sums = std::make_unique<double[]>(plan.slots());
+  const auto bad = std::make_unique<bool[]>(plan.slots());
+  const GradStatsParams p{list.problem(), sums.get(), bad.get()};
   const auto stats = amp_grad_stats_kernel.get(Dtype::kFloat32);
-  run_tasks(amp_grad_stats_kernel, {ceil_div(blocks, kBlocksPerTask), 4 * list.elements()},
+  run_tasks(amp_grad_stats_kernel, {ceil_div(plan.slots(), kBlocksPerTask), 4 * list.elements()},
             [&](int64_t task, void*) {
-              const int64_t first = task * kBlocksPerTask,
-                            last = std::min(blocks, first + kBlocksPerTask);
-              int64_t tensor =
-                  std::upper_bound(slots.begin(), slots.end(), first) - slots.begin() - 1;
-              for (int64_t slot = first; slot < last; ++slot) {
-                while (slots[tensor + 1] <= slot) ++tensor;
-                stats(p, tensor, slot - slots[tensor], slot);
-              }
+              const int64_t first = task * kBlocksPerTask;
+              plan.for_slots(first, std::min(plan.slots(), first + kBlocksPerTask),
+                             [&](int64_t tensor, int64_t block, int64_t slot) {
+                               stats(p, tensor, block, slot);
+                             });
             });
-
-  double norm_sq = 0;
-  int64_t first_bad = -1;
-  for (size_t t = 0; t < grads.size(); ++t) {
-    double sum = 0;
-    for (int64_t slot = slots[t]; slot < slots[t + 1]; ++slot) {
-      sum += sums[slot];
-      if (bad[slot] && first_bad < 0) first_bad = static_cast<int64_t>(t);
-    }
-    norm_sq += sum;
-  }
+  const StatsPlan::Total total = plan.total(sums.get(), bad.get());
   const Tensor& like = grads.empty() ? *inv_scale : grads[0];
-  return {scalar_result<float>(first_bad >= 0, at::kFloat, like),
-          scalar_result<double>(norm_sq, at::kDouble, like),
-          scalar_result<int64_t>(first_bad, at::kLong, like)};
+  return {scalar_result<float>(total.first_bad >= 0, at::kFloat, like),
+          scalar_result<double>(total.sum, at::kDouble, like),
+          scalar_result<int64_t>(total.first_bad, at::kLong, like)};
 }
 
 Tensor clip_multiplier_cpu(const ClipMultiplierArgs& args) {
   check_clip_multiplier(args);
   const auto& [norm_sq, max_norm, inv_scale, eps] = args;
-  const double inv = inv_scale ? scalar(*inv_scale) : 1.0;
-  const double ratio = max_norm / (std::sqrt(*norm_sq.const_data_ptr<double>()) + eps);
-  const double clipped = ratio >= 1 ? 1.0 : ratio;  // a NaN norm stays visible
-  return scalar_result<float>(static_cast<float>(inv * clipped), at::kFloat, norm_sq);
+  const double norm = std::sqrt(*norm_sq.const_data_ptr<double>());
+  const float factor = clip_factor(norm, max_norm, inv_scale ? scalar(*inv_scale) : 1.0, eps);
+  return scalar_result<float>(factor, at::kFloat, norm_sq);
 }
 
 void unscale_cpu(const UnscaleArgs& args) {
   check_unscale(args);
   const auto& [grads, found_inf, inv_scale] = args;
   check_unscale_memory(grads);
-  WalkList<1> list;
-  list.reserve(grads.size());
-  std::vector<GradTensor> tensors;
-  tensors.reserve(grads.size());
-  for (const Tensor& grad : grads) {
-    list.add({&grad});
-    tensors.push_back({grad.mutable_data_ptr(), kernel_dtype(grad.scalar_type())});
-  }
-  const UnscaleParams p{list.walks(), list.layouts(), tensors.data(), list.count(),
-                        scalar(inv_scale)};
+  Gradients list(grads, WalkOrder::kMemory, scalar(inv_scale));
+  for (const Tensor& grad : grads) list.add(grad, grad.mutable_data_ptr());
+  const GradientsProblem p = list.problem();
   std::atomic<bool> bad{false};
   const auto unscale = amp_unscale_kernel.get(Dtype::kFloat32);
   run_tasks(amp_unscale_kernel,
@@ -123,45 +115,33 @@ void unscale_cpu(const UnscaleArgs& args) {
   if (bad) *found_inf.mutable_data_ptr<float>() = 1;
 }
 
-/// The scale after an update that grows it: never to infinity.
-float grown(float scale, const UpdateScaleArgs& a) {
-  const double product = static_cast<double>(scale) * a.growth_factor;
-  const float next =
-      static_cast<float>(a.max_scale && product > *a.max_scale ? *a.max_scale : product);
-  return std::isfinite(next) ? next : scale;
-}
-
-float backed_off(float scale, const UpdateScaleArgs& a) {
-  const float next = static_cast<float>(static_cast<double>(scale) * a.backoff_factor);
-  const float floor = static_cast<float>(a.min_scale);
-  return next < floor ? floor : next;
-}
-
 void update_scale_cpu(const UpdateScaleArgs& a) {
   check_update_scale(a);
+  const ScaleRule rule{a.growth_factor,
+                       a.backoff_factor,
+                       a.growth_interval,
+                       static_cast<int32_t>(a.max_hysteresis),
+                       choice_of(kRefills, a.refill),
+                       a.min_scale,
+                       a.max_scale.value_or(std::numeric_limits<double>::infinity())};
   float& scale = *a.scale.mutable_data_ptr<float>();
   int32_t& tracker = *a.growth_tracker.mutable_data_ptr<int32_t>();
   int32_t& hysteresis = *a.hysteresis.mutable_data_ptr<int32_t>();
   int64_t* const counters = a.counters.mutable_data_ptr<int64_t>();
   const int64_t stride = a.counters.stride(0);
-  int64_t &clean = counters[0], &skipped = counters[stride], &in_a_row = counters[2 * stride],
-          &last_skipped = counters[3 * stride];
-  if (scalar(a.found_inf) != 0) {
-    tracker = 0;
-    if (hysteresis > std::numeric_limits<int32_t>::min()) --hysteresis;
-    if (hysteresis <= 0) scale = backed_off(scale, a);
-    ++skipped;
-    ++in_a_row;
-    last_skipped = clean + skipped;
-    return;
-  }
-  const bool grows = tracker + int64_t{1} == a.growth_interval;
-  if (grows) scale = grown(scale, a);
-  tracker = grows ? 0 : tracker + 1;
-  if (grows || choice_of(kRefills, a.refill) == Refill::kClean)
-    hysteresis = static_cast<int32_t>(a.max_hysteresis);
-  ++clean;
-  in_a_row = 0;
+  ScaleState s{scale,
+               tracker,
+               hysteresis,
+               counters[0],
+               counters[stride],
+               counters[2 * stride],
+               counters[3 * stride]};
+  update_scale(s, scalar(a.found_inf) == 0, rule);
+  scale = s.scale;
+  tracker = s.tracker;
+  hysteresis = s.hysteresis;
+  const int64_t counts[] = {s.clean, s.skipped, s.in_a_row, s.last_skipped};
+  for (int64_t i = 0; i < 4; ++i) counters[i * stride] = counts[i];
 }
 
 }  // namespace

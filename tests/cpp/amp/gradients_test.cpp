@@ -27,8 +27,8 @@ Stats stats(const void* x, Dtype dtype, const Walk& walk, const std::vector<int6
             double inv_scale) {
   const GradTensor grad{const_cast<void*>(x), dtype};
   Stats s{};
-  FULGURITE_VARIANT::amp_grad_stats({&walk, layouts.data(), &grad, inv_scale, &s.sum, &s.bad}, 0, 0,
-                                    0);
+  FULGURITE_VARIANT::amp_grad_stats({{&walk, layouts.data(), &grad, 1, inv_scale}, &s.sum, &s.bad},
+                                    0, 0, 0);
   return s;
 }
 Stats stats(std::vector<float>& x, double inv_scale) {
@@ -112,7 +112,7 @@ TEST_CASE("gradients of every type, dense and in strides, are unscaled and summe
 
         Elements x = before;
         const GradTensor grad{x.data(), dtype};
-        const UnscaleParams p{&walk, layouts.data(), &grad, 1, 0.25};
+        const GradientsProblem p{&walk, layouts.data(), &grad, 1, 0.25};
         CHECK_FALSE(FULGURITE_VARIANT::amp_unscale(p, 0, 64 + numel / 3));
         CHECK_FALSE(FULGURITE_VARIANT::amp_unscale(p, 64 + numel / 3, 64 + numel));
         Elements expected = before;  // a quarter is exact in every type

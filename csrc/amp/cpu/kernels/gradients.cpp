@@ -135,7 +135,7 @@ void amp_grad_stats(const GradStatsParams& p, int64_t tensor, int64_t block, int
   });
 }
 
-bool amp_unscale(const UnscaleParams& p, int64_t first, int64_t last) {
+bool amp_unscale(const GradientsProblem& p, int64_t first, int64_t last) {
   bool bad = false;
   walk_tensors(p.walks, p.count, first, last, [&](int64_t t, int64_t begin, int64_t end) {
     walk_rows<1>(p.walks[t], p.layouts, begin, end,
