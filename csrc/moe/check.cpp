@@ -2,7 +2,7 @@
 
 #include "common/check_choice.h"
 #include "moe/check_parts.h"
-#include "moe/rules/choices.h"
+#include "moe/rules/scores.h"
 
 namespace fulgurite {
 namespace {
@@ -27,8 +27,8 @@ const RegisteredChoice routing_choices[] = {
 void check_route_values(const char* op, const RouteArgs& a, const RouteShape& s) {
   FULGURITE_CHECK_VALUE(a.k >= 1 && s.E >= a.k, "expected k in [1, ", s.E, "], got ", a.k);
   const Score score = check_choice(op, "score", kScores, a.score);
-  FULGURITE_CHECK_VALUE(!a.bias || score == Score::kSigmoid || score == Score::kSqrtSoftplus,
-                        "expected no bias with score '", a.score, "'");
+  FULGURITE_CHECK_VALUE(!a.bias || !is_softmax(score), "expected no bias with score '", a.score,
+                        "'");
   check_choice(op, "group_score", kGroupScores, a.group_score);
   FULGURITE_CHECK_VALUE(a.n_group >= 1 && s.E % a.n_group == 0,
                         "expected n_group to divide E = ", s.E, ", got ", a.n_group);

@@ -10,13 +10,14 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "common/check_choice.h"
 #include "moe/rules/choices.h"
 
-#include "moe/cpu/plan.h"
+#include "moe/cpu/counting_sort.h"
 #include "moe/cpu/tensors.h"
 #include "moe/rules/order.h"
 
@@ -51,19 +52,25 @@ std::vector<double> best_weights(const int32_t* experts, const double* weights, 
 std::vector<double> values(const PlanArgs& args, const int32_t* experts, int64_t E) {
   const int64_t T = args.ids.size(0), K = args.ids.size(1);
   std::vector<double> by(static_cast<size_t>(T * K));
-  const Drop drop = choice_of(kDrops, args.drop);
-  if (drop == Drop::kChoice) {
-    for (int64_t a = 0; a < T * K; ++a) by[a] = -static_cast<double>(a % K);
-    return by;
+  const auto given = [&] { return args.weights->to(at::kDouble).contiguous(); };
+  switch (choice_of(kDrops, args.drop)) {
+    case Drop::kToken: break;  // the plan's own order
+    case Drop::kChoice:
+      for (int64_t a = 0; a < T * K; ++a) by[a] = -static_cast<double>(a % K);
+      break;
+    case Drop::kWeight: {
+      const Tensor weights = given();
+      std::copy_n(weights.const_data_ptr<double>(), T * K, by.begin());
+      break;
+    }
+    case Drop::kPriority: {
+      const Tensor weights = given();
+      const std::vector<double> best =
+          best_weights(experts, weights.const_data_ptr<double>(), T, K, E);
+      for (int64_t a = 0; a < T * K; ++a) by[a] = best[a / K];
+      break;
+    }
   }
-  const Tensor weights = args.weights->to(at::kDouble).contiguous();
-  const double* const w = weights.const_data_ptr<double>();
-  if (drop == Drop::kWeight) {
-    by.assign(w, w + T * K);
-    return by;
-  }
-  const std::vector<double> best = best_weights(experts, w, T, K, E);
-  for (int64_t a = 0; a < T * K; ++a) by[a] = best[a / K];
   return by;
 }
 
@@ -87,7 +94,7 @@ Tensor drop_overflow(const PlanArgs& args) {
   const std::vector<double> by = values(args, experts, E);
   std::vector<int32_t> rows(static_cast<size_t>(n));
   std::vector<int64_t> offsets(static_cast<size_t>(E + 1));
-  make_plan(kept, E, rows.data(), nullptr, offsets.data());
+  sort_by_expert(kept, E, rows.data(), nullptr, offsets.data());
   at::parallel_for(0, E, experts_per_thread(n, E), [&](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e)
       drop_of_expert(rows.data() + offsets[e], offsets[e + 1] - offsets[e], capacity, by.data(),

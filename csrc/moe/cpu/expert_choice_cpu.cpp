@@ -5,7 +5,7 @@
 #include "common/dtype.h"
 #include "common/fresh.h"
 #include "cpu/tasks.h"
-#include "moe/cpu/plan.h"
+#include "moe/cpu/counting_sort.h"
 #include "moe/cpu/tensors.h"
 #include "moe/expert_choice.h"
 #include "moe/rules/order.h"

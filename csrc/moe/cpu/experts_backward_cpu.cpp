@@ -99,7 +99,7 @@ struct Backward {
   void find_hidden(const ExpertsPart& part) {
     HiddenParams& p = params;
     if (a.hidden) {  // read only by the backward
-      p.hidden = const_cast<void*>(part.positions(hidden).const_data_ptr());
+      p.hidden = const_cast<void*>(positions_of(part, hidden).const_data_ptr());
       return;
     }
     p.hidden = hidden.mutable_data_ptr();
@@ -120,12 +120,12 @@ struct Backward {
                   const Tensor& grad) const {
     const bool transposed = a.forward.transposed;
     run_grad_weight(part.offsets.data(), transposed ? columns : rows, transposed ? rows : columns,
-                    part.of(grad));
+                    experts_of(part, grad));
   }
 };
 
 ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
-  const ExpertSizes s(check_experts_backward(a));
+  const ExpertSizes s = expert_sizes(check_experts_backward(a));
   const ExpertsArgs& f = a.forward;
   const auto zeros = [](at::IntArrayRef sizes, const auto& options) {
     return at::zeros(sizes, options);
@@ -141,17 +141,19 @@ ExpertsGradients experts_backward_cpu(const ExpertsBackwardArgs& a) {
   const Tensor assignment_grads = at::zeros(grad_weights.sizes(), contiguous_like(b.weights));
   const SortedRows grad_hidden = operand_rows(b.grad_hidden), activated = operand_rows(b.activated);
   for (const ExpertsPart& part : b.plan.parts) {
-    const SortedRows x = part.gathered(f.x, s.K), grad = part.gathered(a.grad, s.K);
+    const SortedRows x = gathered_rows(part, f.x, s.K), grad = gathered_rows(part, a.grad, s.K);
     const int64_t* const offsets = part.offsets.data();
     b.run(part);
     if (want_weights) b.store_grad_weights(part, assignment_grads);
     if (want_x)
-      sums.add(part, b.grad_hidden, s.width, matrices(part.of(f.w_in), f.transposed), {}, nullptr);
+      sums.add(part, b.grad_hidden, s.width, matrices(experts_of(part, f.w_in), f.transposed), {},
+               nullptr);
     if (want_in) b.run_weight(part, grad_hidden, x, grad_w_in);
     if (want_out) b.run_weight(part, grad, activated, grad_w_out);
-    if (want_b_in && f.b_in) run_grad_bias(offsets, grad_hidden, nullptr, part.of(grad_b_in));
+    if (want_b_in && f.b_in)
+      run_grad_bias(offsets, grad_hidden, nullptr, experts_of(part, grad_b_in));
     if (want_b_out && f.b_out)
-      run_grad_bias(offsets, grad, b.weights.const_data_ptr(), part.of(grad_b_out));
+      run_grad_bias(offsets, grad, b.weights.const_data_ptr(), experts_of(part, grad_b_out));
   }
   if (want_weights) grad_weights = assignment_grads.to(f.weights.scalar_type());
   return {grad_x, grad_weights, grad_w_in, grad_w_out, grad_b_in, grad_b_out};

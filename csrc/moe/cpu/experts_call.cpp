@@ -45,21 +45,19 @@ HiddenParams hidden_params(const ExpertSizes& s, const ExpertsArgs& a) {
   p.dtype = kernel_dtype(a.x.scalar_type());
   p.H = s.H;
   p.I = s.I;
-  p.activation = choice_of(kActivations, a.activation);
+  p.activation = {choice_of(kActivations, a.activation), a.alpha, a.limit};
   p.gated = a.gated;
   p.interleaved = a.interleaved;
-  p.alpha = a.alpha;
-  p.limit = a.limit;
   return p;
 }
 
 void set_part(HiddenParams& p, const ExpertsPart& part, const ExpertsArgs& a) {
   p.segments = part.segments.data();
   p.permutation = part.assignments;
-  p.w_in = matrices(part.of(a.w_in), a.transposed);
-  p.w_out = matrices(part.of(a.w_out), a.transposed);
-  p.b_in = expert_rows(part.of(a.b_in));
-  p.b_out = expert_rows(part.of(a.b_out));
+  p.w_in = matrices(experts_of(part, a.w_in), a.transposed);
+  p.w_out = matrices(experts_of(part, a.w_out), a.transposed);
+  p.b_in = expert_rows(experts_of(part, a.b_in));
+  p.b_out = expert_rows(experts_of(part, a.b_out));
 }
 
 Tensor operands(const HiddenParams& p, int64_t rows, int64_t columns, const Tensor& like) {
@@ -74,9 +72,10 @@ Tensor operands(const HiddenParams& p, int64_t rows, int64_t columns, const Tens
 void gather_operands(const HiddenParams& p, const ExpertsPart& part, int64_t K, const Tensor& rows,
                      const Tensor& to) {
   constexpr int64_t kRowsPerTask = 64;
-  run_rows(moe_experts_gather_kernel,
-           GatherParams{p.dtype, p.H, part.gathered(rows, K), to.mutable_data_ptr(), to.size(1)},
-           part.rows, kRowsPerTask, part.rows * p.H);
+  run_rows(
+      moe_experts_gather_kernel,
+      GatherParams{p.dtype, p.H, gathered_rows(part, rows, K), to.mutable_data_ptr(), to.size(1)},
+      part.rows, kRowsPerTask, part.rows * p.H);
 }
 
 void run_hidden(const HiddenParams& p, const ExpertsPart& part) {
@@ -109,8 +108,7 @@ void TokenSums::add(const ExpertsPart& part, const Tensor& rows, int64_t depth,
   p.H = s_.H;
   p.depth = depth;
   p.row_width = rows.size(1);
-  p.token_range =
-      std::min({s_.T, kLongest, std::max(kRowsPerExpert, kRowsPerExpert * s_.E / s_.K)});
+  p.token_range = tokens_per_task(s_, kRowsPerExpert, kLongest);
   p.permutation = part.assignments;
   p.offsets = part.offsets.data();
   p.rows = rows.const_data_ptr();

@@ -24,10 +24,10 @@ Tensor forward(const ExpertSizes& s, const ExpertsArgs& a, const Tensor& hidden)
   p.row_width = activated.size(1);
   for (const ExpertsPart& part : plan.parts) {
     set_part(p, part, a);
-    p.hidden = hidden.defined() ? part.positions(hidden).mutable_data_ptr() : nullptr;
+    p.hidden = hidden.defined() ? positions_of(part, hidden).mutable_data_ptr() : nullptr;
     gather_operands(p, part, s.K, a.x, x);
     run_hidden(p, part);
-    sums.add(part, activated, s.I, matrices(part.of(a.w_out), !a.transposed), p.b_out,
+    sums.add(part, activated, s.I, matrices(experts_of(part, a.w_out), !a.transposed), p.b_out,
              w.const_data_ptr());
   }
   if (hidden.defined() && plan.rows < hidden.size(0))
@@ -36,11 +36,11 @@ Tensor forward(const ExpertSizes& s, const ExpertsArgs& a, const Tensor& hidden)
 }
 
 Tensor experts_cpu(const ExpertsArgs& a) {
-  return forward(ExpertSizes(check_experts(a)), a, Tensor());
+  return forward(expert_sizes(check_experts(a)), a, Tensor());
 }
 
 std::tuple<Tensor, Tensor> experts_forward_cpu(const ExpertsForwardArgs& a) {
-  const ExpertSizes s(check_experts(a));
+  const ExpertSizes s = expert_sizes(check_experts(a));
   const auto options = contiguous_like(a.x).dtype(accumulate_type(a.x.scalar_type()));
   const Tensor hidden = s.nothing() ? at::zeros({s.T * s.K, s.width}, options)
                                     : on_huge_pages(at::empty({s.T * s.K, s.width}, options));

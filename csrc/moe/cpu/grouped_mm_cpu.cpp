@@ -6,9 +6,12 @@
 #include "cpu/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/sorted.h"
+#include "moe/plan.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
+
+#include <vector>
 
 namespace fulgurite {
 
@@ -35,7 +38,7 @@ void run_grouped(const std::vector<int64_t>& offsets, const Tensor& x, const Exp
                  const ExpertRows& bias, const Tensor& out) {
   const int64_t E = static_cast<int64_t>(offsets.size()) - 1, rows = offsets[E], N = out.size(1);
   if (rows < out.size(0)) out.narrow(0, rows, out.size(0) - rows).zero_();
-  const std::vector<Segment> segments = segments_of(offsets.data(), E);
+  const std::vector<Segment> segments = segments_of(offsets.data(), E, kSegmentRows);
   GroupedParams p{};
   p.dtype = kernel_dtype(out.scalar_type());
   p.depth = x.size(1);

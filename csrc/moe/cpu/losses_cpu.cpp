@@ -4,6 +4,7 @@
 #include "cpu/tasks.h"
 #include "moe/check.h"
 #include "moe/cpu/tensors.h"
+#include "moe/rules/balance.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -27,16 +28,11 @@ LossParams common_params(const Tensor& logits, const OptionalTensor& token_mask)
   p.T = logits.size(0);
   p.E = logits.size(1);
   p.logits = matrix(logits);
-  if (token_mask) {
-    p.token_mask = token_mask->const_data_ptr<bool>();
-    p.token_mask_stride = token_mask->stride(0);
-  }
+  p.token_mask = mask_of(token_mask);
   return p;
 }
 
-bool kept(const LossParams& p, int64_t t) {
-  return !p.token_mask || p.token_mask[t * p.token_mask_stride];
-}
+bool kept(const LossParams& p, int64_t t) { return !p.token_mask.hides(t); }
 
 int64_t kept_tokens(const LossParams& p) {
   int64_t n = 0;
@@ -86,29 +82,25 @@ Tensor empty_gradient(const Tensor& logits, bool wanted) {
 
 // ---- balance losses
 
-/// The loss as Σ_t Σ_e C_e P_te; of the sequence kind, C differs from sequence to sequence.
+/// The loss (moe/rules/balance.h) as Σ_t Σ_e C_e P_te; of the sequence kind, C differs from sequence to sequence.
 struct Coefficients {
   std::vector<double> rows;       // (sequences, E)
   std::vector<int32_t> sequence;  // (T), or empty: one row
   double loss = 0;                // of cv2, which is not linear in P
 };
 
-/// switch: E f_e/T', f_e the share of T'·K assignments; hf: of T'; gshard: of the T' first choices.
 Coefficients linear_coefficients(const LossParams& p, const BalanceArgs& args, BalanceKind kind) {
-  const int64_t K = args.ids.size(1), tokens = kept_tokens(p),
-                used = kind == BalanceKind::kGshard ? std::min<int64_t>(K, 1) : K;
-  const double shares = static_cast<double>(kind == BalanceKind::kSwitch ? tokens * K : tokens);
+  const int64_t K = args.ids.size(1), counted = counted_choices(kind, K);
+  const double share = assignment_share(kind, p.E, K, kept_tokens(p));
   Coefficients c;
   c.rows.assign(static_cast<size_t>(p.E), 0.0);
   const Ids ids(args.ids);
   for (int64_t t = 0; t < p.T; ++t)
-    for (int64_t j = 0; kept(p, t) && j < used; ++j)
-      if (const int64_t e = ids(t, j); e >= 0 && e < p.E)
-        c.rows[e] += static_cast<double>(p.E) / (shares * static_cast<double>(tokens));
+    for (int64_t j = 0; kept(p, t) && j < counted; ++j)
+      if (const int64_t e = ids(t, j); e >= 0 && e < p.E) c.rows[e] += share;
   return c;
 }
 
-/// The switch loss of each sequence, averaged over those that have a token.
 Coefficients sequence_coefficients(const LossParams& p, const BalanceArgs& args) {
   constexpr const char* op = "moe_balance_loss";
   const int64_t K = args.ids.size(1);
@@ -129,29 +121,21 @@ Coefficients sequence_coefficients(const LossParams& p, const BalanceArgs& args)
   for (int64_t t = 0; t < p.T; ++t) {
     if (!kept(p, t)) continue;
     const int64_t s = c.sequence[t];
-    const double share = static_cast<double>(p.E) /
-                         (static_cast<double>(tokens[s]) * static_cast<double>(tokens[s] * K) *
-                          static_cast<double>(present));
+    const double share = assignment_share(BalanceKind::kSequence, p.E, K, tokens[s], present);
     for (int64_t j = 0; j < K; ++j)
       if (const int64_t e = ids(t, j); e >= 0 && e < p.E) c.rows[s * p.E + e] += share;
   }
   return c;
 }
 
-/// L = var(m)/mean(m)², m_e = Σ_t P_te, var unbiased;   C_e = dL/dm_e = 2(m_e − μ)/((E−1)μ²) − 2 var/(E μ³)
 Coefficients cv2_coefficients(LossParams& p) {
   Coefficients c;
   c.rows.assign(static_cast<size_t>(p.E), 0.0);
   if (p.E <= 1 || kept_tokens(p) == 0) return c;
   const std::vector<double> m = run_sums(moe_score_sums_kernel, p, p.E);
-  const double E = static_cast<double>(p.E);
-  double mean = 0, variance = 0;
-  for (const double x : m) mean += x / E;
-  for (const double x : m) variance += (x - mean) * (x - mean) / (E - 1);
-  c.loss = variance / (mean * mean);
-  for (int64_t e = 0; e < p.E; ++e)
-    c.rows[e] =
-        2 * (m[e] - mean) / ((E - 1) * mean * mean) - 2 * variance / (E * mean * mean * mean);
+  const Cv2 cv2(m.data(), p.E);
+  c.loss = cv2.loss();
+  for (int64_t e = 0; e < p.E; ++e) c.rows[e] = cv2.coefficient(m[e]);
   return c;
 }
 
@@ -187,13 +171,23 @@ Tensor prepare_balance(LossParams& p, const BalanceArgs& args, Coefficients& c) 
   return table;
 }
 
+double balance_value(LossParams& p, BalanceKind kind, const Coefficients& c) {
+  switch (kind) {
+    case BalanceKind::kSwitch:
+    case BalanceKind::kHf:
+    case BalanceKind::kGshard:
+    case BalanceKind::kSequence: return run_sums(moe_balance_loss_kernel, p, 1)[0];
+    case BalanceKind::kCv2: return c.loss;
+  }
+  return 0;
+}
+
 Tensor balance_cpu(const BalanceArgs& args) {
   check_balance(args);
   LossParams p = common_params(args.logits, args.token_mask);
   Coefficients c;
   const Tensor table = prepare_balance(p, args, c);
-  const bool linear = choice_of(kBalanceKinds, args.kind) != BalanceKind::kCv2;
-  return scalar(linear ? run_sums(moe_balance_loss_kernel, p, 1)[0] : c.loss, args.logits);
+  return scalar(balance_value(p, choice_of(kBalanceKinds, args.kind), c), args.logits);
 }
 
 Tensor balance_backward_cpu(const BalanceBackwardArgs& backward) {
@@ -242,14 +236,14 @@ void update_bias_cpu(const UpdateBiasArgs& args) {
   std::vector<int64_t> load(static_cast<size_t>(counts.size(0)));
   const Ids given(counts);
   for (int64_t e = 0; e < counts.size(0); ++e) load[e] = given(e);
-  UpdateBiasParams p{};
+  UpdateBiasProblem p{};
   p.dtype = kernel_dtype(bias.scalar_type());
   p.E = bias.size(0);
   p.bias = bias.mutable_data_ptr();
   p.bias_stride = bias.stride(0);
   p.counts = load.data();
   p.rate = rate;
-  p.proportional = choice_of(kBiasRules, rule) == BiasRule::kProportional;
+  p.rule = choice_of(kBiasRules, rule);
   p.center = center;
   const auto fn = moe_update_bias_kernel.get(p.dtype);
   run_tasks(moe_update_bias_kernel, {1, p.E}, [&](int64_t, void*) { fn(p); });

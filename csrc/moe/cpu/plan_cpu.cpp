@@ -3,8 +3,8 @@
 #include "common/dtype.h"
 #include "cpu/tasks.h"
 #include "moe/check.h"
+#include "moe/cpu/counting_sort.h"
 #include "moe/cpu/drop.h"
-#include "moe/cpu/plan.h"
 #include "moe/cpu/tensors.h"
 
 #include <ATen/ops/empty.h>
@@ -30,9 +30,9 @@ PlanResult plan_cpu(const PlanArgs& args) {
   Tensor offsets = at::empty({E + 1}, options.dtype(at::kLong));     // (E+1)
   const int64_t capacity = args.capacity.expect_int();
   const bool in_token_order = capacity < 0 || choice_of(kDrops, args.drop) == Drop::kToken;
-  make_plan(in_token_order ? args.ids : drop_overflow(args), E,
-            permutation.mutable_data_ptr<int32_t>(), inverse.mutable_data_ptr<int32_t>(),
-            offsets.mutable_data_ptr<int64_t>(), capacity < 0 ? T * K : capacity);
+  sort_by_expert(in_token_order ? args.ids : drop_overflow(args), E,
+                 permutation.mutable_data_ptr<int32_t>(), inverse.mutable_data_ptr<int32_t>(),
+                 offsets.mutable_data_ptr<int64_t>(), capacity < 0 ? T * K : capacity);
   return {permutation, inverse, offsets};
 }
 
@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensor> combine_backward_cpu(const CombineBackwardArgs& args)
   p.grad = matrix(args.grad);
   Tensor grad_y = empty_like_contiguous(y, args.output_mask[0] ? y.sizes() : at::IntArrayRef{0});
   if (args.output_mask[0]) {
-    p.out = grad_y.mutable_data_ptr();
+    p.grad_y = grad_y.mutable_data_ptr();
     run_rows(moe_combine_grad_y_kernel, p, p.T * p.K);
   }
   if (!weights || !args.output_mask[1])

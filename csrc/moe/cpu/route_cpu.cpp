@@ -79,7 +79,7 @@ RouteResult route_cpu(const RouteArgs& args) {
   const at::ScalarType accumulate = accumulate_type(args.logits.scalar_type());
   p.n_group = args.n_group;
   p.topk_group = args.topk_group;
-  p.group_sum = choice_of(kGroupScores, args.group_score) == GroupScore::kTop2;
+  p.group_score = choice_of(kGroupScores, args.group_score);
   Tensor bias, forced;
   if (args.bias) {
     bias = padded_bias(*args.bias, accumulate);
@@ -89,10 +89,7 @@ RouteResult route_cpu(const RouteArgs& args) {
     forced = forced_int32(*args.forced_ids, p.E);
     p.forced = forced.const_data_ptr<int32_t>();
   }
-  if (args.token_mask) {
-    p.token_mask = args.token_mask->const_data_ptr<bool>();
-    p.token_mask_stride = args.token_mask->stride(0);
-  }
+  p.token_mask = mask_of(args.token_mask);
   Tensor weights = at::empty({p.T, p.K}, args.logits.options().dtype(accumulate));  // (T,K)
   Tensor ids = at::empty({p.T, p.K}, args.logits.options().dtype(at::kInt));        // (T,K)
   Tensor counts = at::zeros({p.E}, args.logits.options().dtype(at::kLong));         // (E)

@@ -1,8 +1,6 @@
 // What the operators on rows sorted by expert share on the CPU, torch side.
 #pragma once
 
-#include <vector>
-
 #include "moe/cpu/kernels/experts_params.h"
 #include "moe/cpu/tensors.h"
 
@@ -15,9 +13,6 @@ ExpertRows expert_rows(const std::optional<at::Tensor>& bias);
 
 inline SortedRows operand_rows(const at::Tensor& rows) { return {matrix(rows), nullptr, 1, true}; }
 inline SortedRows stored_rows(const at::Tensor& rows) { return {matrix(rows), nullptr, 1, false}; }
-
-/// The rows of each expert, cut.
-std::vector<Segment> segments_of(const int64_t* offsets, int64_t E);
 
 /// grad (E,M,N) from a, M wide, and b, N wide, where grad is contiguous and offsets (E+1).
 void run_grad_weight(const int64_t* offsets, const SortedRows& a, const SortedRows& b,

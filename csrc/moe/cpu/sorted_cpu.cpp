@@ -21,14 +21,6 @@ ExpertRows expert_rows(const std::optional<Tensor>& bias) {
   return {bias->const_data_ptr(), bias->stride(0), bias->stride(1)};
 }
 
-std::vector<Segment> segments_of(const int64_t* offsets, int64_t E) {
-  std::vector<Segment> segments;
-  for (int64_t e = 0; e < E; ++e)
-    for (int64_t first = offsets[e]; first < offsets[e + 1]; first += kSegmentRows)
-      segments.push_back({e, first, std::min(kSegmentRows, offsets[e + 1] - first)});
-  return segments;
-}
-
 void run_grad_weight(const int64_t* offsets, const SortedRows& a, const SortedRows& b,
                      const Tensor& grad) {
   const int64_t E = grad.size(0);

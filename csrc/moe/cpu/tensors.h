@@ -13,6 +13,11 @@ inline Matrix matrix(const at::Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
 }
 
+inline TokenMask mask_of(const std::optional<at::Tensor>& mask) {
+  if (!mask) return {};
+  return {mask->const_data_ptr<bool>(), mask->stride(0)};
+}
+
 /// int32 or int64 ids of any strides, read as int64.
 class Ids {
  public:

@@ -15,6 +15,7 @@ namespace {
 using E = Operand<Storage>;
 using T = Accumulate<Storage>;
 using V = Native<T>;
+using Math = ActivationMath<E>;
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 double gelu(double g) { return g * 0.5 * std::erfc(-g * std::sqrt(0.5)); }
@@ -22,12 +23,8 @@ double gelu_tanh(double g) {
   return 0.5 * g * (1 + std::tanh(std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g)));
 }
 
-HiddenParams oai() {
-  HiddenParams p{};
-  p.alpha = 1.702;
-  p.limit = 2;
-  return p;
-}
+constexpr ActivationRule kOai{Activation::kSwigluOai, 1.702, 2},
+    kUnlimited{Activation::kSwigluOai, 1.702, 0};
 const double kInfinity_ = std::numeric_limits<double>::infinity();
 const double kNaN = std::numeric_limits<double>::quiet_NaN();
 
@@ -38,8 +35,8 @@ void check(const Act& act, const Exact& exact) {
   for (double g = -9.01; g < 9; g += 0.07) {
     INFO(g);
     const T at = static_cast<T>(g);
-    const double x = at, value = act.template value<E>(splat<V>(at))[0];
-    const Curve<V> curve = act.template curve<E>(splat<V>(at));
+    const double x = at, value = act.template value<Math>(splat<V>(at))[0];
+    const Curve<V> curve = act.template curve<Math>(splat<V>(at));
     REQUIRE(std::fabs(value - exact(x)) <= tolerance * (1 + std::fabs(exact(x))));
     REQUIRE(curve.value[0] == static_cast<T>(value));
     const double slope =
@@ -47,11 +44,11 @@ void check(const Act& act, const Exact& exact) {
         (12 * step);
     REQUIRE(std::fabs(curve.slope[0] - slope) <= (kExact ? 1e-9 : 1e-4));
   }
-  REQUIRE(std::isnan(act.template value<E>(splat<V>(static_cast<T>(kNaN)))[0]));
+  REQUIRE(std::isnan(act.template value<Math>(splat<V>(static_cast<T>(kNaN)))[0]));
   for (const double huge : {-1e30, 1e30}) {
-    const Curve<V> curve = act.template curve<E>(splat<V>(static_cast<T>(huge)));
+    const Curve<V> curve = act.template curve<Math>(splat<V>(static_cast<T>(huge)));
     REQUIRE(std::isfinite(curve.slope[0] / 1e31));
-    REQUIRE(curve.value[0] == act.template value<E>(splat<V>(static_cast<T>(huge)))[0]);
+    REQUIRE(curve.value[0] == act.template value<Math>(splat<V>(static_cast<T>(huge)))[0]);
   }
 }
 
@@ -63,18 +60,16 @@ TEST_CASE("activations and their slopes") {
   check(GeluTanh{}, gelu_tanh);
   check(Relu{}, [](double g) { return std::fmax(g, 0); });
   check(Relu2{}, [](double g) { return std::fmax(g, 0) * std::fmax(g, 0); });
-  check(SwigluOai(oai()),
+  check(SwigluOai(kOai),
         [](double g) { return std::fmin(g, 2) * sigmoid(1.702 * std::fmin(g, 2)); });
-  HiddenParams unlimited = oai();
-  unlimited.limit = 0;
-  check(SwigluOai(unlimited), [](double g) { return g * sigmoid(1.702 * g); });
+  check(SwigluOai(kUnlimited), [](double g) { return g * sigmoid(1.702 * g); });
 }
 
 TEST_CASE("ups are clamped on both sides and pass on NaN") {
-  const SwigluOai act(oai());
-  const auto up = [&](double u) { return act.up(splat<V>(static_cast<T>(u)))[0]; };
+  const SwigluOai act(kOai);
+  const auto up = [&](double u) { return act.template up<Math>(splat<V>(static_cast<T>(u)))[0]; };
   const auto through = [&](double u) {
-    return act.through_up(splat<V>(3), splat<V>(static_cast<T>(u)))[0];
+    return act.template through_up<Math>(splat<V>(3), splat<V>(static_cast<T>(u)))[0];
   };
   REQUIRE((up(-5) == -1 && up(-1.5) == -0.5 && up(2) == 3 && up(kInfinity_) == 3));
   REQUIRE(std::isnan(up(kNaN)));

@@ -53,7 +53,7 @@ struct Problem {
     p.y = y.matrix();
     p.grad = grad.matrix();
     p.weights = weighted ? weights.data() : nullptr;
-    p.out = p.grad_weights = out.data();
+    p.out = p.grad_y = p.grad_weights = out.data();
     return p;
   }
   /// What the kernel leaves of `count` rows of `width` numbers, taken in two tasks; nothing past them is written.

@@ -43,11 +43,9 @@ struct Options {
   Options(Activation activation, bool gated, bool interleaved) {
     for (int64_t t = kRows; t-- > 0;) permutation.push_back(static_cast<int32_t>(t));
     p.dtype = kDtype;
-    p.activation = activation;
+    p.activation = {activation, 1.5, 0.5};
     p.gated = gated;
     p.interleaved = interleaved;
-    p.alpha = 1.5;
-    p.limit = 0.5;
     p.H = kH;
     p.I = kI;
     p.segments = segments.data();

@@ -294,10 +294,9 @@ struct Hidden {
     p.dtype = dtype;
     p.H = H;
     p.I = I;
-    p.activation = kind;
+    p.activation = {kind, 1.5, 0};
     p.gated = gated;
     p.interleaved = interleaved;
-    p.alpha = 1.5;
     p.segments = sorted.segments.data();
     p.permutation = sorted.permutation.data();
     p.x = x_rows.rows();

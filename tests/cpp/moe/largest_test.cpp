@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "catch.h"
+#include "moe/rules/order_key.h"
 
 using namespace fulgurite;
 using namespace fulgurite::FULGURITE_VARIANT;

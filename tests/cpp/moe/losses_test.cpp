@@ -92,8 +92,7 @@ struct Problem {
     p.score = score;
     p.eps = kEps;
     p.logits = logits.matrix();
-    p.token_mask = mask;
-    p.token_mask_stride = 2;
+    p.token_mask = {mask, 2};
     p.coefficients = coefficients.data();
     p.sequence = sequence.data();
     p.grad = kGrad;
@@ -177,8 +176,9 @@ TEST_CASE("losses of a router and their gradients") {
 TEST_CASE("the selection bias moves towards experts with too few tokens") {
   for (const Dtype dtype : kDtypes)
     for (const int64_t E : {1, 3, 17})
-      for (const bool proportional : {false, true})
+      for (const BiasRule rule : {BiasRule::kSign, BiasRule::kProportional})
         for (const bool center : {false, true}) {
+          const bool proportional = rule == BiasRule::kProportional;
           INFO("dtype " << int(dtype) << ", E " << E << (proportional ? ", proportional" : "")
                         << (center ? ", centred" : ""));
           std::vector<int64_t> counts;
@@ -189,7 +189,7 @@ TEST_CASE("the selection bias moves towards experts with too few tokens") {
           }
           const Elements before = Elements::sines(dtype, 2 * E, 4);
           Elements bias = before;
-          UpdateBiasParams p{dtype, E, bias.data(), 2, counts.data(), 0.25, proportional, center};
+          UpdateBiasProblem p{dtype, E, bias.data(), 2, counts.data(), 0.25, rule, center};
           moe_update_bias(p);
           const auto update = [&](int64_t e) {
             const double lack = mean - static_cast<double>(counts[e]);

@@ -6,6 +6,7 @@
 #include "catch.h"
 #include "elements.h"
 #include "moe/cpu/kernels/rows.h"
+#include "moe/rules/scores.h"
 #include "scratch.h"
 
 namespace fulgurite {
@@ -136,9 +137,9 @@ TEST_CASE("experts of other groups are never chosen") {
     Router router(dtype, {1.0, kNan, 2.0, 3.0, 100.0, -100.0}, 2, Score::kSoftmax);
     router.p.n_group = 3;
     router.p.topk_group = 1;
-    router.p.group_sum = true;
+    router.p.group_score = GroupScore::kTop2;
     REQUIRE(ids_of(router) == Ids{3, 2});  // sums NaN, 5, 0
-    router.p.group_sum = false;
+    router.p.group_score = GroupScore::kMax;
     REQUIRE(ids_of(router) == Ids{4, 5});  // maxima 1, 3, 100
   }
 }
@@ -148,7 +149,7 @@ TEST_CASE("scores") {
                               0.0,   1e-9,   2.0,   40.0,  700.0};
   for (const double value : x) {
     const double sigmoid_of = sigmoid(splat<Native<double>>(value))[0],
-                 root = sqrt_softplus(splat<Native<double>>(value))[0];
+                 root = sqrt_softplus<VectorMath>(splat<Native<double>>(value))[0];
     const double exact =
         value < -30 ? std::exp(value / 2)
                     : std::sqrt(std::log1p(std::exp(-std::fabs(value))) + std::fmax(value, 0));
@@ -156,14 +157,14 @@ TEST_CASE("scores") {
     const double small = std::exp(-std::fabs(value));  // e^745 would overflow
     REQUIRE(std::fabs(sigmoid_of - (value < 0 ? small : 1) / (1 + small)) <= 4e-16 * sigmoid_of);
     REQUIRE(std::fabs(root - exact) <= 1e-15 * exact);
-    REQUIRE(std::isfinite(unary_score_slope(Score::kSqrtSoftplus, splat<Native<double>>(value),
-                                            splat<Native<double>>(root))[0]));
+    REQUIRE(std::isfinite(own_score_slope<VectorMath>(
+        Score::kSqrtSoftplus, splat<Native<double>>(value), splat<Native<double>>(root))[0]));
   }
   // float32, where the series has fewer terms
   for (float value = -19.9f; value < 30.f; value += 0.37f) {
     const double exact = std::sqrt(std::log1p(std::exp(-std::fabs(static_cast<double>(value)))) +
                                    std::fmax(value, 0.f));
-    const float root = sqrt_softplus(splat<Native<float>>(value))[0];
+    const float root = sqrt_softplus<VectorMath>(splat<Native<float>>(value))[0];
     INFO(value);
     REQUIRE(std::fabs(root - exact) <= 3e-7 * exact);
   }

@@ -24,17 +24,43 @@ void copy_row(S* to, const S* from, int64_t stride, int64_t n) {
   }
 }
 
-template <class S>
-void permute_rows(const CombineParams& p, int64_t first, int64_t last) {
+/// Calls visit(to) for the rows of (T·K,H) that have an assignment, source(row) ≥ 0; the others are 0.
+template <class S, class Source, class Visit>
+FULGURITE_INLINE void for_sorted_rows(const CombineParams& p, void* out, int64_t first,
+                                      int64_t last, const Source& source, const Visit& visit) {
   for (int64_t row = first; row < last; ++row) {
-    S* const to = static_cast<S*>(p.out) + row * p.H;
-    const int64_t a = p.permutation[row];
-    if (p.inverse[a] == row)
-      copy_row(to, static_cast<const S*>(p.x.data) + a / p.K * p.x.row_stride, p.x.column_stride,
-               p.H);
+    S* const to = static_cast<S*>(out) + row * p.H;
+    if (const int64_t a = source(row); a >= 0)
+      visit(a, to);
     else
       __builtin_memset(to, 0, sizeof(S) * p.H);
   }
+}
+
+/// Calls visit(a, row) for the assignments a of token t; row < 0: none of y.
+template <class Visit>
+FULGURITE_INLINE void for_choices(const CombineParams& p, int64_t t, const Visit& visit) {
+  for (int64_t a = t * p.K; a < (t + 1) * p.K; ++a) visit(a, int64_t{p.inverse[a]});
+}
+
+/// Calls put(column, vector) for a row of a matrix of S.
+template <class S, class Put>
+FULGURITE_INLINE void for_matrix_row(const CombineParams& p, const Matrix& matrix, int64_t row,
+                                     const Put& put) {
+  for_row<Accumulate<S>>(static_cast<const S*>(matrix.data) + row * matrix.row_stride,
+                         matrix.column_stride, p.H, put);
+}
+
+template <class S>
+void permute_rows(const CombineParams& p, int64_t first, int64_t last) {
+  const auto source = [&](int64_t row) {
+    const int64_t a = p.permutation[row];
+    return p.inverse[a] == row ? a : -1;
+  };
+  for_sorted_rows<S>(p, p.out, first, last, source, [&](int64_t a, S* to) {
+    copy_row(to, static_cast<const S*>(p.x.data) + a / p.K * p.x.row_stride, p.x.column_stride,
+             p.H);
+  });
 }
 
 template <class S>
@@ -44,13 +70,12 @@ void combine_rows(const CombineParams& p, int64_t first, int64_t last, void* scr
   T* const acc = static_cast<T*>(scratch);
   for (int64_t t = first; t < last; ++t) {
     for (int64_t c = 0; c < padded_row(p.H); c += kLanes<T>) store(acc + c, V{});
-    for (int64_t j = 0; j < p.K; ++j) {
-      const int64_t row = p.inverse[t * p.K + j];
-      if (row < 0) continue;
-      const V weight = splat<V>(p.weights ? static_cast<const T*>(p.weights)[t * p.K + j] : T(1));
-      for_row<T>(static_cast<const S*>(p.y.data) + row * p.y.row_stride, p.y.column_stride, p.H,
-                 [&](int64_t c, V v) { store(acc + c, madd(weight, v, load<V>(acc + c))); });
-    }
+    for_choices(p, t, [&](int64_t a, int64_t row) {
+      if (row < 0) return;
+      const V weight = splat<V>(p.weights ? static_cast<const T*>(p.weights)[a] : T(1));
+      for_matrix_row<S>(p, p.y, row,
+                        [&](int64_t c, V v) { store(acc + c, madd(weight, v, load<V>(acc + c))); });
+    });
     store_row(static_cast<S*>(p.out) + t * p.H, acc, p.H);
   }
 }
@@ -60,18 +85,12 @@ void grad_y_rows(const CombineParams& p, int64_t first, int64_t last, void* scra
   using T = Accumulate<S>;
   using V = Native<T>;
   T* const row_grad = static_cast<T*>(scratch);
-  for (int64_t row = first; row < last; ++row) {
-    const int64_t a = p.owner[row];
-    S* const to = static_cast<S*>(p.out) + row * p.H;
-    if (a < 0) {
-      __builtin_memset(to, 0, sizeof(S) * p.H);
-      continue;
-    }
+  const auto source = [&](int64_t row) { return int64_t{p.owner[row]}; };
+  for_sorted_rows<S>(p, p.grad_y, first, last, source, [&](int64_t a, S* to) {
     const T weight = p.weights ? static_cast<const T*>(p.weights)[a] : T(1);
-    for_row<T>(static_cast<const S*>(p.grad.data) + a / p.K * p.grad.row_stride,
-               p.grad.column_stride, p.H, [&](int64_t c, V v) { store(row_grad + c, v * weight); });
+    for_matrix_row<S>(p, p.grad, a / p.K, [&](int64_t c, V v) { store(row_grad + c, v * weight); });
     store_row(to, row_grad, p.H);
-  }
+  });
 }
 
 template <class S>
@@ -81,14 +100,12 @@ void grad_weight_rows(const CombineParams& p, int64_t first, int64_t last, void*
   T* const g = static_cast<T*>(scratch);
   for (int64_t t = first; t < last; ++t) {
     load_row<S>(p.grad, t, p.H, T(0), g);
-    for (int64_t j = 0; j < p.K; ++j) {
-      const int64_t row = p.inverse[t * p.K + j];
+    for_choices(p, t, [&](int64_t a, int64_t row) {
       V dot{};
       if (row >= 0)
-        for_row<T>(static_cast<const S*>(p.y.data) + row * p.y.row_stride, p.y.column_stride, p.H,
-                   [&](int64_t c, V v) { dot = madd(v, load<V>(g + c), dot); });
-      static_cast<T*>(p.grad_weights)[t * p.K + j] = sum(dot);
-    }
+        for_matrix_row<S>(p, p.y, row, [&](int64_t c, V v) { dot = madd(v, load<V>(g + c), dot); });
+      static_cast<T*>(p.grad_weights)[a] = sum(dot);
+    });
   }
 }
 

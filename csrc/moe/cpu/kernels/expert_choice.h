@@ -5,16 +5,17 @@
 
 namespace fulgurite {
 
-struct ExpertChoiceParams {
-  Dtype dtype;  // of logits and their gradient; everything else is in the accumulation type
-  int64_t T, E;
-  Matrix logits;  // (T,E)
-  void* scores;   // forward: (E,T)
-  // backward
+struct ExpertChoiceForward {
+  void* scores;  // (E,T)
+};
+
+struct ExpertChoiceBackward {
   const uint8_t* taken;     // (T): whether an expert took the token
   const void* grad_scores;  // (T,E) contiguous
   void* grad_logits;        // (T,E)
 };
+
+struct ExpertChoiceParams : ExpertChoiceProblem, ExpertChoiceForward, ExpertChoiceBackward {};
 /// Tokens [first, last) of a call.
 using ExpertChoiceFn = void(const ExpertChoiceParams&, int64_t first, int64_t last, void* scratch);
 

@@ -1,6 +1,6 @@
 // The experts' hidden layer, forward and backward, for rows of operands sorted by expert.
 //
-//   forward    g = W_gate x + b_gate    u = W_up x + b_up    h = a(g)·up(u)             moe/cpu/kernels/activations.h
+//   forward    g = W_gate x + b_gate    u = W_up x + b_up    h = a(g)·up(u)             moe/rules/activations.h
 //   backward   dh = W_outᵀ dout    dw = h·dh    dg = w·dh·up(u)·a'(g)    du = w·dh·a(g)·up'(u)
 //
 // Without gates h = a(g).
@@ -53,6 +53,7 @@ void store_hidden(const HiddenParams& p, const HiddenTask& t, int64_t first, int
   using T = Accumulate<S>;
   using E = Operand<S>;
   using V = Native<T>;
+  using Math = ActivationMath<E>;
   for (int64_t r = 0; r < rows; ++r) {
     const T* const product = w.product + r * kHiddenWidth;
     T* const hidden =
@@ -64,8 +65,8 @@ void store_hidden(const HiddenParams& p, const HiddenTask& t, int64_t first, int
       const GateUp<V> x = t.columns.template load<V>(product, kHiddenBlock, c, lanes);
       if (hidden) t.columns.store(hidden, p.I, c, lanes, x);
       if (!activated) return;
-      const V a = act.template value<E>(x.gate);
-      store_lanes(activated + c, p.gated ? a * act.up(x.up) : a, lanes);
+      const V a = act.template value<Math>(x.gate);
+      store_lanes(activated + c, p.gated ? a * act.template up<Math>(x.up) : a, lanes);
     });
   }
 }
@@ -83,7 +84,8 @@ void finish_hidden(const HiddenParams& p, const HiddenTask& t, int64_t first, in
     t.columns.for_parts(t.i0, t.n, p.I, [&](int64_t, int64_t n, int64_t at) {
       add_bias(w.bias + at, rows, n, w.product + at, kHiddenWidth);
     });
-  with_activation(p, [&](const auto& act) { store_hidden<S>(p, t, first, rows, w, act); });
+  with_activation(p.activation,
+                  [&](const auto& act) { store_hidden<S>(p, t, first, rows, w, act); });
 }
 
 template <class S>
@@ -145,6 +147,7 @@ void grad_row(const HiddenParams& p, const HiddenTask& t, int64_t position,
   using T = Accumulate<S>;
   using E = Operand<S>;
   using V = Native<T>;
+  using Math = ActivationMath<E>;
   const int64_t column = t.columns.first(t.i0);
   const T* const hidden = static_cast<const T*>(p.hidden) + position * p.width() + column;
   E* const activated =
@@ -155,15 +158,16 @@ void grad_row(const HiddenParams& p, const HiddenTask& t, int64_t position,
   V dot{};
   for_lanes<T>(t.n, [&](int64_t c, int64_t lanes) {
     const GateUp<V> x = t.columns.template load<V>(hidden, p.I, c, lanes);
-    const Curve<V> a = act.template curve<E>(x.gate);
-    const V up = p.gated ? act.up(x.up) : splat<V>(1), h = a.value * up;
+    const Curve<V> a = act.template curve<Math>(x.gate);
+    const V up = p.gated ? act.template up<Math>(x.up) : splat<V>(1), h = a.value * up;
     if (activated) store_lanes(activated + c, h * weight, lanes);
     if (!grad_hidden) return;
     const V dh = load_lanes<V>(grad_activated + c, lanes);
     dot = madd(h, dh, dot);
     const V weighted = dh * weight;
     t.columns.store(grad_hidden, p.I, c, lanes,
-                    GateUp<V>{weighted * up * a.slope, act.through_up(weighted * a.value, x.up)});
+                    GateUp<V>{weighted * up * a.slope,
+                              act.template through_up<Math>(weighted * a.value, x.up)});
   });
   if (grad_hidden) static_cast<T*>(p.dots)[position * p.dot_parts + t.block] = sum(dot);
 }
@@ -171,7 +175,7 @@ void grad_row(const HiddenParams& p, const HiddenTask& t, int64_t position,
 template <class S>
 void grad_rows(const HiddenParams& p, const HiddenTask& t, int64_t first, int64_t rows,
                const Accumulate<S>* grad_activated) {
-  with_activation(p, [&](const auto& act) {
+  with_activation(p.activation, [&](const auto& act) {
     for (int64_t r = 0; r < rows; ++r)
       grad_row<S>(p, t, first + r, grad_activated + r * kHiddenBlock, act);
   });

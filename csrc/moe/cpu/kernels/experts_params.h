@@ -1,35 +1,9 @@
-// What the kernels of the experts are told. Legend: moe/cpu/kernels/params.h.
+// What the kernels of the experts are told: the problem (rules/problem.h), and what each pass has besides it.
 #pragma once
 
-#include "moe/cpu/kernels/params.h"
+#include "moe/rules/problem.h"
 
 namespace fulgurite {
-
-/// One matrix for each expert, of any strides.
-struct ExpertMatrices {
-  const void* data;
-  int64_t expert_stride, row_stride, column_stride;
-};
-
-/// One row for each expert, of any strides; data is null where there is none.
-struct ExpertRows {
-  const void* data;
-  int64_t expert_stride, column_stride;
-};
-
-/// A row for each sorted position: its token's, where a permutation (T·K) says which that is, or one that stands at the
-/// position; in the storage type, or as operands, which are contiguous and padded with zeros to whole steps.
-struct SortedRows {
-  Matrix matrix;
-  const int32_t* permutation;
-  int64_t K;
-  bool operands;
-};
-
-/// Sorted positions [first, first + rows) of one expert.
-struct Segment {
-  int64_t expert, first, rows;
-};
 
 inline constexpr int64_t kSegmentRows =
     512;  // packing a weight is then below 3 % of multiplying with it
@@ -43,35 +17,28 @@ inline constexpr int64_t kGradRows = 192;        // a task's part of a weight's 
 inline constexpr int64_t kGradColumns = 256;
 inline constexpr int64_t kBiasColumns = 256;  // columns of a bias's gradient in a task
 
-/// Both passes over the hidden layer; positions are sorted by expert. Its width is I, or 2I where it is gated: gates then
-/// ups, or each gate beside its up.
-struct HiddenParams {
-  Dtype dtype;
-  int64_t H, I;
-  Activation activation;
-  bool gated, interleaved;
-  double alpha, limit;  // of swiglu_oai
-  const Segment* segments;
-  const int32_t* permutation;  // (T·K)
-  SortedRows x;                // (T·K,H) operands
-  ExpertMatrices w_in, w_out;  // (E,width,H), (E,H,I)
-  ExpertRows b_in, b_out;      // (E,width), (E,H), or none
-  void* hidden;  // (T·K,width) of the accumulation type; written by the forward, or null
-  void*
-      activated;  // (T·K,row_width) operands (simd/microkernel.h): forward h, backward w·h; or null
-  int64_t row_width;  // I, or what operands pad it to: the rest is zero
-  // backward
-  SortedRows grad;      // (T·K,H) operands
+/// Rows as operands (simd/microkernel.h): what is past their width, up to a whole step, is zero.
+struct HiddenPacking {
+  SortedRows x, grad;  // (T·K,H)
+  void* activated;     // (T·K,row_width): forward h, backward w·h; or null
+  int64_t row_width;   // I, or what operands pad it to
+  void* grad_hidden;   // (T·K,grad_width)
+  int64_t grad_width;  // width, or what operands pad it to
+};
+
+struct HiddenForward {
+  void* hidden;  // (T·K,width) of the accumulation type, or null; the backward reads it
+};
+
+struct HiddenBackward {
   const void* weights;  // (T,K) of the accumulation type
   bool need_grad;       // the gradients of hidden and weights, not only w·h
-  void* grad_hidden;    // (T·K,grad_width) operands
-  int64_t grad_width;   // width, or what operands pad it to: the rest is zero
   void*
       dots;  // (T·K,dot_parts) of the accumulation type: parts of h·dh by block of columns, then b_out·dout
   int64_t dot_parts;
-
-  int64_t width() const { return gated ? 2 * I : I; }
 };
+
+struct HiddenParams : ExpertsProblem, HiddenPacking, HiddenForward, HiddenBackward {};
 using HiddenTaskFn = void(const HiddenParams&, int64_t task, void* scratch);
 
 /// Sorted rows as operands.

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "moe/cpu/kernels/largest.h"
-#include "moe/cpu/kernels/order_key.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {

@@ -12,6 +12,8 @@
 // Order of sums: a row's by rows.h, the same on every instruction set; rows in float64, in order; the caller adds the tasks' in order.
 
 #include "moe/cpu/kernels/rows.h"
+#include "moe/rules/balance.h"
+#include "moe/rules/scores.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -28,22 +30,30 @@ struct LossScratch {
   }
 };
 
-FULGURITE_INLINE bool hidden(const LossParams& p, int64_t t) {
-  return p.token_mask && !p.token_mask[t * p.token_mask_stride];
+/// Calls row(t) for the tokens of [first, last) that the mask keeps, their logits loaded.
+template <class S, class T, class Row>
+FULGURITE_INLINE void for_kept_rows(const LossParams& p, int64_t first, int64_t last,
+                                    LossScratch<T>& w, const Row& row) {
+  for (int64_t t = first; t < last; ++t) {
+    if (p.token_mask.hides(t)) continue;
+    load_row<S>(p.logits, t, p.E, -kInfinity<T>, w.logits);
+    row(t);
+  }
 }
 
 /// w.scores = P of the row in w.logits; returns D (1 for softmax). The padding has P = 0.
 template <class T>
 T normalised_scores(const LossParams& p, LossScratch<T>& w) {
   using V = Native<T>;
-  const bool softmax = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk;
+  const Score score = p.score;  // a copy: what is stored below could alias the problem
+  const bool softmax = is_softmax(score);
   T total, highest;
   if (softmax) {
     total = exponentials(p.E, w.logits, w.scores, &highest);
   } else {
     // The padding's logits are −inf: its scores are 0.
     total = static_cast<T>(p.eps) + row_sum<T>(p.E, [&](int64_t c) {
-              const V s = unary_score(p.score, load<V>(w.logits + c));
+              const V s = own_score<VectorMath>(score, load<V>(w.logits + c));
               store(w.unary + c, s);
               store(w.scores + c, s);
               return s;
@@ -65,32 +75,34 @@ T weighted_sum(const LossParams& p, const T* coefficients, const LossScratch<T>&
                     [&](int64_t c) { return load<V>(coefficients + c) * load<V>(w.scores + c); });
 }
 
-template <class S>
-void balance_forward(const LossParams& p, int64_t part, int64_t first, int64_t last, void* memory) {
-  using T = Accumulate<S>;
-  LossScratch<T> w(p, memory);
+/// The task's part: Σ value(t, w) over the rows that count.
+template <class S, class Value>
+void sum_rows(const LossParams& p, int64_t part, int64_t first, int64_t last, void* memory,
+              const Value& value) {
+  LossScratch<Accumulate<S>> w(p, memory);
   double total = 0;
-  for (int64_t t = first; t < last; ++t) {
-    if (hidden(p, t)) continue;
-    load_row<S>(p.logits, t, p.E, -kInfinity<T>, w.logits);
-    normalised_scores(p, w);
-    total += weighted_sum(p, coefficients_of<T>(p, t), w);
-  }
+  for_kept_rows<S>(p, first, last, w, [&](int64_t t) { total += value(t, w); });
   p.partial[part] = total;
 }
 
 template <class S>
-void score_sums(const LossParams& p, int64_t part, int64_t first, int64_t last, void* memory) {
+void balance_forward(const LossParams& p, int64_t part, int64_t first, int64_t last, void* memory) {
   using T = Accumulate<S>;
-  LossScratch<T> w(p, memory);
+  sum_rows<S>(p, part, first, last, memory, [&](int64_t t, LossScratch<T>& w) {
+    normalised_scores(p, w);
+    return weighted_sum(p, coefficients_of<T>(p, t), w);
+  });
+}
+
+template <class S>
+void score_sums(const LossParams& p, int64_t part, int64_t first, int64_t last, void* memory) {
+  LossScratch<Accumulate<S>> w(p, memory);
   double* const sums = p.partial + part * p.E;
   for (int64_t e = 0; e < p.E; ++e) sums[e] = 0;
-  for (int64_t t = first; t < last; ++t) {
-    if (hidden(p, t)) continue;
-    load_row<S>(p.logits, t, p.E, -kInfinity<T>, w.logits);
+  for_kept_rows<S>(p, first, last, w, [&](int64_t) {
     normalised_scores(p, w);
     for (int64_t e = 0; e < p.E; ++e) sums[e] += w.scores[e];
-  }
+  });
 }
 
 /// One row of gradients, zeros for a hidden token.
@@ -100,7 +112,7 @@ void grad_rows(const LossParams& p, int64_t first, int64_t last, void* memory, c
   using V = Native<T>;
   LossScratch<T> w(p, memory);
   for (int64_t t = first; t < last; ++t) {
-    if (hidden(p, t)) {
+    if (p.token_mask.hides(t)) {
       for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>) store(w.logits + c, V{});
     } else {
       load_row<S>(p.logits, t, p.E, -kInfinity<T>, w.logits);
@@ -114,35 +126,43 @@ template <class S>
 void balance_backward(const LossParams& p, int64_t first, int64_t last, void* memory) {
   using T = Accumulate<S>;
   using V = Native<T>;
-  const bool softmax = p.score == Score::kSoftmax || p.score == Score::kSoftmaxTopk;
+  const Score score = p.score;
+  const bool softmax = is_softmax(score);
   const T grad = static_cast<T>(p.grad);
   grad_rows<S>(p, first, last, memory, [&](int64_t t, LossScratch<T>& w) {
     const T* const coefficients = coefficients_of<T>(p, t);
     const T total = normalised_scores(p, w);
     const T mean = weighted_sum(p, coefficients, w);
     for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>) {
-      const V slope =
-          softmax ? load<V>(w.scores + c)
-                  : unary_score_slope(p.score, load<V>(w.logits + c), load<V>(w.unary + c)) / total;
+      const V slope = softmax ? load<V>(w.scores + c)
+                              : own_score_slope<VectorMath>(score, load<V>(w.logits + c),
+                                                            load<V>(w.unary + c)) /
+                                    total;
       store(w.logits + c, grad * slope * (load<V>(coefficients + c) - mean));
     }
   });
 }
 
+/// w.scores = e^(l − max l) of the row in w.logits, their sum, and the row's lse.
+template <class T>
+struct LogSumExp {
+  T sum;
+  double lse;
+
+  LogSumExp(const LossParams& p, LossScratch<T>& w) {
+    T highest;
+    sum = exponentials(p.E, w.logits, w.scores, &highest);
+    lse = highest + __builtin_log(static_cast<double>(sum));
+  }
+};
+
 template <class S>
 void z_loss_forward(const LossParams& p, int64_t part, int64_t first, int64_t last, void* memory) {
   using T = Accumulate<S>;
-  LossScratch<T> w(p, memory);
-  double total = 0;
-  for (int64_t t = first; t < last; ++t) {
-    if (hidden(p, t)) continue;
-    load_row<S>(p.logits, t, p.E, -kInfinity<T>, w.logits);
-    T highest;
-    const T sum = exponentials(p.E, w.logits, w.scores, &highest);
-    const double lse = highest + __builtin_log(static_cast<double>(sum));
-    total += lse * lse;
-  }
-  p.partial[part] = total;
+  sum_rows<S>(p, part, first, last, memory, [&](int64_t, LossScratch<T>& w) {
+    const double lse = LogSumExp<T>(p, w).lse;
+    return lse * lse;
+  });
 }
 
 template <class S>
@@ -150,28 +170,22 @@ void z_loss_backward(const LossParams& p, int64_t first, int64_t last, void* mem
   using T = Accumulate<S>;
   using V = Native<T>;
   grad_rows<S>(p, first, last, memory, [&](int64_t, LossScratch<T>& w) {
-    T highest;
-    const T sum = exponentials(p.E, w.logits, w.scores, &highest);
-    const T factor =
-        static_cast<T>(2 * p.grad * (highest + __builtin_log(static_cast<double>(sum)))) / sum;
+    const LogSumExp<T> row(p, w);
+    const T factor = static_cast<T>(2 * p.grad * row.lse) / row.sum;
     for (int64_t c = 0; c < padded_row(p.E); c += kLanes<T>)
       store(w.logits + c, load<V>(w.scores + c) * factor);
   });
 }
 
-/// sign:          update = rate · sign(mean − count)
-/// proportional:  update = rate · (mean − count)/mean         center: minus the mean of the updates
-/// As E·(mean − count) is an integer, the sign is exact.
+/// Of the updates of moe/rules/balance.h; center: minus their mean.
 template <class S>
-void update_bias(const UpdateBiasParams& p) {
+void update_bias(const UpdateBiasProblem& p) {
   using T = Accumulate<S>;
   int64_t total = 0;
   for (int64_t e = 0; e < p.E; ++e) total += p.counts[e];
   if (total == 0) return;
   const auto update = [&](int64_t e) {
-    const int64_t lack = total - p.E * p.counts[e];
-    if (p.proportional) return p.rate * (static_cast<double>(lack) / static_cast<double>(total));
-    return lack > 0 ? p.rate : lack < 0 ? -p.rate : 0.0;
+    return bias_update(p.rule, p.rate, p.E, p.counts[e], total);
   };
   double mean = 0;
   if (p.center) {
@@ -211,7 +225,7 @@ void moe_z_loss_backward(const LossParams& p, int64_t, int64_t first, int64_t la
   with_storage(p.dtype, [&](auto s) { z_loss_backward<decltype(s)>(p, first, last, scratch); });
 }
 
-void moe_update_bias(const UpdateBiasParams& p) {
+void moe_update_bias(const UpdateBiasProblem& p) {
   with_storage(p.dtype, [&](auto s) { update_bias<decltype(s)>(p); });
 }
 

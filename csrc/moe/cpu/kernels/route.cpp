@@ -2,10 +2,7 @@
 //
 //   choice c = logits (softmax kinds)  or  score(logits) + bias
 //   ids      = the K largest c, falling; ties to the lowest index, NaN below −inf, experts outside the kept groups never
-//   weights  = scale · { softmax over the chosen logits             softmax_topk, or softmax with renormalize
-//                      { softmax over all logits, at the chosen     softmax
-//                      { s_j / (Σ_chosen s + eps)                   sigmoid, sqrtsoftplus with renormalize
-//                      { s_j                                        without
+//   weights  of these                                               moe/rules/route_weights.h
 //
 // Reads: logits, bias, token_mask, forced ids; backward the ids that were chosen and the gradient of the weights.
 // Writes: weights, ids, counts; backward the gradient of the logits.
@@ -14,7 +11,8 @@
 
 #include "moe/cpu/kernels/largest_packed.h"
 #include "moe/cpu/kernels/route_groups.h"
-#include "moe/cpu/kernels/route_weights.h"
+#include "moe/cpu/kernels/rows.h"
+#include "moe/rules/route_weights.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -55,11 +53,20 @@ struct RouteScratch {
   }
 };
 
-FULGURITE_INLINE bool is_masked(const RouteParams& p, int64_t t) {
-  return p.token_mask && !p.token_mask[t * p.token_mask_stride];
+/// The rules of moe/rules/route_weights.h. Not inlined: all storage types run the same code.
+template <class V>
+__attribute__((noinline)) void weigh(const RouteProblem& p, const Chosen<V>& c) {
+  weigh_chosen<VectorMath>(p, c);
+}
+template <class V>
+__attribute__((noinline)) void grad(const RouteProblem& p, const Chosen<V>& c) {
+  grad_chosen<VectorMath>(p, c);
 }
 
 // ---- the choice
+
+template <Score kScore>
+using ScoreConstant = std::integral_constant<Score, kScore>;
 
 /// w.keys: what the tokens of w.rows choose by, `score` of the logits, transposed. Returns the bits of those numbers, joined by or.
 template <class T, class ScoreOf>
@@ -83,15 +90,27 @@ FULGURITE_INLINE IntOf<Native<T>> key_columns(const RouteParams& p, const RouteS
   return bits;
 }
 
+/// Runs visitor(score) with the score as a constant; the softmax kinds have the same order.
+template <class Visitor>
+FULGURITE_INLINE auto with_score(Score score, const Visitor& visitor) {
+  switch (score) {
+    case Score::kSoftmax:
+    case Score::kSoftmaxTopk: return visitor(ScoreConstant<Score::kSoftmax>{});
+    case Score::kSigmoid: return visitor(ScoreConstant<Score::kSigmoid>{});
+    case Score::kSqrtSoftplus: return visitor(ScoreConstant<Score::kSqrtSoftplus>{});
+  }
+  __builtin_unreachable();
+}
+
 /// w.chosen.ids of the tokens whose logits w.rows hold.
 template <class T>
 void choose(const RouteParams& p, const RouteScratch<T>& w) {
   using V = Native<T>;
   using I = IntOf<V>;
-  const auto keys_by = [&](const auto& score) { return key_columns(p, w, score); };
-  const I bits = is_softmax(p.score)          ? keys_by([](V x) { return x; })
-                 : p.score == Score::kSigmoid ? keys_by([](V x) { return sigmoid(x); })
-                                              : keys_by([](V x) { return sqrt_softplus(x); });
+  const auto keys_by = [&](auto score) {
+    return key_columns(p, w, [=](V x) { return own_score<VectorMath>(score, x); });
+  };
+  const I bits = with_score(p.score, keys_by);
   if (p.topk_group < p.n_group) keep_groups<V>(p, w.keys, w.groups);
   const I lowest = splat<I>(kOut<T>);
   if (!largest_packed(w.keys, p.E, p.K, lowest, bits, w.top, w.chosen.ids))
@@ -104,7 +123,7 @@ void choose(const RouteParams& p, const RouteScratch<T>& w) {
 template <class S, class T>
 void load_rows(const RouteParams& p, int64_t t, int64_t n, const RouteScratch<T>& w) {
   for (int64_t lane = 0; lane < w.kTokens; ++lane) {
-    if (lane < n && !is_masked(p, t + lane)) {
+    if (lane < n && !p.token_mask.hides(t + lane)) {
       load_row<S>(p.logits, t + lane, p.E, -kInfinity<T>, w.rows[lane]);
     } else {
       for (int64_t e = 0; e < padded_row(p.E); ++e) w.rows[lane][e] = 0;
@@ -117,12 +136,12 @@ template <class T>
 void settle_ids(const RouteParams& p, int64_t t, int64_t n, RouteScratch<T>& w) {
   Chosen<Native<T>>& c = w.chosen;
   for (int64_t lane = 0; lane < n; ++lane) {
-    const bool masked = is_masked(p, t + lane);
+    const bool masked = p.token_mask.hides(t + lane);
     for (int64_t j = 0; j < p.K; ++j) {
       const int64_t given = p.forced ? p.forced[(t + lane) * p.K + j] : c.ids[j][lane];
       const int64_t id = masked ? p.E : given;
       p.ids[(t + lane) * p.K + j] = static_cast<int32_t>(id);
-      c.ids[j][lane] = static_cast<Key<T>>(id);
+      c.ids[j][lane] = static_cast<Integer<T>>(id);
       const bool real = is_expert(p, id);
       c.logits[j][lane] = real ? w.rows[lane][id] : -kInfinity<T>;
       if (real) ++w.counts[id];
@@ -147,7 +166,7 @@ void route_rows(const RouteParams& p, int64_t first, int64_t last, void* memory)
     load_rows<S>(p, t, n, w);
     if (!p.forced) choose(p, w);
     settle_ids(p, t, n, w);
-    weigh_chosen(p, w.chosen);
+    weigh(p, w.chosen);
     for (int64_t lane = 0; lane < n; ++lane)
       for (int64_t j = 0; j < p.K; ++j)
         weights[(t + lane) * p.K + j] = w.chosen.weights[j][lane] * static_cast<T>(p.scale);
@@ -156,11 +175,7 @@ void route_rows(const RouteParams& p, int64_t first, int64_t last, void* memory)
     if (w.counts[e]) __atomic_fetch_add(p.counts + e, w.counts[e], __ATOMIC_RELAXED);
 }
 
-// ---- backward, with g the gradient of the weights times scale, w the unscaled weights, s the
-// scores:
-//   softmax over the chosen:   dl_j = w_j (g_j − Σ g w)
-//   softmax over all:          dl_e = p_e (G_e − Σ g w)               G_e: g scattered to the experts
-//   s/(Σs + eps) = s/D:        dl_j = s'_j (g_j − Σ g w)/D            without renormalize: s'_j g_j
+// ---- backward: moe/rules/route_weights.h
 
 /// Ids, g and logits of tokens [t, t + n). The logits of a masked token are not looked at: they may be NaN.
 template <class S, class T>
@@ -171,7 +186,7 @@ void gather_chosen(const RouteParams& p, int64_t t, int64_t n, const RouteScratc
     for (int64_t j = 0; j < p.K; ++j) {
       const int64_t id = static_cast<const int32_t*>(p.chosen.data)[at(p.chosen, j)];
       const bool real = is_expert(p, id);
-      c.ids[j][lane] = static_cast<Key<T>>(real ? id : -1);
+      c.ids[j][lane] = static_cast<Integer<T>>(real ? id : -1);
       c.logits[j][lane] =
           real ? to_accumulate(static_cast<const S*>(p.logits.data)[at(p.logits, id)])
                : -kInfinity<T>;
@@ -191,22 +206,6 @@ void prefetch_chosen(const RouteParams& p, int64_t first, int64_t last) {
       if (is_expert(p, id))
         __builtin_prefetch(static_cast<const S*>(p.logits.data) + offset(p.logits, t, id));
     }
-}
-
-/// c.grads, from those of the weights to those of the chosen logits.
-template <class V>
-void grad_chosen(const RouteParams& p, const Chosen<V>& c) {
-  const V divisor = weigh_chosen(p, c);
-  ExactSum<V> sum;
-  if (is_softmax(p.score) || p.renormalize)
-    for (int64_t j = 0; j < p.K; ++j) sum.add_product(c.grads[j], c.weights[j]);
-  const V dot = sum.value();
-  for (int64_t j = 0; j < p.K; ++j) {
-    const V g = c.grads[j] - dot;
-    c.grads[j] = is_softmax(p.score)
-                     ? c.weights[j] * g
-                     : unary_score_slope(p.score, c.logits[j], c.scores[j]) * (g / divisor);
-  }
 }
 
 /// From G to the gradient of all logits of token t, in w.grad.
@@ -239,7 +238,7 @@ void grad_rows(const RouteParams& p, int64_t first, int64_t last, void* memory) 
     const int64_t n = w.tokens_from(t, last);
     prefetch_chosen<S>(p, t + n, t + n + w.tokens_from(t + n, last));
     gather_chosen<S>(p, t, n, w);
-    if (!is_over_all(p)) grad_chosen(p, c);
+    if (!is_over_all(p)) grad(p, c);
     for (int64_t lane = 0; lane < n; ++lane) {
       const auto each_chosen = [&](const auto& visit) {
         for (int64_t j = 0; j < p.K; ++j)

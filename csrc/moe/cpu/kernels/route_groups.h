@@ -1,11 +1,9 @@
 // Experts of all but a token's best groups are struck out, one token in each lane.
-//
-//   group   the sum of its two largest choice scores (of one, if it has one), or its largest
 #pragma once
 
 #include "moe/cpu/kernels/largest.h"
-#include "moe/cpu/kernels/order_key.h"
 #include "moe/cpu/kernels/params.h"
+#include "moe/rules/order_key.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -16,19 +14,6 @@ struct GroupLists {
   IntOf<V>*keys, *top, *at;
 };
 
-template <class V>
-FULGURITE_INLINE IntOf<V> group_key(const IntOf<V>* keys, int64_t members, bool sum) {
-  using I = IntOf<V>;
-  I best = keys[0], second = splat<I>(kOut<Element<V>>);
-  for (int64_t e = 1; e < members; ++e) {
-    const I x = keys[e], lower = x > best ? best : x;
-    second = lower > second ? lower : second;
-    best = x > best ? x : best;
-  }
-  const V largest = number_of<V>(best);
-  return order_key(sum && members > 1 ? largest + number_of<V>(second) : largest);
-}
-
 /// `keys`: a vector for each expert.
 template <class V>
 void keep_groups(const RouteParams& p, IntOf<V>* keys, const GroupLists<V>& groups) {
@@ -36,7 +21,7 @@ void keep_groups(const RouteParams& p, IntOf<V>* keys, const GroupLists<V>& grou
   const int64_t members = p.E / p.n_group;
   const I out = splat<I>(kOut<Element<V>>);
   for (int64_t g = 0; g < p.n_group; ++g)
-    groups.keys[g] = group_key<V>(keys + g * members, members, p.group_sum);
+    groups.keys[g] = group_key<V>(keys + g * members, members, p.group_score);
   largest<I>(groups.keys, p.n_group, p.topk_group, out, groups.top, groups.at);
   const I last = groups.top[p.topk_group - 1], last_at = groups.at[p.topk_group - 1];
   for (int64_t g = 0; g < p.n_group; ++g) {

@@ -1,14 +1,13 @@
-// What routing and losses share on one row of logits: loading, sums of a fixed order, and the
-// scores.
+// What routing and losses share on one row of logits: loading and sums of a fixed order.
 //
-// Everything here gives the same bits on every instruction set: exp and log1p are fixed sequences
-// of fma, and sums run over groups of 64 bytes whatever the width of a register is.
+// Everything here gives the same bits on every instruction set: exp is a fixed sequence of fma, and
+// sums run over groups of 64 bytes whatever the width of a register is.
 #pragma once
 
 #include "moe/cpu/kernels/params.h"
 #include "simd/kernel.h"
-#include "simd/math.h"
 #include "simd/pack.h"
+#include "simd/rule_math.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -73,45 +72,6 @@ inline void divide_row(int64_t n, T* x, T divisor) {
   using V = Native<T>;
   for (int64_t c = 0; c < padded_row(n); c += kLanes<T>) store(x + c, load<V>(x + c) / divisor);
   for (int64_t c = n; c < padded_row(n); ++c) x[c] = 0;
-}
-
-/// log(1 + y) for 0 ≤ y ≤ 1 by 2·artanh(z) = 2z·(1 + z²/3 + z⁴/5 + …), z = y/(2 + y) ≤ 1/3; the rest of the series is below
-/// half a unit in the last place.
-template <class V>
-FULGURITE_INLINE V log1p_unit(V y) {
-  using T = Element<V>;
-  constexpr int kTerms = sizeof(T) == 8 ? 18 : 9;
-  const V z = y / (y + T(2)), zz = z * z;
-  V series = splat<V>(T(1) / (2 * kTerms - 1));
-  for (int n = kTerms - 2; n > 0; --n) series = fma(series, zz, splat<V>(T(1) / (2 * n + 1)));
-  return fma(series * zz, z, z) * T(2);
-}
-
-/// Below this x, log(1 + e^x) is e^x to the last bit: √softplus = e^(x/2), which does not vanish
-/// before the gradient does.
-template <class T>
-inline constexpr T kSoftplusTail = sizeof(T) == 8 ? T(-40) : T(-20);
-
-/// √(log(1 + e^x))
-template <class V>
-FULGURITE_INLINE V sqrt_softplus(V x) {
-  using T = Element<V>;
-  const V softplus = max(x, V{}) + log1p_unit(exp(-abs(x)));
-  return select(x < kSoftplusTail<T>, exp(x * T(0.5)), sqrt(softplus));
-}
-
-/// The score of single experts (not the softmax kinds).
-template <class V>
-FULGURITE_INLINE V unary_score(Score score, V x) {
-  return score == Score::kSigmoid ? sigmoid(x) : sqrt_softplus(x);
-}
-
-/// d score/dx from x and the score s: s(1 − s), or σ(x)/(2s), which tends to s/2.
-template <class V>
-FULGURITE_INLINE V unary_score_slope(Score score, V x, V s) {
-  using T = Element<V>;
-  if (score == Score::kSigmoid) return s * (T(1) - s);
-  return select(x < kSoftplusTail<T>, s * T(0.5), sigmoid(x) / (s * T(2)));
 }
 
 }  // namespace FULGURITE_VARIANT

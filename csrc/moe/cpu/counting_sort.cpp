@@ -1,7 +1,7 @@
 // Assignments are cut into streams, one after another: each is counted, then placed behind what its experts have of the
 // streams before it. Two streams are read in turn, so that one waits for no counter of the other; more of them, a power of two
 // apart, get in each other's way in the cache. Groups of two are spread over the threads.
-#include "moe/cpu/plan.h"
+#include "moe/cpu/counting_sort.h"
 
 #include <ATen/Parallel.h>
 
@@ -107,8 +107,8 @@ class CountingSort {
 
 }  // namespace
 
-void make_plan(const Tensor& ids, int64_t E, int32_t* permutation, int32_t* inverse,
-               int64_t* offsets, int64_t capacity) {
+void sort_by_expert(const Tensor& ids, int64_t E, int32_t* permutation, int32_t* inverse,
+                    int64_t* offsets, int64_t capacity) {
   const Tensor dense = ids.contiguous();
   if (ids.scalar_type() == at::kLong)
     CountingSort(dense.const_data_ptr<int64_t>(), ids.numel(), E, capacity)

@@ -20,7 +20,7 @@ inline int64_t experts_per_thread(int64_t assignments, int64_t E) {
 /// ids: (T,K) int32 or int64. permutation (T·K): sorted position → t·K + j; inverse (T·K): the way back; offsets (E+1).
 /// Sentinels come last, with inverse −1, and so does what is beyond the first `capacity` assignments of an expert. inverse may
 /// be null.
-void make_plan(const Tensor& ids, int64_t E, int32_t* permutation, int32_t* inverse,
-               int64_t* offsets, int64_t capacity = std::numeric_limits<int64_t>::max());
+void sort_by_expert(const Tensor& ids, int64_t E, int32_t* permutation, int32_t* inverse,
+                    int64_t* offsets, int64_t capacity = std::numeric_limits<int64_t>::max());
 
 }  // namespace fulgurite
