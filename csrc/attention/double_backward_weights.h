@@ -74,17 +74,23 @@ inline Weights softmax_weights(const Pairs& p, const at::Tensor& grad_lse, const
 inline Weights activation_weights(const Pairs& p, ScoreKind kind, double g) {
   using at::Tensor;
   Tensor weight, first, second;
-  if (kind == ScoreKind::kRelu2) {
-    const Tensor positive = p.score.relu();
-    weight = positive * positive * g;
-    first = positive * (2 * g);
-    second = p.score.gt(0).to(p.score.scalar_type()) * (2 * g);
-  } else {
-    constexpr double kPi = std::numbers::pi, kRootTwo = std::numbers::sqrt2;
-    const Tensor centred = p.score - kRootTwo / 2;
-    weight = ((centred * std::sqrt(2 * kPi)).erf_() + 1) * (0.5 * g);
-    first = (centred * centred * (-2 * kPi)).exp_() * (g * kRootTwo);
-    second = first * centred * (-4 * kPi);
+  switch (kind) {
+    case ScoreKind::kRelu2: {
+      const Tensor positive = p.score.relu();
+      weight = positive * positive * g;
+      first = positive * (2 * g);
+      second = p.score.gt(0).to(p.score.scalar_type()) * (2 * g);
+      break;
+    }
+    case ScoreKind::kLaplace: {
+      constexpr double kPi = std::numbers::pi, kRootTwo = std::numbers::sqrt2;
+      const Tensor centred = p.score - kRootTwo / 2;
+      weight = ((centred * std::sqrt(2 * kPi)).erf_() + 1) * (0.5 * g);
+      first = (centred * centred * (-2 * kPi)).exp_() * (g * kRootTwo);
+      second = first * centred * (-4 * kPi);
+      break;
+    }
+    case ScoreKind::kSoftmax: TORCH_INTERNAL_ASSERT(false, "softmax has weights of its own");
   }
   const Tensor grad_score = second * p.grad_weight * p.score_dot + first * p.grad_weight_dot;
   return {weight, first * p.score_dot, first * p.grad_weight, grad_score, Tensor(), Tensor()};

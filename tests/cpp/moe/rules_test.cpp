@@ -9,49 +9,11 @@
 #include "moe/rules/balance.h"
 #include "moe/rules/order_key.h"
 #include "moe/rules/route_weights.h"
+#include "std_math.h"
 
 using namespace fulgurite;
 
 namespace {
-
-struct StdMath {
-  template <class T>
-  static T exp(T x) {
-    return std::exp(x);
-  }
-  template <class T>
-  static T erf(T x) {
-    return std::erf(x);
-  }
-  template <class T>
-  static T sigmoid(T x) {
-    return 1 / (1 + std::exp(-x));
-  }
-  template <class T>
-  static T sqrt(T x) {
-    return std::sqrt(x);
-  }
-  template <class T>
-  static T abs(T x) {
-    return std::fabs(x);
-  }
-  template <class T>
-  static T max(T a, T b) {
-    return a > b ? a : b;
-  }
-  template <class T>
-  static T min(T a, T b) {
-    return a < b ? a : b;
-  }
-  template <class T>
-  static T fma(T a, T b, T c) {
-    return std::fma(a, b, c);
-  }
-  template <class T>
-  static T madd(T a, T b, T c) {
-    return std::fma(a, b, c);
-  }
-};
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN(),
                  kInf = std::numeric_limits<double>::infinity();
@@ -63,13 +25,6 @@ bool near(T a, double b) {
 }
 
 double logistic(double x) { return 1 / (1 + std::exp(-x)); }
-
-/// The derivative by differences.
-template <class F>
-double slope(const F& f, double x) {
-  const double h = 1e-3;
-  return (f(x - 2 * h) - 8 * f(x - h) + 8 * f(x + h) - f(x + 2 * h)) / (12 * h);
-}
 
 double exact_activation(Activation kind, double g) {
   switch (kind) {
@@ -109,7 +64,7 @@ TEMPLATE_TEST_CASE("activations of numbers are those of the formulas, and slopes
         const Curve<T> curve = act.template curve<StdMath>(at);
         REQUIRE(near(act.template value<StdMath>(at), exact(at)));
         REQUIRE(curve.value == act.template value<StdMath>(at));
-        REQUIRE(std::fabs(curve.slope - slope(exact, at)) < 1e-5);
+        REQUIRE(std::fabs(curve.slope - slope_of(exact, at)) < 1e-5);
       }
       REQUIRE(std::isnan(act.template value<StdMath>(static_cast<T>(kNan))));
     });
@@ -140,7 +95,7 @@ TEMPLATE_TEST_CASE("scores of single experts and their slopes", "[rules]", float
       const double exact = exact_score(score, at);
       REQUIRE(std::fabs(s - exact) <= (sizeof(T) == 8 ? 1e-14 : 4e-7) * std::fabs(exact));
       const double by_differences =
-          slope([score = score](double y) { return exact_score(score, y); }, at);
+          slope_of([score = score](double y) { return exact_score(score, y); }, at);
       REQUIRE(std::fabs(own_score_slope<StdMath>(score, at, s) - by_differences) <=
               1e-6 + 1e-5 * std::fabs(by_differences));
     }
@@ -223,8 +178,8 @@ TEMPLATE_TEST_CASE("weights of a token and their gradients", "[rules]", float, d
       const auto loss = [&](double a, double b) {
         return 0.5 * exact(a, b, 0) - 2 * exact(a, b, 2);
       };
-      CHECK(std::fabs(grads[0] - slope([&](double a) { return loss(a, 0.5); }, 2)) < 1e-5);
-      CHECK(std::fabs(grads[2] - slope([&](double b) { return loss(2, b); }, 0.5)) < 1e-5);
+      CHECK(std::fabs(grads[0] - slope_of([&](double a) { return loss(a, 0.5); }, 2)) < 1e-5);
+      CHECK(std::fabs(grads[2] - slope_of([&](double b) { return loss(2, b); }, 0.5)) < 1e-5);
     }
 }
 
@@ -259,7 +214,7 @@ TEST_CASE("coefficients of cv2 are the slopes of its loss") {
   CHECK(cv2.mean == 2.375);
   CHECK(cv2.loss() == Approx(1.8958333333 / (2.375 * 2.375)));
   for (size_t e = 0; e < m.size(); ++e) {
-    const double at = m[e], expected = slope(
+    const double at = m[e], expected = slope_of(
                                 [&](double x) {
                                   m[e] = x;
                                   return Cv2(m.data(), 4).loss();

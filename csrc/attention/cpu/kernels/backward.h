@@ -6,10 +6,11 @@
 // Dropout multiplies P (in dV) and dP by its keep factors; softcap multiplies dS by 1 − tanh² on the way to the product.
 #pragma once
 
-#include "attention/cpu/kernels/activation.h"
 #include "attention/cpu/kernels/backward_strip.h"
 #include "attention/cpu/kernels/packed.h"
+#include "attention/rules/activations.h"
 #include "attention/rules/row_statistics.h"
+#include "simd/rule_math.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -160,9 +161,9 @@ FULGURITE_INLINE void activation_row(const AttentionParams& p, const Tile& t, T*
   using V = Native<T>;
   for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
     const V score = load<V>(scores + c);
-    store(scores + c, activation(p, score));
-    store(grads + c,
-          select(score == kHidden<T>, V{}, activation_slope(p, score) * load<V>(grads + c)));
+    const V slope = activation_slope<VectorMath>(p.score, p.score_scale, score);
+    store(scores + c, activation<VectorMath>(p.score, p.score_scale, score));
+    store(grads + c, select(score == kHidden<T>, V{}, slope * load<V>(grads + c)));
   }
 }
 

@@ -3,7 +3,7 @@
 // Per row, over the key tiles J in order (m starts at −inf, l and o at 0):
 //   o = α·o + p·V_J        with α and p of online_softmax.h
 // and at the end out = o/l, lse = m + log l. A row that keeps nothing has l = 0: out 0, lse −inf. A sink is a score without
-// a value: m starts at sink_h and l at 1. Dropout acts on p·V only. Scores of other kinds are not normalised (activation.h).
+// a value: m starts at sink_h and l at 1. Dropout acts on p·V only. Scores of other kinds are not normalised (rules/activations.h).
 //
 // Reads: query, key, value and what makes scores; K and V as packed once per key/value head, or by the task (packed.h).
 // Writes: out and lse. pack: a key block as operands, and whether it is finite.
@@ -11,9 +11,10 @@
 // Order of sums: a row's l and o over the keys in order, block by block; a product is one chain over its depth. Nothing depends on
 // the rows beside it.
 
-#include "attention/cpu/kernels/activation.h"
 #include "attention/cpu/kernels/forward_strip.h"
 #include "attention/cpu/kernels/packed.h"
+#include "attention/rules/activations.h"
+#include "simd/rule_math.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -53,7 +54,7 @@ void activate(const AttentionParams& p, const Tile& t, const OnlineSoftmax<T>& w
   for (int64_t r = 0; r < t.rows; ++r)
     for (int64_t c = t.c0; c < t.c1; c += kLanes<T>) {
       T* const s = w.scores + r * kScoreStride + c;
-      store(s, activation(p, load<V>(s)));
+      store(s, activation<VectorMath>(p.score, p.score_scale, load<V>(s)));
     }
 }
 
