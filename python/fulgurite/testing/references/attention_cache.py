@@ -118,8 +118,8 @@ def sequence_of(cache: Tensor, b: int, length: int, page_table: Tensor | None) -
 def attention_merge(outs: list[Tensor], lses: list[Tensor]) -> tuple[Tensor, Tensor]:
     """out = Σ_r w_r·out_r with w the softmax of the lses, lse = log Σ_r exp lse_r.
 
-    A partial of lse −inf contributes nothing; those of +inf outweigh all others and count alike. The
-    lses are centred first: a large one has no digits left for the logarithm of the sum.
+    A partial of lse −inf contributes nothing; those of +inf outweigh all others and count alike.
+    The lses are centred first: a large one has no digits left for the logarithm of the sum.
     """
     logits = torch.stack(lses)
     kept = logits != -math.inf
