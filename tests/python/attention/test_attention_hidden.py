@@ -135,6 +135,47 @@ def test_padding_may_hold_anything(dtype: torch.dtype, number: float, isa: str) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("N", "M", "seen", "kwargs"),
+    [
+        (1, 4, 1, {"causal": True, "align": "top_left"}),
+        (1, 9, 5, {"window_right": 4, "align": "top_left"}),
+        (1, 140, 129, {"window_right": 128, "align": "top_left"}),
+        (12, 12, 5, {"chunk_size": 5}),
+        (200, 200, 33, {"chunk_size": 33}),
+        (300, 300, 129, {"chunk_size": 129}),
+        (3, 9, 3, {"causal": True, "align": "top_left"}),
+    ],
+)
+def test_keys_behind_those_in_reach_may_hold_anything(
+    dtype: torch.dtype,
+    number: float,
+    N: int,
+    M: int,
+    seen: int,
+    kwargs: dict[str, Any],
+    isa: str,
+) -> None:
+    """Where all rows end at an odd key, the one behind it is in its pair of operands."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = qkv(generator, dtype, DEVICE, Hq=2, Hkv=1, N=N, M=M, D=16)
+    rows = slice(0, min(N, seen))
+
+    def results() -> list[torch.Tensor]:
+        wanted = query.clone().requires_grad_()
+        out, lse = attention_op(wanted, key, value, **kwargs)
+        (grad,) = torch.autograd.grad(out[:, :, rows].float().sum(), wanted)
+        return [x[:, :, rows].detach() for x in (out, lse, grad)]
+
+    key[:, :, seen:], value[:, :, seen:] = 0, 0
+    clean = results()
+    key[:, :, seen:], value[:, :, seen:] = number, number
+    for actual, expected in zip(results(), clean, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("N", "M", "kwargs", "empty"),
     [

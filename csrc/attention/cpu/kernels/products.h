@@ -157,7 +157,9 @@ FULGURITE_INLINE void accumulate_tile(const ScoreRule& rule, const Tile& t, cons
                                       PanelsB<E> b, int64_t N, Accumulate<E>* c, int64_t ldc) {
   const int64_t columns = t.c1 - t.c0;
   const int64_t M = queries_are_rows ? t.rows : columns, K = queries_are_rows ? columns : t.rows;
-  if (t.state == TileState::kPartial && !finite)
+  // The last step along an odd number of keys may hold the key behind them, which is hidden.
+  const bool reads_behind = queries_are_rows && steps<E>(K) * kStep<E> > K && t.c1 < t.columns;
+  if ((t.state == TileState::kPartial || reads_behind) && !finite)
     return careful_gemm(rule, t, queries_are_rows, a, b, N, c, ldc);
   if (t.all_in_reach) return gemm<E>(M, N, steps<E>(K), a, b, c, ldc, true);
   gemm<E>(M, N, a, b, c, ldc, true, [&](int64_t m0, int64_t m1, int64_t, int64_t) {
