@@ -101,6 +101,7 @@ template <auto f, class Args, class S = Signature<Args>>
 struct FromSchema;
 template <auto f, class Args, class Result, class... Passed>
 struct FromSchema<f, Args, Result(Passed...)> {
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): the dispatcher passes a SymInt by value.
   static Result run(Passed... passed) { return f(arguments_of<Args>(passed...)); }
 };
 

@@ -46,7 +46,7 @@ void save(torch::autograd::AutogradContext* ctx, const Args& args,
       numbers.emplace_back(member);
   };
   std::apply([&](const auto&... member) { (keep(member), ...); }, flat(args));
-  ctx->saved_data["arguments"] = std::move(numbers);
+  ctx->saved_data["arguments"] = numbers;
 }
 
 /// The arguments again, strings as views of what ctx holds; their tensors stand in `tensors` from `next` on.

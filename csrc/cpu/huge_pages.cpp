@@ -10,10 +10,9 @@ at::Tensor on_huge_pages(at::Tensor fresh) {
 #if defined(__linux__)
   constexpr size_t kPage = 4096, kWorthwhile = 4 << 20;  // the ends of a block stay on small pages
   if (fresh.nbytes() < kWorthwhile) return fresh;
-  const auto address = reinterpret_cast<uintptr_t>(fresh.mutable_data_ptr());
-  const uintptr_t begin = (address + kPage - 1) / kPage * kPage,
-                  end = (address + fresh.nbytes()) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  auto* const bytes = static_cast<char*>(fresh.mutable_data_ptr());
+  const size_t before = -reinterpret_cast<uintptr_t>(bytes) % kPage;
+  madvise(bytes + before, (fresh.nbytes() - before) / kPage * kPage, MADV_HUGEPAGE);
 #endif
   return fresh;
 }

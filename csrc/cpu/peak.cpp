@@ -44,9 +44,11 @@ double rate(PeakFn* run, const PeakParams& p) {
       if (seconds_since(start) > kPatience) together.store(false);
     }
     double operations = 0, seconds = 0;
-    for (const auto counted_from = Clock::now(); seconds < kSeconds;
-         seconds = seconds_since(counted_from))
+    const auto counted_from = Clock::now();
+    while (seconds < kSeconds) {
       operations += run(p);
+      seconds = seconds_since(counted_from);
+    }
     total.fetch_add(operations / seconds);
   });
   return together ? total.load() : 0;

@@ -17,20 +17,21 @@ class TensorInside {
     const py::object probe = torch.attr("empty")(0, py::arg("device") = "cpu");
     const auto inside = py::cast<uintptr_t>(probe.attr("_cdata"));
     const Py_ssize_t end = Py_TYPE(probe.ptr())->tp_basicsize;
-    for (offset_ = sizeof(PyObject); at(probe.ptr()) != inside; offset_ += sizeof(uintptr_t))
-      if (offset_ + 2 * static_cast<Py_ssize_t>(sizeof(uintptr_t)) > end)
+    for (offset_ = sizeof(PyObject); reinterpret_cast<uintptr_t>(at(probe.ptr())) != inside;
+         offset_ += sizeof(void*))
+      if (offset_ + 2 * static_cast<Py_ssize_t>(sizeof(void*)) > end)
         throw py::type_error("fulgurite._C: tensors of this torch are not laid out as expected");
   }
 
   /// Null for anything but a tensor.
   const void* operator()(PyObject* object) const {
     if (!PyType_IsSubtype(Py_TYPE(object), type_)) return nullptr;
-    return reinterpret_cast<const void*>(at(object));
+    return at(object);
   }
 
  private:
-  uintptr_t at(PyObject* object) const {
-    uintptr_t inside;
+  const void* at(PyObject* object) const {
+    const void* inside;
     std::memcpy(&inside, reinterpret_cast<const char*>(object) + offset_, sizeof(inside));
     return inside;
   }
@@ -76,7 +77,9 @@ HeldLists::HeldLists(const py::list& lists, const py::dict& states) {
 bool HeldLists::same(const py::list& lists, const py::dict& states) const {
   size_t i = 0;
   const bool all = visit_addresses(lists, states, [&](const void* address) {
-    return i < addresses_.size() && addresses_[i++] == address;
+    const bool is_next = i < addresses_.size() && addresses_[i] == address;
+    ++i;
+    return is_next;
   });
   return all && i == addresses_.size();
 }

@@ -27,8 +27,8 @@ double multiply(int64_t rounds) {
     tiles.dot_bfloat16<2, 5, 6>();
     tiles.dot_bfloat16<3, 5, 7>();
   }
-  constexpr double kInProduct = 2.0 * kTileMaxRows * (kTileMaxBytes / 4) * (kTileMaxBytes / 2);
-  return 4 * kInProduct * static_cast<double>(rounds);
+  constexpr int kInProduct = 2 * kTileMaxRows * (kTileMaxBytes / 4) * (kTileMaxBytes / 2);
+  return 4.0 * kInProduct * static_cast<double>(rounds);
 }
 
 #else
