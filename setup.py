@@ -40,7 +40,7 @@ def torch_version() -> str:
     except metadata.PackageNotFoundError:
         sys.exit(
             "fulgurite is compiled against the torch of its environment, and this one has none.\n"
-            "Install torch (2.13 to 2.15), then: pip install --no-build-isolation ."
+            "Install torch (2.11 to 2.15), then: pip install --no-build-isolation ."
         )
 
 
