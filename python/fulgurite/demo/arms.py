@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler  # torch.amp exports it to mypy since torch 2.13
 
 from fulgurite.amp import LossScaler
 from fulgurite.demo.memory import peak_bytes
@@ -72,7 +73,7 @@ class Arm(ABC):
         self.model = model
         self.precision = precision
         self.optimizer: torch.optim.Optimizer
-        self.scaler: LossScaler | torch.amp.GradScaler
+        self.scaler: LossScaler | GradScaler
 
     @abstractmethod
     def update(self) -> str | None:
@@ -173,7 +174,7 @@ class FulguriteArm(Arm):
 class PlainArm(Arm):
     """GradScaler, clip_grad_norm_ and torch's fused AdamW."""
 
-    scaler: torch.amp.GradScaler
+    scaler: GradScaler
 
     def __init__(self, config: ModelConfig, precision: str, seed: int) -> None:
         twin = LanguageModel(config)
@@ -184,7 +185,7 @@ class PlainArm(Arm):
         self.optimizer = torch.optim.AdamW(
             decay_groups(model), lr=LEARNING_RATE, betas=BETAS, fused=True
         )
-        self.scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
+        self.scaler = GradScaler("cpu", enabled=precision == "fp16")
 
     def update(self) -> str | None:
         scale = self.scaler.get_scale()

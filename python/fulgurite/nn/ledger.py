@@ -196,7 +196,7 @@ class _Promise(torch.autograd.Function):
 def promise(loss: Tensor, ledger: Ledger) -> Tensor:
     with torch.enable_grad():
         root = torch.zeros((), dtype=loss.dtype, device=loss.device, requires_grad=True)
-        promised: Tensor = _Promise.apply(root, loss.detach(), ledger)  # type: ignore[no-untyped-call]
+        promised: Tensor = _Promise.apply(root, loss.detach(), ledger)
     return promised
 
 
@@ -216,7 +216,7 @@ class _Hang(torch.autograd.Function):
 
 def hang(weights: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
     """``weights``; their backward gives the loss this gradient."""
-    hung: Tensor = _Hang.apply(weights, loss, gradient.to(loss.dtype))  # type: ignore[no-untyped-call]
+    hung: Tensor = _Hang.apply(weights, loss, gradient.to(loss.dtype))
     return hung
 
 
