@@ -26,6 +26,16 @@ class Numbers(NamedTuple):
     seed: Tensor | None
 
 
+class Seen:
+    """What the last step saw. Beside the optimizer, whose own attributes a compiled step cannot set
+    in torch 2.11.
+    """
+
+    def __init__(self) -> None:
+        self.total_norm: Tensor | None = None
+        self.skipped = torch.zeros((), dtype=torch.float32, device="cpu")
+
+
 class Call:
     """The lists of one call of an operator."""
 

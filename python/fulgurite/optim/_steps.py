@@ -11,15 +11,12 @@ from torch.optim.optimizer import Optimizer
 
 from fulgurite.optim import _groups
 from fulgurite.optim._parts import refuse_shard
-from fulgurite.optim._plan import Call, Mode, Numbers, Plan
+from fulgurite.optim._plan import Call, Mode, Numbers, Plan, Seen
 from fulgurite.optim._states import StateKind, follow_parameter, take_parameter
 
 
 class Steps(Optimizer):
     """The part of :class:`fulgurite.optim.AdamW` that runs while a model is trained."""
-
-    total_norm: Tensor | None
-    skipped: Tensor
 
     _kind: StateKind
     _copies: list[Tensor] | None
@@ -29,8 +26,17 @@ class Steps(Optimizer):
         """Nothing has happened yet."""
         self._plan: Plan | None = None
         self._norm_sq: Tensor | None = None  # of the gradients that a LossScaler has just looked at
-        self.total_norm = None
-        self.skipped = torch.zeros((), dtype=torch.float32, device="cpu")
+        self._seen = Seen()
+
+    @property
+    def total_norm(self) -> Tensor | None:
+        """Of all gradients of the last step; None without ``max_grad_norm``."""
+        return self._seen.total_norm
+
+    @property
+    def skipped(self) -> Tensor:
+        """1 if the last step was skipped because a scaler found an overflow, else 0."""
+        return self._seen.skipped
 
     def _check_group(self, group: dict[str, Any]) -> None:
         _groups.check_scope(group)
@@ -139,7 +145,7 @@ class Steps(Optimizer):
             call.run(numbers)
 
     def _clip(self, norm_sq: Tensor, inv_scale: Tensor | None) -> Tensor:
-        self.total_norm = norm_sq.sqrt()
+        self._seen.total_norm = norm_sq.sqrt()
         multiplier: Tensor = torch.ops.fulgurite.clip_multiplier(
             norm_sq, self._max_grad_norm, inv_scale=inv_scale
         )
@@ -149,7 +155,7 @@ class Steps(Optimizer):
         self, rows: _groups.Rows, multiplier: Tensor | None, found_inf: Tensor | None
     ) -> Numbers:
         device = self._device()
-        self.skipped = (
+        self._seen.skipped = (
             torch.zeros((), dtype=torch.float32, device=device)
             if found_inf is None
             else (found_inf > 0).float()

@@ -251,6 +251,7 @@ def test_a_compiled_step_is_the_same() -> None:
         step()
     for p, q in zip(ours, plain, strict=True):
         assert torch.equal(p, q)
+    assert torch.equal(eager.total_norm, compiled.total_norm)
 
 
 def test_a_step_takes_no_memory_to_speak_of() -> None:
