@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fulgurite.nn.functional._tracing import is_exporting
 from fulgurite.nn.ledger import (
     Entry,
     Ledger,
@@ -53,7 +54,7 @@ class Counted(nn.Module):
             self.aux_loss = loss
             return weights
         ledger = self.ledger
-        if torch.compiler.is_exporting():
+        if is_exporting():
             self.aux_loss = loss
         elif torch.compiler.is_compiling():
             self.aux_loss = loss

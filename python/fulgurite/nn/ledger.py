@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
+from fulgurite.nn.functional._tracing import is_exporting
+
 
 def in_backward() -> bool:
     """Whether autograd runs a backward in this thread: then a forward is a recomputation."""
@@ -54,7 +56,7 @@ def count(total: Tensor, counts: Tensor) -> None:
     """``total += counts``, but not while a forward is recomputed."""
     if not torch.compiler.is_compiling():
         _count(total, counts.to(total.device))
-    elif torch.compiler.is_exporting():  # a program of its own, which knows no operator of Python
+    elif is_exporting():  # a program of its own, which knows no operator of Python
         total += counts
     else:
         torch.ops.fulgurite_nn.count_(total, counts)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from fulgurite.nn.functional._tracing import is_exporting
+
 
 def uniform_like(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform numbers in [low, high) of x's shape and type, from torch's default generator.
@@ -13,7 +15,7 @@ def uniform_like(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     marked or not: RuntimeError.
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-        traced = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        traced = torch.compiler.is_dynamo_compiling() and not is_exporting()
         if traced:
             drawn: Tensor = _saved_uniform(x, low, high)
             return drawn
