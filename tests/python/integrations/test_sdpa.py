@@ -11,31 +11,12 @@ import torch
 import torch.nn.functional as TF
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fulgurite.nn.functional as F
 from fulgurite.integrations import sdpa
+from seen import Seen
 
 taken_before = TF.scaled_dot_product_attention
-
-
-class Seen(TorchDispatchMode):
-    """The names of the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def served(self) -> bool:
-        torchs = any("scaled_dot_product" in name or "softmax" in name for name in self.names)
-        return any(name.startswith("fulgurite::attention") for name in self.names) and not torchs
 
 
 @pytest.fixture
