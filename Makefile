@@ -1,4 +1,4 @@
-# make demo | test | build | lint | bench | test-full | test-neon | docs. Everything lives in the tree: .venv, build.
+# make demo | test | build | lint | bench | test-full | test-neon | test-clients | docs. Everything lives in the tree: .venv, build.
 #   ARGS="--quick"   options for the demo and the benchmarks
 #   TORCH=2.15.0     another torch, in an environment and a build folder of its own
 #   ISA="baseline;avx2"  these instruction sets alone, for daily work; all without it. Another list configures again
@@ -18,7 +18,7 @@ export FULGURITE_BUILD_DIR := $(BUILD)
 SOURCES := python tests setup.py docs/conf.py
 CXX_SOURCES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
-.PHONY: demo test test-full test-neon bench build build-tests lint lint-quick docs clean FORCE
+.PHONY: demo test test-full test-neon test-clients bench build build-tests lint lint-quick docs clean FORCE
 .DELETE_ON_ERROR:
 
 demo: build $(VENV)/.demo
@@ -35,6 +35,12 @@ test-full: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
 # Kernels and their tests cross-compiled for arm64, under qemu-user.
 test-neon:
 	JOBS=$(JOBS) scripts/test_neon.sh
+
+# Released classes of transformers, timm and diffusers, in an environment of their own.
+test-clients: build
+	@[ -x .venv-clients/bin/python ] || $(PYTHON) -m venv .venv-clients
+	PATH=$(CURDIR)/.venv-clients/bin:$$PATH scripts/pip.sh torch==$(TORCH) -r requirements/clients.txt
+	PYTHONPATH=python:tests/python OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/clients
 
 bench: build $(VENV)/.demo
 	python -m fulgurite.bench $(ARGS)

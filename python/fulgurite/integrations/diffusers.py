@@ -86,5 +86,5 @@ def set_processor(model: Any) -> Applied:
     }
     led = {place: AttnProcessor(inner) for place, inner in released.items()}
     model.set_attn_processor(processors | led)
-    replaced = Counter(type(inner).__name__ for inner in released.values())
+    replaced = dict(Counter(type(inner).__name__ for inner in released.values()))
     return Applied(replaced, [lambda: model.set_attn_processor(dict(processors))])
