@@ -49,7 +49,11 @@ def parser() -> Parser:
     )
     add = made.add_argument
     add("--text", metavar="FILE", help="text to train on (default: Python's standard library)")
-    add("--precision", choices=("bf16", "fp16", "fp32"), help="of the products (default: bf16)")
+    add(
+        "--precision",
+        choices=("bf16", "fp16", "fp32"),
+        help="of the products (default: bf16 where the machine multiplies it, else fp32)",
+    )
     add("--arms", choices=("both", "fulgurite", "plain"), help="which to train (default: both)")
     add("--steps", type=at_least(1), help="optimizer steps (default: what fits in four minutes)")
     add("--batch", type=at_least(1), help="sequences per step (default: 2)")
@@ -181,6 +185,12 @@ def run_demo(options: argparse.Namespace) -> int:
     run = resumed_run(given, folder) if options.resume else new_run(given)
     if options.resume:
         console.print(f"continuing after step {run.step}")
+    elif "precision" not in given and run.settings.precision == "fp32":
+        console.print(
+            "in float32, which is faster than bfloat16 on this machine: it has no products of"
+            " bfloat16 (--precision bf16 for those all the same)",
+            soft_wrap=True,
+        )
     return train(run, folder, options.checkpoint_every, console)
 
 

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
+import torch
+
+from fulgurite._config import explain
 from fulgurite.demo.arms import Arm, Step, build_arm, learning_rate
 from fulgurite.demo.data import Corpus
 from fulgurite.demo.model import QUICK, ModelConfig
@@ -38,11 +41,21 @@ def curve_bound(precision: str, steps: int) -> float:
     return min(most, least + each * steps)
 
 
+def default_precision() -> str:
+    """bf16 where kernels multiply bfloat16 as it is. Elsewhere operands become float32 first, and
+    float32 itself is faster: fp32."""
+    ran = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.zeros(1, 1, 1, 8, dtype=dtype)
+        ran.append(explain("attention", x, x, x)[0]["isa"])
+    return "bf16" if ran[0] != ran[1] else "fp32"
+
+
 @dataclass(frozen=True)
 class Settings:
     """What defines a run; two runs with equal settings and numbers of steps train the same bits."""
 
-    precision: str = "bf16"
+    precision: str = field(default_factory=default_precision)
     arms: tuple[str, ...] = ("fulgurite", "plain")
     steps: int | None = None  # None: as many as fit in the time
     batch: int = 2

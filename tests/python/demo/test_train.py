@@ -23,6 +23,7 @@ from fulgurite.demo.train import (
     curve_distance,
     plan_steps,
 )
+from fulgurite.testing.backend import Backend
 
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 
@@ -65,6 +66,11 @@ def test_arms_start_as_the_same_function() -> None:
     for ours, theirs in zip(model.moe_layers(), plain.moe_layers(), strict=True):
         torch.testing.assert_close(ours.aux_loss, theirs.aux_loss)
         assert torch.equal(ours.load, theirs.load)
+
+
+def test_the_default_is_what_the_kernels_multiply(backend: Backend) -> None:
+    expected = "bf16" if backend.set in ("avx512_bf16", "amx") else "fp32"
+    assert Settings().precision == expected
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
