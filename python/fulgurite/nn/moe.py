@@ -9,7 +9,6 @@ from fulgurite._numbers import integer, number
 from fulgurite.nn import functional as F
 from fulgurite.nn.counted import COUNTS, keep_aux_loss, state_without_graph
 from fulgurite.nn.load import LoadStatistics
-from fulgurite.nn.moe_transformers import block_parts
 from fulgurite.nn.router import Router, check_tokens, jittered
 
 
@@ -254,6 +253,8 @@ class MoE(nn.Module):
             TypeError: a block of another model.
             NotImplementedError: an option of the block that has no counterpart here.
         """
+        from fulgurite.integrations.transformers.blocks import block_parts
+
         options, state = block_parts(block)
         weight = state["router.weight"]
         module = cls(**options, device=weight.device, dtype=weight.dtype)

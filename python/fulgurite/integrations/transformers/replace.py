@@ -1,0 +1,183 @@
+"""A model that exists, led to fulgurite's operators and back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from fulgurite.integrations.transformers import classes
+from fulgurite.integrations.transformers.attention import NAMES
+from fulgurite.integrations.transformers.names import of_transformers, register
+
+NAME = "fulgurite.integrations.transformers.apply"
+# What a config calls the name of a part, and what sets it on a model.
+CONFIG_NAMES = {
+    "attention": ("_attn_implementation", "set_attn_implementation"),
+    "experts": ("_experts_implementation", "set_experts_implementation"),
+}
+
+
+@dataclass
+class Applied:
+    """What :func:`apply` has done to a model.
+
+    ``replaced`` has, for each class of transformers, how many modules now compute by an operator.
+    """
+
+    replaced: dict[str, int]
+    _classes: list[tuple[nn.Module, type]] = field(repr=False)
+    _names: list[tuple[Any, str, str | None]] = field(repr=False)
+
+    def restore(self) -> None:
+        """Give every module its class, and every config its names, from before the call."""
+        for module, cls in self._classes:
+            module.__class__ = cls
+        for config, attribute, name in self._names:
+            setattr(config, attribute, name)
+
+
+@dataclass
+class Found:
+    """The modules of a model that were asked for, by what serves them."""
+
+    by_name: dict[str, list[nn.Module]] = field(
+        default_factory=lambda: {part: [] for part in CONFIG_NAMES}
+    )
+    by_class: list[tuple[nn.Module, Any]] = field(default_factory=list)
+    not_served: dict[str, set[str]] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        modules = [module for module, _ in self.by_class]
+        for named in self.by_name.values():
+            modules += named
+        return dict(Counter(classes.released(type(module)).__name__ for module in modules))
+
+
+def apply(
+    model: nn.Module,
+    *,
+    attention: bool = True,
+    experts: bool = True,
+    routers: bool = False,
+    scans: bool = True,
+) -> Applied:
+    """Lead a model of transformers to fulgurite's operators, in place.
+
+    Names are set where the model asks transformers' tables; modules of classes that ask none get a
+    subclass. Parameters, state_dict and ``isinstance`` stay as they are. :func:`register` is
+    called first.
+
+    Args:
+        model: a model, or a module that holds some.
+        attention: every attention layer.
+        experts: every layer of experts.
+        routers: those of DeepSeek-V3, Mixtral, Qwen3-MoE and gpt-oss.
+        scans: Mamba's. No operator serves them yet: they stay as they are beside other parts.
+
+    Returns:
+        what was replaced, and the way back.
+
+    Raises:
+        NotImplementedError: nothing that can be replaced, or a part asked for that cannot be. The
+            model is as before.
+        ImportError: no transformers, or a version without one of the tables.
+    """
+    register()
+    wanted = {"attention": attention, "experts": experts, "routers": routers, "scans": scans}
+    found = find(model, wanted)
+    refuse(model, found)
+    names = [
+        (config, f"{attribute}_internal", getattr(config, attribute))
+        for config in configs_of(model)
+        for attribute, _ in CONFIG_NAMES.values()
+    ]
+    applied = Applied(found.counts(), [(m, type(m)) for m, _ in found.by_class], names)
+    try:
+        for module, cls in found.by_class:
+            module.__class__ = cls
+        for part, modules in found.by_name.items():
+            set_name(model, part, modules)
+    except BaseException:
+        applied.restore()
+        raise
+    for config, attribute, name in names:
+        if name == NAMES[1]:  # the user's choice
+            setattr(config, attribute, name)
+    return applied
+
+
+def find(model: nn.Module, wanted: dict[str, bool]) -> Found:
+    """The parts asked for, told by their classes."""
+    found = Found()
+    served_above: set[nn.Module] = set()
+    for module in model.modules():
+        cls = classes.released(type(module))
+        part = classes.part_of(cls)
+        if part is None or not wanted[part]:
+            continue
+        served = classes.subclass_for(cls)
+        if served is not None:
+            if hasattr(served, "check"):
+                served.check(module)
+            found.by_class.append((module, served))
+            served_above.update(module.modules())
+        elif classes.asks_table(cls):
+            found.by_name[part].append(module)
+            if part == "experts" and getattr(module, "has_post_expert_norm", False):
+                found.not_served.setdefault(part, set()).add(cls.__name__)
+        elif part == "routers" or module not in served_above:
+            found.not_served.setdefault(part, set()).add(cls.__name__)
+    return found
+
+
+def refuse(model: nn.Module, found: Found) -> None:
+    """Raise for parts that cannot be served, and for a model without parts."""
+    scans = found.not_served.pop("scans", set())
+    for part, names in found.not_served.items():
+        raise NotImplementedError(
+            f"{NAME}: {part} of {', '.join(sorted(names))} cannot be replaced:"
+            f" pass {part}=False to leave them as they are"
+        )
+    if not found.counts():
+        why = f": scans of {', '.join(sorted(scans))} have no operator yet" if scans else ""
+        raise NotImplementedError(
+            f"{NAME}: expected a model with parts that can be replaced, got"
+            f" {type(model).__name__}{why}"
+        )
+
+
+def set_name(model: nn.Module, part: str, modules: list[nn.Module]) -> None:
+    """Our name in the configs that these modules of a model read."""
+    attribute, setter = CONFIG_NAMES[part]
+    for outer in outer_models(model):
+        if not set(modules).isdisjoint(outer.modules()):
+            getattr(outer, setter)(NAMES[0])
+    for module in modules:  # those outside of models
+        config: Any = module.config
+        if getattr(config, attribute) not in NAMES:
+            setattr(config, f"{attribute}_internal", NAMES[0])
+
+
+def outer_models(module: nn.Module) -> Iterator[Any]:
+    """The models of transformers in a module that are in no other one."""
+    if isinstance(module, of_transformers("modeling_utils", "PreTrainedModel")):
+        yield module
+    else:
+        for child in module.children():
+            yield from outer_models(child)
+
+
+def configs_of(model: nn.Module) -> list[Any]:
+    """Every config of transformers in a model, those within others too."""
+    found: dict[int, Any] = {}
+    left: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    while left:
+        config = left.pop()
+        if hasattr(config, "sub_configs") and id(config) not in found:
+            found[id(config)] = config
+            left += [getattr(config, name, None) for name in config.sub_configs]
+    return list(found.values())
