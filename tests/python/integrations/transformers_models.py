@@ -108,6 +108,7 @@ def t5() -> Any:
         num_layers=2,
         num_heads=4,
         dropout_rate=0.0,
+        decoder_start_token_id=0,
         attn_implementation="eager",
     )
     return hf.T5ForConditionalGeneration(config), encoder_and_decoder()
@@ -182,8 +183,8 @@ def detr() -> Any:
     return hf.DetrModel(config), inputs
 
 
-def sam_vision() -> Any:
-    config = hf.SamVisionConfig(
+def sam_vision(kind: str = "Sam", implementation: str = "eager") -> Any:
+    config = getattr(hf, f"{kind}VisionConfig")(
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -193,9 +194,17 @@ def sam_vision() -> Any:
         window_size=3,
         global_attn_indexes=[1],
         output_channels=8,
-        attn_implementation="eager",
+        attn_implementation=implementation,
     )
-    return hf.SamVisionModel(config), {"pixel_values": torch.randn(2, 3, 32, 32)}
+    return getattr(hf, f"{kind}VisionModel")(config), {"pixel_values": torch.randn(2, 3, 32, 32)}
+
+
+def sam_vision_sdpa() -> Any:
+    return sam_vision("Sam", "sdpa")
+
+
+def sam_hq_vision() -> Any:
+    return sam_vision("SamHQ")
 
 
 def qwen2_vl() -> Any:
@@ -241,10 +250,10 @@ MODELS: dict[str, Callable[[], Any]] = {
     f.__name__: f
     for f in (
         llama, qwen3_moe, swinv2, mistral, mixtral, deepseek_v3, gpt_oss, t5, switch, swin, detr,
-        sam_vision, qwen2_vl, chameleon,
+        sam_vision, sam_vision_sdpa,
+        sam_hq_vision, qwen2_vl, chameleon,
     )
 }  # fmt: skip
-QUICK = ("llama", "qwen3_moe", "swinv2")
 
 
 def made(name: str) -> tuple[Any, Inputs]:

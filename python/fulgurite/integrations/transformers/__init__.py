@@ -6,7 +6,8 @@ that exists, and the classes that know no names. transformers is imported when o
 called.
 """
 
+from fulgurite.integrations._applied import Applied
 from fulgurite.integrations.transformers.names import register
-from fulgurite.integrations.transformers.replace import Applied, apply
+from fulgurite.integrations.transformers.replace import apply
 
 __all__ = ["Applied", "apply", "register"]

@@ -117,7 +117,6 @@ def attention(
     else:
         if attention_mask is not None:
             key, value, keep = kept_keys(key, value, attention_mask)
-        refuse_chunks(module, key, flash)
         # One query stands behind all keys; more of them, without a mask, before an empty cache.
         causal = causal if query.shape[2] > 1 else False
         top_left = causal and attention_mask is None and not flash
@@ -239,19 +238,9 @@ def refuse_packed(
         raise NotImplementedError(
             f"{NAME}: expected no attention_mask with cu_seq_lens_q, got one: leave it out"
         )
-    refuse_chunks(module, key, True)
-
-
-def refuse_chunks(module: nn.Module, key: Tensor, unmasked: bool) -> None:
-    """Raise where a layer attends in chunks and no mask of 4 dimensions says so (Llama 4)."""
     chunk = getattr(getattr(module, "config", None), "attention_chunk_size", None)
-    if (
-        unmasked
-        and chunk is not None
-        and getattr(module, "use_rope", True)
-        and key.shape[2] > chunk
-    ):
+    if chunk is not None and key.shape[2] > chunk:  # Llama 4; the mask alone says so
         raise NotImplementedError(
-            f"{NAME}: {type(module).__name__} attends in chunks of {chunk}, which needs a mask of 4"
-            f' dimensions: use attn_implementation="{NAMES[0]}" without cu_seq_lens_q'
+            f"{NAME}: attention in chunks of {chunk} with cu_seq_lens_q is not supported,"
+            " use position_ids alone"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from fulgurite.integrations._applied import Applied
 from fulgurite.integrations.transformers import classes
 from fulgurite.integrations.transformers.attention import NAMES
 from fulgurite.integrations.transformers.names import of_transformers, register
@@ -19,25 +20,6 @@ CONFIG_NAMES = {
     "attention": ("_attn_implementation", "set_attn_implementation"),
     "experts": ("_experts_implementation", "set_experts_implementation"),
 }
-
-
-@dataclass
-class Applied:
-    """What :func:`apply` has done to a model.
-
-    ``replaced`` has, for each class of transformers, how many modules now compute by an operator.
-    """
-
-    replaced: dict[str, int]
-    _classes: list[tuple[nn.Module, type]] = field(repr=False)
-    _names: list[tuple[Any, str, str | None]] = field(repr=False)
-
-    def restore(self) -> None:
-        """Give every module its class, and every config its names, from before the call."""
-        for module, cls in self._classes:
-            module.__class__ = cls
-        for config, attribute, name in self._names:
-            setattr(config, attribute, name)
 
 
 @dataclass
@@ -95,7 +77,15 @@ def apply(
         for config in configs_of(model)
         for attribute, _ in CONFIG_NAMES.values()
     ]
-    applied = Applied(found.counts(), [(m, type(m)) for m, _ in found.by_class], names)
+    released = [(module, type(module)) for module, _ in found.by_class]
+
+    def undo() -> None:
+        for module, cls in released:
+            module.__class__ = cls
+        for config, attribute, name in names:
+            setattr(config, attribute, name)
+
+    applied = Applied(found.counts(), [undo])
     try:
         for module, cls in found.by_class:
             module.__class__ = cls

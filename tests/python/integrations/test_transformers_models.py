@@ -1,0 +1,143 @@
+"""Models of transformers before and after apply(): numbers, gradients, operators, copies.
+
+Three classes always; the others exhaustively (``FULGURITE_FULL=1``).
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fulgurite.integrations.transformers as ft
+from integrations.transformers_models import (
+    MODELS,
+    Outcome,
+    Seen,
+    assert_alike,
+    made,
+    outcome,
+)
+
+ROUTED = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe")
+REPLACED = {
+    "chameleon": {"ChameleonAttention": 2},
+    "deepseek_v3": {"DeepseekV3Attention": 2, "DeepseekV3Experts": 1, "DeepseekV3TopkRouter": 1},
+    "detr": {"DetrSelfAttention": 4, "DetrCrossAttention": 2},
+    "gpt_oss": {"GptOssAttention": 2, "GptOssExperts": 2, "GptOssTopKRouter": 2},
+    "llama": {"LlamaAttention": 2},
+    "mistral": {"MistralAttention": 2},
+    "mixtral": {"MixtralAttention": 2, "MixtralExperts": 2, "MixtralTopKRouter": 2},
+    "qwen2_vl": {"Qwen2VLAttention": 2, "VisionAttention": 2},
+    "qwen3_moe": {"Qwen3MoeAttention": 2, "Qwen3MoeExperts": 2, "Qwen3MoeTopKRouter": 2},
+    "sam_hq_vision": {"SamHQVisionAttention": 2},
+    "sam_vision": {"SamVisionAttention": 2},
+    "sam_vision_sdpa": {"SamVisionSdpaAttention": 2},
+    "swin": {"SwinAttention": 3},
+    "swinv2": {"Swinv2SelfAttention": 3},
+    "switch": {"SwitchTransformersAttention": 6, "SwitchTransformersSparseMLP": 2},
+    "t5": {"T5Attention": 6},
+}
+
+
+def each_model(*quick: str) -> pytest.MarkDecorator:
+    marks = {name: [] if name in quick else [pytest.mark.full] for name in MODELS}
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=marks[n]) for n in MODELS])
+
+
+names = each_model("llama", "qwen3_moe", "swinv2")
+
+
+def applied(name: str) -> tuple[Any, dict[str, Any], Outcome, ft.Applied]:
+    model, inputs = made(name)
+    expected = outcome(model, inputs)
+    return model, inputs, expected, ft.apply(model, routers=name in ROUTED)
+
+
+@names
+def test_numbers_gradients_and_the_way_back(name: str) -> None:
+    model, inputs = made(name)
+    classes = [type(module) for module in model.modules()]
+    expected = outcome(model, inputs)
+    state = {key: (x.data_ptr(), x.shape) for key, x in model.state_dict().items()}
+    done = ft.apply(model, routers=name in ROUTED)
+    assert done.replaced == REPLACED[name]
+    assert all(isinstance(m, cls) for m, cls in zip(model.modules(), classes, strict=True))
+    assert {key: (x.data_ptr(), x.shape) for key, x in model.state_dict().items()} == state
+    assert_alike(outcome(model, inputs), expected)
+    done.restore()
+    assert [type(module) for module in model.modules()] == classes
+    assert torch.equal(outcome(model, inputs)[0], expected[0])
+
+
+@names
+def test_operators_of_a_training_step(name: str) -> None:
+    model, inputs, _, done = applied(name)
+    with Seen() as seen:
+        outcome(model, inputs)
+    layers = sum(count for cls, count in done.replaced.items() if "Attention" in cls)
+    experts = sum(n for cls, n in done.replaced.items() if cls.endswith(("Experts", "SparseMLP")))
+    routers = sum(count for cls, count in done.replaced.items() if cls.endswith("Router"))
+    assert seen.count("attention", "attention_varlen") >= layers
+    assert seen.count("_attention_backward", "_attention_varlen_backward") >= layers
+    assert seen.count("moe_experts", "_moe_experts_forward") == experts
+    assert seen.count("_moe_experts_backward") == experts
+    assert seen.count("moe_route") == seen.count("_moe_route_backward") == routers
+    torchs = ("scaled_dot_product", "grouped_mm", "index_add")
+    assert not [n for n in seen.names if any(word in n for word in torchs)]
+    # Switch's router is not replaced.
+    assert sum("_softmax" in n for n in seen.names) == (4 if name == "switch" else 0)
+
+
+@names
+def test_copies(name: str, tmp_path: Path) -> None:
+    model, inputs, expected, _ = applied(name)
+    assert_alike(outcome(copy.deepcopy(model), inputs), expected)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert_alike(outcome(torch.load(file, weights_only=False), inputs), expected)
+    model.save_pretrained(tmp_path)
+    names = dict.fromkeys(("attn_implementation", "experts_implementation"), "fulgurite")
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64, **names).eval()
+    if name == "swinv2":  # takes the name, and stays eager
+        ft.apply(again)
+    with Seen() as seen, torch.no_grad():
+        torch.testing.assert_close(
+            again(**inputs)[0], model.eval()(**inputs)[0], rtol=1e-5, atol=1e-5
+        )
+    assert seen.count("attention") > 0
+    assert not any("grouped_mm" in n or "scaled_dot" in n for n in seen.names)
+
+
+@names
+def test_gradient_checkpointing(name: str) -> None:
+    model, inputs, expected, _ = applied(name)
+    model.gradient_checkpointing_enable()
+    with Seen() as seen:
+        assert_alike(outcome(model.train(), inputs), expected)
+    assert seen.count("attention") > seen.count("_attention_backward")
+
+
+@each_model("qwen3_moe")
+def test_compiled_whole(name: str) -> None:
+    model, inputs, expected, _ = applied(name)
+    if name == "detr":  # its training branches on infinities
+        model.eval()
+    if name == "qwen2_vl":  # otherwise as many calls as there are images
+        model.set_attn_implementation({"": "fulgurite", "vision_config": "fulgurite_flash"})
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    if name == "qwen2_vl":  # places images by a count of tokens
+        compiled = torch.compile(model.model.visual, fullgraph=True, backend="aot_eager")
+        inputs = {"hidden_states": inputs["pixel_values"], "grid_thw": inputs["image_grid_thw"]}
+        expected = outcome(model.model.visual, inputs)
+    assert_alike(outcome(compiled, inputs), prefixed(expected, "_orig_mod."))
+
+
+def prefixed(expected: Outcome, prefix: str) -> Outcome:
+    return expected[0], {prefix + name: grad for name, grad in expected[1].items()}
