@@ -1,4 +1,4 @@
-"""What register() and apply() change, what they refuse, and the experts function by itself."""
+"""What register() and apply() change, and what they refuse."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
-from torch import Tensor, nn
+from torch import nn
 from transformers import masking_utils, modeling_flash_attention_utils, modeling_utils
 from transformers.integrations import moe
 
 import fulgurite.integrations.transformers as ft
 from fulgurite.integrations.transformers.experts import experts
-from integrations.transformers_models import TEXT, Seen, assert_alike, made, outcome, switch
+from integrations.transformers_models import TEXT, Seen, made, outcome, switch
 
 FLASH = "fulgurite_flash"
 
@@ -230,195 +229,3 @@ def test_a_saved_module_in_another_process() -> None:
         "assert torch.equal(model(**inputs)[0], expected)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, input=file.getvalue())
-
-
-# The experts function by itself.
-
-T, E, K, H, W = 7, 4, 2, 6, 5
-
-
-def layer(
-    act_fn: nn.Module, gate: Callable[..., Tensor] | None = None, **how: bool
-) -> tuple[Any, list[Tensor]]:
-    """A module like those that use_experts_implementation makes, and its weights."""
-    options = {
-        "has_gate": True,
-        "has_bias": False,
-        "is_transposed": False,
-        "is_concatenated": True,
-        "has_post_expert_norm": False,
-    } | how
-    rows = 2 * W if options["has_gate"] else W
-    shapes = [(E, rows, H), (E, H, W)]
-    if options["is_transposed"]:
-        shapes = [(E, H, rows), (E, W, H)]
-    shapes += [(E, rows), (E, H)] if options["has_bias"] else []
-    weights = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    name = "gate_up_proj" if options["has_gate"] else "up_proj"
-    names = (name, "down_proj", f"{name}_bias", "down_proj_bias")
-    members = {"_apply_gate": gate or moe._default_apply_gate}
-    module = type("Layer", (SimpleNamespace,), members)(act_fn=act_fn, num_experts=E, **options)
-    module.__dict__.update(zip(names, weights, strict=False))
-    module._is_expert_parallel = True
-    return module, weights
-
-
-def interleaved_gate(self: Any, gate_up: Tensor) -> Tensor:
-    gate, up = gate_up[..., ::2], gate_up[..., 1::2]
-    return self.act_fn(gate.clamp(max=2.0)) * (up + 0.5)
-
-
-LAYERS = {
-    "silu": (nn.SiLU(), None, {}),
-    "silu of transformers": (hf.activations.ACT2FN["silu"], None, {}),
-    "gelu": (hf.activations.ACT2FN["gelu"], None, {"has_bias": True}),
-    "transposed": (nn.SiLU(), None, {"is_transposed": True, "has_bias": True}),
-    "not gated": (hf.activations.ACT2FN["relu2"], None, {"has_gate": False}),
-    "an activation of no operator": (nn.Mish(), None, {"has_bias": True}),
-    "not gated, of no operator": (nn.Tanh(), None, {"has_gate": False}),
-    "a gate of its own": (nn.SiLU(), interleaved_gate, {"is_concatenated": False}),
-    "a gate of its own, transposed": (
-        nn.SiLU(),
-        interleaved_gate,
-        {"is_concatenated": False, "is_transposed": True, "has_bias": True},
-    ),
-}
-
-
-@pytest.mark.parametrize("case", LAYERS)
-def test_experts_of_every_kind(case: str) -> None:
-    act_fn, gate, how = LAYERS[case]
-    module, weights = layer(act_fn, gate, **how)
-    x = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
-    routing = torch.rand(T, K, dtype=torch.float64)
-    ids = torch.randint(0, E, (T, K))
-    ids[2] = E  # of an expert elsewhere, whose weight is 0 there
-    routing[2] = 0.0
-    routing.requires_grad_()
-    inputs = (x, routing, *weights)
-    expected = moe.batched_mm_experts_forward(module, x, ids, routing)
-    with Seen() as seen:
-        got = experts(module, x, ids, routing)
-        incoming = torch.randn_like(got)
-        mine = torch.autograd.grad(got, inputs, incoming)
-    torch.testing.assert_close(got, expected)
-    for a, b in zip(mine, torch.autograd.grad(expected, inputs, incoming), strict=True):
-        torch.testing.assert_close(a, b)
-    fused = gate is None and "no operator" not in case
-    assert seen.count("moe_experts", "_moe_experts_forward") == fused
-    assert seen.count("moe_grouped_mm") == (0 if fused else 2)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("case", LAYERS)
-def test_compiled_experts(case: str) -> None:
-    act_fn, gate, how = LAYERS[case]
-    module, _ = layer(act_fn, gate, **how)
-    inputs = torch.randn(T, H).double(), torch.randint(0, E, (T, K)), torch.rand(T, K)
-    torch._dynamo.reset()
-    compiled = torch.compile(experts, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(module, *inputs), experts(module, *inputs))
-
-
-def test_experts_in_autocast_and_with_routing_of_other_dtypes() -> None:
-    module, _ = layer(nn.SiLU())
-    module.gate_up_proj, module.down_proj = (
-        w.detach().float() for w in (module.gate_up_proj, module.down_proj)
-    )
-    x, ids = torch.randn(T, H), torch.randint(0, E, (T, K))
-    expected = experts(module, x, ids, torch.full((T, K), 0.5))
-    half = torch.full((T, K), 0.5, dtype=torch.float16)
-    torch.testing.assert_close(experts(module, x, ids, half), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = experts(module, x, ids, half.bfloat16())
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
-
-
-def test_a_norm_behind_every_expert_raises() -> None:
-    module, _ = layer(nn.SiLU(), has_post_expert_norm=True)
-    with pytest.raises(NotImplementedError, match='experts_implementation="grouped_mm"'):
-        experts(module, torch.randn(T, H), torch.zeros(T, K), torch.zeros(T, K))
-
-
-# Caches and padding: what generate does.
-
-
-def generated(model: Any, inputs: dict[str, Any], **options: Any) -> Tensor:
-    tokens: Tensor = model.generate(
-        **inputs, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None, **options
-    )
-    return tokens
-
-
-@pytest.mark.parametrize("implementation", ["fulgurite", FLASH])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "llama",
-        *(pytest.param(name, marks=pytest.mark.full) for name in ("mistral", "gpt_oss", "t5")),
-    ],
-)
-def test_generation_from_caches(name: str, implementation: str) -> None:
-    if (name, implementation) == ("gpt_oss", FLASH):
-        pytest.skip("transformers puts a kernel of its own in place of every flash name here")
-    ft.register()
-    model, _ = made(name)
-    model = model.float().eval()
-    ids = torch.randint(3, 50, (2, 9))
-    keep = torch.ones_like(ids)
-    keep[0, :3] = 0
-    inputs = {"input_ids": ids, "attention_mask": keep}
-    for given in (inputs, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}):
-        model.set_attn_implementation("eager")
-        expected = generated(model, given)
-        model.set_attn_implementation(implementation)
-        assert torch.equal(generated(model, given), expected)
-        if (name, implementation) == ("t5", FLASH):
-            continue  # the decoder has no mask of two dimensions, which says how much is written
-        static = generated(model, given, cache_implementation="static", disable_compile=True)
-        assert torch.equal(static, expected)
-
-
-@pytest.mark.parametrize("implementation", ["fulgurite", FLASH])
-def test_several_tokens_behind_a_cache(implementation: str) -> None:
-    ft.register()
-    model, inputs = made("llama")
-    ids = inputs["input_ids"]
-    expected = model(ids).logits
-    model.set_attn_implementation(implementation)
-    first = model(ids[:, :6], use_cache=True)
-    rest = model(ids[:, 6:], past_key_values=first.past_key_values, use_cache=True).logits
-    torch.testing.assert_close(rest, expected[:, 6:], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("implementation", ["fulgurite", FLASH])
-@pytest.mark.parametrize("name", ["llama", pytest.param("mistral", marks=pytest.mark.full)])
-def test_packed_documents_of_a_text_model(name: str, implementation: str) -> None:
-    ft.register()
-    model, _ = made(name)
-    ids = torch.randint(3, 50, (1, 11))
-    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 0, 1, 2, 3]])
-    starts = torch.tensor([0, 6, 7, 11], dtype=torch.int32)
-    packed = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
-    packed |= {"max_length_q": 6, "max_length_k": 6}
-    inputs = {"input_ids": ids, "position_ids": positions}
-    expected = outcome(model, inputs)
-    model.set_attn_implementation(implementation)
-    assert_alike(outcome(model, inputs), expected)
-    with Seen() as seen:
-        assert_alike(outcome(model, inputs | packed), expected)
-    assert seen.count("attention_varlen") == seen.count("_attention_varlen_backward") == 2
-
-
-@pytest.mark.full
-def test_a_vision_tower_of_the_flash_name_makes_one_packed_call() -> None:
-    ft.register()
-    model, inputs = made("qwen2_vl")
-    expected = outcome(model, inputs)
-    names = {"": "fulgurite", "text_config": "fulgurite", "vision_config": FLASH}
-    model.set_attn_implementation(names)
-    with Seen() as seen:
-        assert_alike(outcome(model, inputs), expected)
-    assert seen.count("attention", "attention_varlen") == 4
-    assert seen.count("attention_varlen") == 2

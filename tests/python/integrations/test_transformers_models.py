@@ -141,3 +141,18 @@ def test_compiled_whole(name: str) -> None:
 
 def prefixed(expected: Outcome, prefix: str) -> Outcome:
     return expected[0], {prefix + name: grad for name, grad in expected[1].items()}
+
+
+@each_model()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits(name: str, dtype: torch.dtype) -> None:
+    model, inputs = made(name)
+    exact, _ = outcome(model, inputs)
+    model = model.to(dtype)
+    cast = {k: x.to(dtype) if x.is_floating_point() else x for k, x in inputs.items()}
+    eager, _ = outcome(model, cast)
+    ft.apply(model, routers=name in ROUTED)
+    got, _ = outcome(model, cast)
+    assert got.dtype == eager.dtype
+    error, of_eager = ((x.double() - exact).norm() for x in (got, eager))
+    assert error <= 1.25 * of_eager

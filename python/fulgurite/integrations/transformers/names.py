@@ -41,12 +41,12 @@ def register() -> None:
         for file in ("modeling_flash_attention_utils", "modeling_utils")
     ]
     sam_tables = [of_transformers(file, name) for file, name in SAM_TABLES.items()]
+    from fulgurite.integrations.transformers import sam
+
     for name in NAMES:
         functions.register(name, attention)
         masks.register(name, mask_functions[name])
     experts_functions.register(PLAIN, experts)
-    from fulgurite.integrations.transformers import sam
-
     for table, served in zip(sam_tables, (sam.SamVision, sam.SamHQVision), strict=True):
         table[PLAIN] = served
     for module, loader in loaders:

@@ -1,0 +1,94 @@
+"""Text models of transformers with caches, padding and packed documents, under both names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fulgurite.integrations.transformers as ft
+from integrations.transformers_models import Seen, assert_alike, made, outcome
+
+FLASH = "fulgurite_flash"
+
+
+def generated(model: Any, inputs: dict[str, Any], **options: Any) -> Tensor:
+    tokens: Tensor = model.generate(
+        **inputs, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None, **options
+    )
+    return tokens
+
+
+@pytest.mark.parametrize("implementation", ["fulgurite", FLASH])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("mistral", "gpt_oss", "t5")),
+    ],
+)
+def test_generation_from_caches(name: str, implementation: str) -> None:
+    if (name, implementation) == ("gpt_oss", FLASH):
+        pytest.skip("transformers puts a kernel of its own in place of every flash name here")
+    ft.register()
+    model, _ = made(name)
+    model = model.float().eval()
+    ids = torch.randint(3, 50, (2, 9))
+    keep = torch.ones_like(ids)
+    keep[0, :3] = 0
+    inputs = {"input_ids": ids, "attention_mask": keep}
+    for given in (inputs, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}):
+        model.set_attn_implementation("eager")
+        expected = generated(model, given)
+        model.set_attn_implementation(implementation)
+        assert torch.equal(generated(model, given), expected)
+        if (name, implementation) == ("t5", FLASH):
+            continue  # the decoder has no mask of two dimensions, which says how much is written
+        static = generated(model, given, cache_implementation="static", disable_compile=True)
+        assert torch.equal(static, expected)
+
+
+@pytest.mark.parametrize("implementation", ["fulgurite", FLASH])
+def test_several_tokens_behind_a_cache(implementation: str) -> None:
+    ft.register()
+    model, inputs = made("llama")
+    ids = inputs["input_ids"]
+    expected = model(ids).logits
+    model.set_attn_implementation(implementation)
+    first = model(ids[:, :6], use_cache=True)
+    rest = model(ids[:, 6:], past_key_values=first.past_key_values, use_cache=True).logits
+    torch.testing.assert_close(rest, expected[:, 6:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["fulgurite", FLASH])
+@pytest.mark.parametrize("name", ["llama", pytest.param("mistral", marks=pytest.mark.full)])
+def test_packed_documents_of_a_text_model(name: str, implementation: str) -> None:
+    ft.register()
+    model, _ = made(name)
+    ids = torch.randint(3, 50, (1, 11))
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 0, 1, 2, 3]])
+    starts = torch.tensor([0, 6, 7, 11], dtype=torch.int32)
+    packed = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+    packed |= {"max_length_q": 6, "max_length_k": 6}
+    inputs = {"input_ids": ids, "position_ids": positions}
+    expected = outcome(model, inputs)
+    model.set_attn_implementation(implementation)
+    assert_alike(outcome(model, inputs), expected)
+    with Seen() as seen:
+        assert_alike(outcome(model, inputs | packed), expected)
+    assert seen.count("attention_varlen") == seen.count("_attention_varlen_backward") == 2
+
+
+@pytest.mark.full
+def test_a_vision_tower_of_the_flash_name_makes_one_packed_call() -> None:
+    ft.register()
+    model, inputs = made("qwen2_vl")
+    expected = outcome(model, inputs)
+    names = {"": "fulgurite", "text_config": "fulgurite", "vision_config": FLASH}
+    model.set_attn_implementation(names)
+    with Seen() as seen:
+        assert_alike(outcome(model, inputs), expected)
+    assert seen.count("attention", "attention_varlen") == 4
+    assert seen.count("attention_varlen") == 2
