@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fulgurite.integrations.transformers.attention import attention
 
@@ -199,6 +200,23 @@ def test_positions_that_start_again_are_packed_sequences_of_the_flash_name() -> 
     check(qkv, plain(qkv, same & causal(M, M)), module=FLASH, position_ids=positions)
     check(qkv, plain(qkv, causal(M, M)), module=FLASH, position_ids=torch.arange(3, 11)[None])
     check(qkv, plain(qkv, causal(M, M)), position_ids=positions)  # there the mask would say so
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("module", [PLAIN, FLASH], ids=["plain", "flash"])
+def test_compiled_once_for_every_length(module: Any) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(attention, fullgraph=True, backend=counter, dynamic=True)
+    graphs = []
+    for length in (5, 9, 14):
+        qkv = inputs(length, length, 1)
+        positions = torch.cat([torch.arange(3), torch.arange(length - 3)])[None]
+        got, _ = compiled(module, *qkv, None, sliding_window=4, position_ids=positions)
+        expected, _ = attention(module, *qkv, None, sliding_window=4, position_ids=positions)
+        torch.testing.assert_close(got, expected)
+        graphs.append(counter.frame_count)
+    assert len(set(graphs)) == 1
 
 
 def test_learned_queries_for_a_whole_batch() -> None:

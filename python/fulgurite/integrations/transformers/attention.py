@@ -170,10 +170,9 @@ def starts_of(positions: Any, query: Tensor, key: Tensor) -> Tensor | None:
         return None
     if query.shape[0] != 1 or positions.shape[0] != 1 or key.shape[2] != N or N < 2:
         return None
-    row = torch.arange(N, device=positions.device)
-    follows = torch.nn.functional.pad(positions[0].diff() == 1, (1, 0))
-    starts = torch.where(follows, N, row).sort().values
-    return torch.nn.functional.pad(starts, (0, 1), value=N)
+    row = torch.arange(N + 1, device=positions.device)
+    follows = torch.nn.functional.pad(positions[0].diff() == 1, (1, 1))
+    return torch.where(follows, N, row).sort().values
 
 
 def as_scores(x: Tensor, query: Tensor) -> Tensor:
