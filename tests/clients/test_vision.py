@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from fulgurite.integrations import diffusers as of_diffusers
 from fulgurite.integrations import timm as of_timm
-from seen import Seen
+from seen import Seen, saved
 
 Call = Callable[[nn.Module], Tensor]
 
@@ -64,14 +63,6 @@ def step(model: nn.Module, call: Call) -> list[Tensor]:
     torch.manual_seed(1)
     out.backward(torch.randn_like(out))
     return [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
-
-
-def saved(model: nn.Module) -> nn.Module:
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    loaded: nn.Module = torch.load(buffer, weights_only=False)
-    return loaded
 
 
 @pytest.mark.parametrize("make", [vit, swin, sd3])

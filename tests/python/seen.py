@@ -1,9 +1,12 @@
-"""Which operators run below a point."""
+"""What tests of other libraries' models ask: which operators ran, and what a file gives back."""
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # What attention would be made of without fulgurite.
@@ -27,3 +30,16 @@ class Seen(TorchDispatchMode):
     def served(self) -> bool:
         torchs = any("scaled_dot_product" in name or "softmax" in name for name in self.names)
         return any(name.startswith("fulgurite::attention") for name in self.names) and not torchs
+
+    def count(self, *operators: str) -> int:
+        """How often fulgurite's operators of these names ran."""
+        return sum(name.removeprefix("fulgurite::") in operators for name in self.names)
+
+
+def saved(model: nn.Module) -> nn.Module:
+    """What ``torch.save(model)`` gives back."""
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded: nn.Module = torch.load(buffer, weights_only=False)
+    return loaded

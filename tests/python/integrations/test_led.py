@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import torch.nn.functional as TF
 from torch import Tensor, nn
 
 from fulgurite.integrations import diffusers, timm
-from seen import Seen
+from seen import Seen, saved
 
 
 class Fused(nn.Module):
@@ -85,14 +84,6 @@ def made(kind: str) -> tuple[nn.Module, Any]:
         model: nn.Module = nn.Sequential(Fused(), nn.Linear(8, 8), Fused())
         return model, timm.apply
     return Model(Processor()), diffusers.set_processor
-
-
-def saved(model: nn.Module) -> nn.Module:
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    loaded: nn.Module = torch.load(buffer, weights_only=False)
-    return loaded
 
 
 @pytest.mark.parametrize("kind", ["timm", "diffusers"])

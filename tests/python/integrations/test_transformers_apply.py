@@ -18,7 +18,8 @@ from transformers.integrations import moe
 
 import fulgurite.integrations.transformers as ft
 from fulgurite.integrations.transformers.experts import experts
-from integrations.transformers_models import TEXT, Seen, made, outcome, switch
+from integrations.transformers_models import TEXT, made, outcome, switch
+from seen import Seen
 
 FLASH = "fulgurite_flash"
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import fulgurite.integrations.transformers as ft
-from integrations.transformers_models import Seen, assert_alike, made, outcome
+from integrations.transformers_models import assert_alike, made, outcome
+from seen import Seen
 
 FLASH = "fulgurite_flash"
 

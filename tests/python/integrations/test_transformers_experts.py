@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations import moe
 
 from fulgurite.integrations.transformers.experts import experts
-from integrations.transformers_models import Seen
+from seen import Seen
 
 T, E, K, H, W = 7, 4, 2, 6, 5
 

@@ -17,11 +17,11 @@ import fulgurite.integrations.transformers as ft
 from integrations.transformers_models import (
     MODELS,
     Outcome,
-    Seen,
     assert_alike,
     made,
     outcome,
 )
+from seen import Seen
 
 ROUTED = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe")
 REPLACED = {

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import transformers as hf
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 Inputs = dict[str, Any]
 Outcome = tuple[Tensor, dict[str, Tensor]]  # the first output, gradients by parameter
@@ -289,20 +288,3 @@ def assert_alike(got: Outcome, expected: Outcome, rtol: float = 1e-5) -> None:
         torch.testing.assert_close(
             got[1][name], grad, rtol=rtol, atol=rtol * largest, msg=lambda m, n=name: f"{n}: {m}"
         )
-
-
-class Seen(TorchDispatchMode):
-    """The names of the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.names.append(func.name())
-        return func(*args, **(kwargs or {}))
-
-    def count(self, *operators: str) -> int:
-        return sum(name.removeprefix("fulgurite::") in operators for name in self.names)
