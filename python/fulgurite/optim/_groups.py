@@ -24,6 +24,7 @@ TORCH_KEYS: dict[str, Any] = {
 
 _NUMBERS = ("lr", "betas", "eps", "weight_decay")
 _OPTIONS = (*_NUMBERS, "amsgrad", "maximize", "decoupled", "decoupled_weight_decay", "ema_decay")
+
 _OF_THE_OPTIMIZER = (
     "master", "state_dtype", "copies", "max_grad_norm", "stochastic_rounding", "fused_unscale",
 )  # fmt: skip
@@ -50,19 +51,32 @@ def check_numbers(group: dict[str, Any]) -> None:
     optional_number(OWNER, "ema_decay", group.get("ema_decay"), at_least=0, below=1)
 
 
-def check_scope(group: dict[str, Any]) -> None:
-    """ValueError for what only the whole optimizer can be."""
-    for key in _OF_THE_OPTIMIZER:
-        if key in group:
+def check_scope(group: dict[str, Any], scope: dict[str, Any]) -> None:
+    """ValueError for what only the whole optimizer can be, unless the group says the same:
+    wrappers such as ZeroRedundancyOptimizer write the arguments of an optimizer into its groups.
+    """
+    for key, own in scope.items():
+        if key in group and not _says(group[key], own):
             raise ValueError(
                 f"fulgurite.optim.AdamW: {key} is an option of the whole optimizer, not of a"
-                " parameter group"
+                f" parameter group; the optimizer has {own!r}, the group {group[key]!r}"
             )
+
+
+def drop_scope(group: dict[str, Any]) -> None:
+    """Groups, and so checkpoints, have the entries of torch's, and no others."""
+    for key in _OF_THE_OPTIMIZER:
+        group.pop(key, None)
+
+
+def _says(value: Any, own: Any) -> bool:
+    if isinstance(value, list | tuple) and isinstance(own, list):  # copies
+        return len(value) == len(own) and all(a is b for a, b in zip(value, own, strict=True))
+    return value is own or (isinstance(value, str | int | float) and bool(value == own))
 
 
 def check_names(group: dict[str, Any]) -> None:
     """What a new group says must mean something or be the user's own (``name``, ``initial_lr``)."""
-    check_scope(group)
     known = (*_OPTIONS, *TORCH_KEYS)
     for key in group:
         if key in known or not isinstance(key, str):
@@ -81,9 +95,10 @@ def check_names(group: dict[str, Any]) -> None:
 def fill(group: dict[str, Any], own: dict[str, Any], defaults: dict[str, Any]) -> None:
     """What a loaded group lacks: older versions of torch knew fewer entries, and none knows ours.
 
-    How decay works is what an optimizer is, and not what a checkpoint says: torch.optim.AdamW loads
-    a checkpoint of Adam and stays AdamW.
+    How decay works, and the options of the whole optimizer, are what an optimizer is, and not what
+    a checkpoint says: torch.optim.AdamW loads a checkpoint of Adam and stays AdamW.
     """
+    drop_scope(group)
     for key in (*defaults, "ema_decay"):
         if key in own or key in defaults:
             group.setdefault(key, own.get(key, defaults.get(key)))

@@ -21,6 +21,7 @@ class Steps(Optimizer):
     _kind: StateKind
     _copies: list[Tensor] | None
     _max_grad_norm: float | None
+    _step_supports_amp_scaling: bool
 
     def _forget(self) -> None:
         """Nothing has happened yet."""
@@ -38,8 +39,19 @@ class Steps(Optimizer):
         """1 if the last step was skipped because a scaler found an overflow, else 0."""
         return self._seen.skipped
 
+    def _scope(self) -> dict[str, Any]:
+        """What only the whole optimizer can be, by the names of its arguments."""
+        return {
+            "master": self._kind.master,
+            "state_dtype": self._kind.dtype,
+            "copies": self._copies,
+            "max_grad_norm": self._max_grad_norm,
+            "stochastic_rounding": "rounding_seed" in self.defaults,
+            "fused_unscale": self._step_supports_amp_scaling,
+        }
+
     def _check_group(self, group: dict[str, Any]) -> None:
-        _groups.check_scope(group)
+        _groups.check_scope(group, self._scope())
         for param in group["params"]:
             if self._kind.master == "split" and param.dtype == torch.float16:
                 raise NotImplementedError(

@@ -79,7 +79,8 @@ class AdamW(Steps):
     and masters keep their dtype, float32 masters and split ones become each other.
 
     Groups may have entries of their own (``name``, ``initial_lr``); an option of the whole
-    optimizer in a group and a misspelt option raise ValueError.
+    optimizer in a group, unless it says what the optimizer says, and a misspelt option raise
+    ValueError.
 
     Example:
         >>> import torch
@@ -159,7 +160,9 @@ class AdamW(Steps):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as torch's optimizers do."""
         if isinstance(param_group, dict):  # else torch says what is wrong
+            _groups.check_scope(param_group, self._scope())
             _groups.check_names(param_group)
+            _groups.drop_scope(param_group)
             if "decoupled" in param_group:  # torch's name in a group is longer
                 param_group["decoupled_weight_decay"] = param_group.pop("decoupled")
         super().add_param_group(param_group)

@@ -228,21 +228,48 @@ def test_by_names_and_flat(
 # ---------------------------------------------------------------- entries of a group
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["master", "state_dtype", "copies", "max_grad_norm", "stochastic_rounding", "fused_unscale"],
-)
-def test_options_of_the_optimizer_are_no_entries_of_a_group(name: str) -> None:
+OF_THE_OPTIMIZER = [
+    ("master", "fp32", "split"),
+    ("state_dtype", torch.bfloat16, torch.float32),
+    ("copies", [torch.zeros(2)], [torch.zeros(2)]),
+    ("max_grad_norm", 1.0, 2.0),
+    ("stochastic_rounding", True, None),
+    ("fused_unscale", False, True),
+]
+
+
+@pytest.mark.parametrize(("name", "_", "value"), OF_THE_OPTIMIZER)
+def test_options_of_the_optimizer_are_no_entries_of_a_group(name: str, _: Any, value: Any) -> None:
     p, q = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    given = {name: False if value is True else None}
     with pytest.raises(ValueError, match=f"{name} is an option of the whole optimizer"):
-        AdamW([{"params": [p], name: None}])
-    optimizer = AdamW([p])
+        AdamW([{"params": [p], name: value}], **given)
+    optimizer = AdamW([p], **given)
     with pytest.raises(ValueError, match=name):
-        optimizer.add_param_group({"params": [q], name: 1.0})
+        optimizer.add_param_group({"params": [q], name: value})
     assert len(optimizer.param_groups) == 1
     p.grad = torch.ones_like(p)
     optimizer.step()
-    optimizer.param_groups[0][name] = None
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=name):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("name", "value", "other"), OF_THE_OPTIMIZER)
+def test_a_group_may_say_what_the_optimizer_says(name: str, value: Any, other: Any) -> None:
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = AdamW([{"params": [p], name: value}], **{name: value})
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert name not in optimizer.param_groups[0]
+    optimizer.param_groups[0][name] = value  # as a wrapper does that keeps groups alike
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0][name] = other  # how states are kept is not a checkpoint's to say
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert name not in optimizer.param_groups[0]
+    optimizer.param_groups[0][name] = other
     with pytest.raises(ValueError, match=name):
         optimizer.step()
 
@@ -294,31 +321,3 @@ def test_numbers_of_a_group(entry: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         optimizer.add_param_group({"params": [q], **entry})
     assert len(optimizer.param_groups) == 1
-
-
-# ---------------------------------------------------------------- parts of a model
-
-
-def test_a_share_of_the_parameters_has_no_norm(tmp_path: Any) -> None:
-    """ZeroRedundancyOptimizer gives each rank its own."""
-    import torch.distributed as dist
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-
-    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        net = model()
-        with pytest.raises(NotImplementedError, match=r"max_grad_norm .*ZeroRedundancyOptimizer"):
-            ZeroRedundancyOptimizer(net.parameters(), AdamW, max_grad_norm=1.0)
-        optimizer = ZeroRedundancyOptimizer(net.parameters(), AdamW, lr=0.01)
-        train(net, optimizer)
-        AdamW(net.parameters(), max_grad_norm=1.0)
-    finally:
-        dist.destroy_process_group()
-
-
-def test_a_shard_has_no_norm() -> None:
-    p = nn.Parameter(torch.zeros(3))
-    p._fsdp_flattened = True  # how FSDP marks what it has cut
-    AdamW([p])
-    with pytest.raises(NotImplementedError, match=r"max_grad_norm .*FSDP"):
-        AdamW([p], max_grad_norm=1.0)
