@@ -147,25 +147,6 @@ _TENSORS = (
 )  # fmt: skip
 
 
-def check_saved(state: dict[str, Any] | None) -> None:
-    """ValueError unless a saved state is empty or Adam's."""
-    if not state:
-        return
-    found = {key for key, value in state.items() if isinstance(value, Tensor)}
-    missing = [
-        key
-        for key in MOMENTS
-        if key not in found and not {f"{key}_codes", f"{key}_scales"} <= found
-    ]
-    if not isinstance(state.get("step"), Tensor | int | float):
-        missing.append("step")
-    if missing:
-        raise ValueError(
-            "fulgurite.optim.AdamW: expected a checkpoint of Adam or AdamW, got a state without"
-            f" {', '.join(missing)}"
-        )
-
-
 def _wide(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 

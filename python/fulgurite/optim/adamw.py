@@ -12,7 +12,8 @@ from torch.optim.optimizer import Optimizer, ParamsT, _global_optimizer_pre_hook
 from fulgurite._numbers import optional_number
 from fulgurite.optim import _groups
 from fulgurite.optim._parts import refuse_sharing_rank
-from fulgurite.optim._states import StateKind, check_saved
+from fulgurite.optim._saved import check_form, check_state
+from fulgurite.optim._states import StateKind
 from fulgurite.optim._steps import Steps
 
 __all__ = ["AdamW"]
@@ -230,7 +231,8 @@ class AdamW(Steps):
         with; entries that a group of the checkpoint lacks stay as they are.
 
         Raises:
-            ValueError: the checkpoint has other groups, or states that are not Adam's.
+            ValueError: this is no checkpoint, or one with other groups, with states that are not
+                Adam's, of parameters of other shapes, or with steps that are no counts.
             NotImplementedError: its groups need what ``state_dtype="8bit"`` cannot do. Nothing has
                 been loaded then.
         """
@@ -255,13 +257,18 @@ class AdamW(Steps):
 
     def _check_loadable(self, saved: dict[str, Any]) -> None:
         """What torch does not check, before anything is loaded."""
-        for group, own in zip(saved["param_groups"], self.param_groups, strict=False):
+        check_form(saved)
+        if [len(group["params"]) for group in saved["param_groups"]] != [
+            len(group["params"]) for group in self.param_groups
+        ]:
+            return  # torch says so
+        for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
             loaded = {**group, "params": own["params"]}
             _groups.fill(loaded, own, self.defaults)
             _groups.check_numbers(loaded)
             self._check_group(loaded)
-            for i in group["params"]:
-                check_saved(saved["state"].get(i))
+            for i, param in zip(group["params"], own["params"], strict=True):
+                check_state(i, saved["state"].get(i), param)
 
     @torch.no_grad()
     def _restore(self, saved: dict[str, Any]) -> None:
