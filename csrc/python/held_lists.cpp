@@ -32,7 +32,8 @@ class TensorInside {
  private:
   const void* at(PyObject* object) const {
     const void* inside;
-    std::memcpy(&inside, reinterpret_cast<const char*>(object) + offset_, sizeof(inside));
+    std::memcpy(static_cast<void*>(&inside), reinterpret_cast<const char*>(object) + offset_,
+                sizeof(inside));
     return inside;
   }
 
