@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fulgurite._numbers import number
 from fulgurite.amp._options import OWNER, check_options, check_scale
 from fulgurite.optim import AdamW
+from fulgurite.optim._parts import is_sharded, overflow_of_a_part
 
 __all__ = ["LossScaler"]
 
@@ -188,6 +189,8 @@ class LossScaler(GradScaler):
                 grad = param.grad
                 if grad is None:
                     continue
+                if is_sharded(grad):
+                    raise overflow_of_a_part()
                 if not allow_fp16 and grad.dtype == torch.float16:
                     raise ValueError("Attempting to unscale FP16 gradients.")
                 if grad.is_sparse:

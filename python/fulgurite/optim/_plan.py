@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fulgurite.optim._parts import local, local_grad
+
 
 class Mode(NamedTuple):
     """What the tensors of one call of an operator share."""
@@ -68,10 +70,16 @@ class Call:
         return [state["step"] for state in self.states]
 
     def run(self, numbers: Numbers) -> None:
-        """Call the operator from Python: what a compiler can see."""
+        """Call the operator from Python: what a compiler can see, and where there are DTensors, of
+        which a plan could not see the parts.
+        """
         nothing = torch.empty(0, dtype=torch.float32, device=numbers.hyper.device)
-        mode, lists, masters = self.mode, self.lists(nothing), self.optional("master", nothing)
-        grads = [param.grad for param in self.params]
+        mode = self.mode
+        params, masters, *lists = (
+            [local(tensor) for tensor in own]
+            for own in (self.params, self.optional("master", nothing), *self.lists(nothing))
+        )
+        grads = [local_grad(param) for param in self.params]
         options: dict[str, Any] = {
             "grad_multiplier": numbers.multiplier,
             "found_inf": numbers.found_inf,
@@ -82,11 +90,11 @@ class Call:
         }
         rest = (self.steps, numbers.hyper, self.groups)
         if mode.coded:
-            torch.ops.fulgurite.adamw_8bit_(self.params, grads, *lists, masters, *rest, **options)
+            torch.ops.fulgurite.adamw_8bit_(params, grads, *lists, masters, *rest, **options)
             return
         m, v, vmax, copies, emas = lists
         torch.ops.fulgurite.adamw_(
-            self.params, grads, m, v, vmax, masters, copies, emas, *rest,
+            params, grads, m, v, vmax, masters, copies, emas, *rest,
             amsgrad=mode.amsgrad, **options,
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fulgurite.optim._codes import BLOCK
+from fulgurite.optim._parts import check_same_parts
 from fulgurite.optim._states import MOMENTS
 
 _NUMBERS = (*MOMENTS, "max_exp_avg_sq", "master", "ema")
@@ -61,6 +62,7 @@ def check_state(index: Any, state: Any, param: Tensor) -> None:
     for key, shape in shapes.items():
         if key in tensors:
             _check_tensor(index, key, tensors[key], shape)
+            check_same_parts(index, key, tensors[key], param)
 
 
 def _check_step(index: Any, step: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fulgurite.optim._codes import BLOCK, dequantize, memory_order, quantize, zero_code
+from fulgurite.optim._parts import local, part_of
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
@@ -133,8 +134,9 @@ class StateKind:
         elif master.dtype == kept:
             return
         elif master.dtype == torch.float32:
-            high, state["master"] = torch.ops.fulgurite.split_master(master)
-            param.copy_(high)
+            high, low = torch.ops.fulgurite.split_master(local(master))
+            state["master"] = part_of(low, param)
+            local(param).copy_(high)
         elif param.dtype == torch.bfloat16:
             state["master"] = exact_value(param, state)
         else:
@@ -161,9 +163,10 @@ def exact_value(param: Tensor, state: State) -> Tensor:
         return param.detach()
     if master.dtype != torch.int16:
         return master
-    joined: Tensor = torch.ops.fulgurite.join_master(param.detach(), master)
+    high = local(param.detach())
+    joined: Tensor = torch.ops.fulgurite.join_master(high, local(master))
     # Halves that make no number are not of one float32: the parameter has been written.
-    return torch.where(joined.isnan(), param.detach().float(), joined)
+    return part_of(torch.where(joined.isnan(), high.float(), joined), param)
 
 
 def follow_parameter(param: Tensor, master: Tensor) -> None:

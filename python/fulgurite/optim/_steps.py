@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from fulgurite.optim import _groups
-from fulgurite.optim._parts import refuse_shard
+from fulgurite.optim._parts import is_sharded, local, refuse_shard
 from fulgurite.optim._plan import Call, Mode, Numbers, Plan, Seen
 from fulgurite.optim._states import StateKind, follow_parameter, take_parameter
 
@@ -60,6 +60,11 @@ class Steps(Optimizer):
                 )
             if self._max_grad_norm is not None:
                 refuse_shard(param)
+            if self._kind.dtype == "8bit" and is_sharded(param):
+                raise NotImplementedError(
+                    "fulgurite.optim.AdamW: state_dtype '8bit' is not supported with DTensor"
+                    " parameters: a shard's scales are of no whole tensor"
+                )
         if self._kind.dtype != "8bit":
             return
         for name, given in (
@@ -128,6 +133,9 @@ class Steps(Optimizer):
         plan = self._plan
         if norm_sq is None or plan is None or not plan.unchanged():
             norm_sq, plan = None, self._current_plan()
+        if plan is None:
+            self._step_by_calls(rows, inv_scale, found_inf)
+            return
         try:
             self._follow_parameters(plan)
             multiplier = inv_scale
@@ -153,7 +161,7 @@ class Steps(Optimizer):
         for call in calls:
             for param, state in zip(call.params, call.states, strict=True):
                 if self._kind.master == "fp32" and "master" in state:
-                    follow_parameter(param, state["master"])
+                    follow_parameter(local(param), local(state["master"]))
             call.run(numbers)
 
     def _clip(self, norm_sq: Tensor, inv_scale: Tensor | None) -> Tensor:
@@ -175,10 +183,15 @@ class Steps(Optimizer):
         hyper = torch.tensor(rows, dtype=torch.float64, device=device)
         return Numbers(hyper, multiplier, found_inf, self._next_seed(device))
 
-    def _current_plan(self) -> Plan:
-        """The plan of the last step if it still holds, else a new one. Collects the gradients."""
+    def _current_plan(self) -> Plan | None:
+        """The plan of the last step if it still holds, else a new one. Collects the gradients.
+        None where parameters are DTensors.
+        """
         copies = self._copies or []
         if self._plan is None or not self._plan.holds(self, copies):
+            if any(is_sharded(param) for param in self._parameters()):
+                self._plan = None
+                return None
             self._plan = Plan(self, self._gather(), copies, self._plan)
             if not self._plan.holds(self, copies):
                 raise AssertionError("fulgurite.optim.AdamW: a new plan does not hold")

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _global_optimizer_pre_hook
 
 from fulgurite._numbers import optional_number
 from fulgurite.optim import _groups
-from fulgurite.optim._parts import refuse_sharing_rank
+from fulgurite.optim._parts import overflow_of_a_part, refuse_sharing_rank
 from fulgurite.optim._saved import check_form, check_state
 from fulgurite.optim._states import StateKind
 from fulgurite.optim._steps import Steps
@@ -184,6 +184,8 @@ class AdamW(Steps):
         """
         _groups.rows(self.param_groups)  # or an error, before states are made
         plan = self._current_plan()
+        if plan is None:
+            raise overflow_of_a_part()
         try:
             stats = plan.grad_stats(inv_scale)
         except BaseException:
