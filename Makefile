@@ -15,7 +15,7 @@ VENV := .venv$(SUFFIX)
 BUILD := build$(SUFFIX)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export FULGURITE_BUILD_DIR := $(BUILD)
-SOURCES := python tests setup.py docs/conf.py docs/charts.py
+SOURCES := python tests examples setup.py docs/conf.py docs/charts.py
 CXX_SOURCES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
 .PHONY: demo test test-full test-neon test-clients bench build build-tests lint lint-quick docs clean FORCE
