@@ -162,13 +162,20 @@ class LossScaler(GradScaler):
     def was_skipped(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer's last step was skipped, before and after ``update``: a learning
         rate schedule moves on only if not. Waits for the device.
+
+        A wrapper whose ``optimizer`` took the step (Accelerate's, Lightning's) may ask as well.
         """
         if not self._enabled:
             return False
-        state = self._per_optimizer_states.get(id(optimizer))
-        if state is not None:
-            return _any_overflow(state["found_inf_per_device"].values())
-        return _any_overflow(self._found.get(id(optimizer), ()))
+        asked: Any = optimizer
+        while asked is not None:
+            state = self._per_optimizer_states.get(id(asked))
+            if state is not None:
+                return _any_overflow(state["found_inf_per_device"].values())
+            if id(asked) in self._found:
+                return _any_overflow(self._found[id(asked)])
+            asked = getattr(asked, "optimizer", None)
+        return False
 
     def _count(self, index: int) -> int:
         counters = self._init_counters if self._counters is None else self._counters.tolist()

@@ -117,6 +117,32 @@ def test_several_optimizers_of_both_libraries(fused_unscale: bool) -> None:
         assert torch.equal(a, b)
 
 
+class Wrapper:
+    """What Accelerate and Lightning hand out for an optimizer."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+
+@pytest.mark.parametrize("fused_unscale", [True, False])
+def test_a_wrapper_may_ask_whether_its_optimizer_skipped(fused_unscale: bool) -> None:
+    net = model()
+    scaler = LossScaler(DEVICE.type, init_scale=256.0)
+    own = AdamW(net[0].parameters(), fused_unscale=fused_unscale)
+    other = torch.optim.SGD(net[2].parameters(), lr=0.01)
+    for bad in (None, net[0].bias, net[2].bias, None):
+        backward(scaler, net, bad)
+        for optimizer in (own, other):
+            scaler.step(optimizer)
+        for ask in (lambda: None, scaler.update):  # before the update, and after it
+            ask()
+            for optimizer, part in ((own, net[0]), (other, net[2])):
+                skipped = bad is part.bias
+                assert scaler.was_skipped(Wrapper(Wrapper(optimizer))) == skipped
+                assert scaler.was_skipped(optimizer) == skipped
+    assert not scaler.was_skipped(Wrapper(None))
+
+
 def test_frameworks_that_clip_themselves() -> None:
     """fused_unscale=False: unscale_, clip_grad_norm_, step, as Accelerate and Lightning do. A
     skipped step is then never called, which is how Accelerate sees it.
