@@ -40,7 +40,7 @@ test-neon:
 test-clients: build
 	@[ -x .venv-clients/bin/python ] || $(PYTHON) -m venv .venv-clients
 	PATH=$(CURDIR)/.venv-clients/bin:$$PATH scripts/pip.sh torch==$(TORCH) -r requirements/clients.txt
-	PYTHONPATH=python:tests/python OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/clients
+	PYTHONPATH=python:tests/python:tests/clients OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/clients
 
 bench: build $(VENV)/.demo
 	python -m fulgurite.bench $(ARGS)
