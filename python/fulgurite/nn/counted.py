@@ -44,13 +44,16 @@ class Counted(nn.Module):
         self.aux_loss = torch.zeros_like(self.aux_loss.detach())
         self.ledger.forget()
 
+    def has_loss(self) -> bool:
+        return self.balance_loss_weight != 0.0 or self.z_loss_weight != 0.0
+
     @torch.jit.unused
     def note(self, weights: Tensor, counts: Tensor, dropped: Tensor, loss: Tensor) -> Tensor:
         """Count a training forward and keep its loss; returns weights that carry what it owes."""
         self.to_device_of(counts)
         count(self.load, counts)
         count(self.dropped, dropped)
-        if self.balance_loss_weight == 0.0 and self.z_loss_weight == 0.0:
+        if not self.has_loss():
             self.aux_loss = loss
             return weights
         ledger = self.ledger
@@ -71,11 +74,15 @@ class Counted(nn.Module):
             weights = hang(weights, loss, ledger.gradient_of(loss))
         return weights
 
-    @torch.jit.unused
-    def note_evaluation(self) -> None:
-        """The last forward has no loss."""
-        if not torch.compiler.is_compiling() and self.aux_loss.requires_grad:
-            self.aux_loss = torch.zeros_like(self.aux_loss.detach())
+    def note_evaluation(self, weights: Tensor) -> None:
+        """The last forward, which gave these weights, has no loss."""
+        if not self.has_loss():
+            return
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            exporting = torch.compiler.is_exporting()
+            if exporting:
+                return
+        self.aux_loss = torch.zeros((), dtype=weights.dtype, device=weights.device)
 
     @torch.jit.unused
     def to_device_of(self, counts: Tensor) -> None:

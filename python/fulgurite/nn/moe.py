@@ -160,7 +160,7 @@ class MoE(nn.Module):
         weights, ids = self.router(x, token_mask)  # (T, K)
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             keep_aux_loss(self, self.router.aux_loss)
-        elif self.training:
+        elif self.training or self.router.has_loss():
             self.aux_loss = self.router.aux_loss
         if self.num_shared_experts > 0:
             weights, ids = self.with_shared_experts(weights, ids, token_mask)

@@ -284,8 +284,8 @@ class Router(Counted):
                 self.aux_loss = loss
             else:
                 weights = self.note(weights, counts, dropped, loss)
-        elif not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            self.note_evaluation()
+        else:
+            self.note_evaluation(weights)
         return weights, ids
 
     def within_capacity(self, weights: Tensor, ids: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -249,6 +249,29 @@ def test_eval_counts_nothing() -> None:
     assert module.aux_loss == 0
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module,
+        torch.jit.script,
+        lambda module: torch.compile(module, fullgraph=True, backend="aot_eager"),
+    ],
+    ids=["as made", "scripted", "compiled"],
+)
+def test_a_forward_in_eval_mode_leaves_no_loss(change: Any, frozen: bool) -> None:
+    torch._dynamo.reset()
+    module = change(MoE(8, 4, 4, 2, balance_loss_weight=0.1).requires_grad_(not frozen))
+    x = torch.randn(3, 8)
+    module(x)
+    assert module.aux_loss > 0
+    module.eval()
+    module(x)
+    for loss in (module.aux_loss, module.router.aux_loss):
+        assert loss == 0
+        assert not loss.requires_grad
+
+
 def test_router_is_float32_under_autocast() -> None:
     torch.manual_seed(0)
     module = MoE(16, 4, 8, 2)
@@ -305,6 +328,7 @@ def assigned(module: MoE) -> MoE:
     ids=["as made", "cast", "copied", "scripted", "scripted and saved", "assigned", "compiled"],
 )
 def test_layer_and_router_count_in_the_same_tensors(change: Any) -> None:
+    torch._dynamo.reset()
     made = MoE(8, 4, 4, 2, score="sigmoid", bias_update_rate=0.1, z_loss_weight=0.1)
     module = change(made)
     x = torch.randn(5, 8)
