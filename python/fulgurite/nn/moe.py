@@ -113,6 +113,7 @@ class MoE(nn.Module):
         self.alpha = number("MoE", "alpha", alpha)
         self.limit = number("MoE", "limit", limit, at_least=0)
         self.input_jitter = number("MoE", "input_jitter", input_jitter, at_least=0, below=1)
+        self.register_buffer("selection_bias", None, persistent=False)
         self.router = Router(dim, num_experts, top_k, device=device, dtype=dtype, **routing)
 
         def stacked(*shape: int) -> nn.Parameter:
@@ -125,9 +126,14 @@ class MoE(nn.Module):
         self.b_in = stacked(rows) if expert_bias else None
         self.b_out = stacked(dim) if expert_bias else None
         self.check_options(dim)
-        self.register_buffer("selection_bias", self.router.selection_bias, persistent=False)
         self.register_load_state_dict_post_hook(share_router_tensors)  # type: ignore[no-untyped-call]
         self.reset_parameters()
+
+    @torch.jit.unused
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "router":
+            share_router_tensors(self)
 
     def reset_parameters(self) -> None:
         """Draw every weight from N(0, 1/fan_in); biases, counts and losses are 0."""

@@ -249,6 +249,18 @@ def test_eval_counts_nothing() -> None:
     assert module.aux_loss == 0
 
 
+def test_a_layer_follows_a_router_that_it_is_given() -> None:
+    options = {"score": "sigmoid", "bias_update_rate": 0.1, "z_loss_weight": 0.1}
+    first, second = MoE(8, 4, 4, 2, **options), MoE(8, 4, 4, 2, **options)
+    names = list(second.state_dict())
+    second.router = first.router
+    second(torch.randn(5, 8))
+    for name in ("load", "dropped", "selection_bias", "aux_loss"):
+        assert getattr(second, name) is getattr(first.router, name)
+    assert int(first.load.sum()) == int(second.load.sum()) == 10
+    assert list(second.state_dict()) == names
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(
     "change",
