@@ -159,10 +159,11 @@ class Router(Counted):
         top_k = integer(name, "top_k", top_k, 1, num_experts)
         num_groups = integer(name, "num_groups", num_groups, 1)
         top_groups = integer(name, "top_groups", top_groups, 1, num_groups)
-        eps, jitter, bias_update_rate, balance_loss_weight, z_loss_weight = (
+        self.jitter = number(name, "jitter", jitter, at_least=0, below=1)
+        eps, bias_update_rate, balance_loss_weight, z_loss_weight = (
             number(name, option, value, at_least=0)
             for option, value in (
-                ("eps", eps), ("jitter", jitter), ("bias_update_rate", bias_update_rate),
+                ("eps", eps), ("bias_update_rate", bias_update_rate),
                 ("balance_loss_weight", balance_loss_weight), ("z_loss_weight", z_loss_weight),
             )
         )  # fmt: skip
@@ -196,7 +197,7 @@ class Router(Counted):
         self.capacity = capacity
         self.capacity_factor = optional_number(name, "capacity_factor", capacity_factor, at_least=0)
         self.drop, self.per_sequence = drop, per_sequence
-        self.jitter, self.random_second = jitter, random_second
+        self.random_second = random_second
         self.balance_loss_weight, self.balance_loss_kind = balance_loss_weight, balance_loss_kind
         self.z_loss_weight = z_loss_weight
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))

@@ -361,6 +361,9 @@ def test_layer_and_router_count_in_the_same_tensors(change: Any) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"top_k in \[1, 4\], got 5"):
         MoE(8, 4, 4, 5)
+    for option in ("jitter", "input_jitter"):
+        with pytest.raises(ValueError, match=rf"expected {option} in \[0, 1\), got 2.0"):
+            MoE(8, 4, 4, 2, **{option: 2.0})
     with pytest.raises(ValueError, match="num_shared_experts of at least 0, got -1"):
         MoE(8, 4, 4, 2, num_shared_experts=-1)
     with pytest.raises(ValueError, match="needs a sigmoid score, got score='softmax'"):
