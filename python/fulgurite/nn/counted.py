@@ -79,7 +79,7 @@ class Counted(nn.Module):
         if not self.has_loss():
             return
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            exporting = torch.compiler.is_exporting()
+            exporting = is_exporting()
             if exporting:
                 return
         self.aux_loss = torch.zeros((), dtype=weights.dtype, device=weights.device)
