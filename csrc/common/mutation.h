@@ -16,7 +16,7 @@ template <class Visit>
 void visit_tensors(const c10::IValue& value, const Visit& visit) {
   if (value.isTensor()) visit(value.toTensor());
   if (value.isTensorList())
-    for (const at::Tensor& tensor : value.toTensorList()) visit(tensor);
+    for (const at::Tensor& tensor : value.toTensorVector()) visit(tensor);
 }
 
 /// The arguments that the schema says may be written. They outlive the call, which consumes the
