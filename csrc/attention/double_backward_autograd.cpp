@@ -14,6 +14,7 @@
 #include "common/check.h"
 #include "common/saved_arguments.h"
 
+#include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
 namespace fulgurite {

@@ -7,6 +7,7 @@
 #include "moe/rules/balance.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <vector>
