@@ -1,4 +1,4 @@
-// Loss scaling and gradient clipping, for C++ programs. Semantics and errors: docs/ops/amp.md.
+// Loss scaling and gradient clipping, for C++ programs: docs/ops/grad_stats.md and unscale_.md.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// Mixture of experts, for C++ programs. Shapes, semantics and errors: docs/ops/moe.md.
+// Mixture of experts, for C++ programs. Shapes, semantics and errors: docs/ops/moe_*.md.
 //
 // Legend: T tokens, E experts, K experts per token, H width of a token, I hidden width of an
 // expert.

@@ -1,5 +1,5 @@
 // AdamW over whole lists of tensors, for C++ programs. Semantics, order of operations and errors:
-// docs/ops/optim.md.
+// docs/ops/adamw_.md.
 #pragma once
 
 #include <ATen/core/Tensor.h>

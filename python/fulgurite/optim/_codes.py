@@ -1,6 +1,6 @@
 """8-bit states in torch's own operations, for checkpoints: the codes of ``adamw_8bit_``.
 
-See docs/ops/optim.md. The step itself reads and writes codes in its kernel.
+See docs/ops/adamw_8bit_.md. The step itself reads and writes codes in its kernel.
 """
 
 from __future__ import annotations

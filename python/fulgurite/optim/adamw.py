@@ -25,7 +25,7 @@ _OPTIONS = ("_kind", "_copies", "_max_grad_norm", "_step_supports_amp_scaling")
 
 
 class AdamW(Steps):
-    r"""AdamW that clips, unscales and keeps masters in one pass; see docs/ops/optim.md.
+    r"""AdamW that clips, unscales and keeps masters in one pass; see docs/howto/optimizer.md.
 
     **Under a gradient scaler the gradients stay multiplied by the scale, also after the step**; see
     ``fused_unscale``.

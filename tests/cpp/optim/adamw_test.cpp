@@ -24,7 +24,7 @@ void run(const AdamwTensor& tensor, const Walk& walk, const std::vector<int64_t>
   FULGURITE_VARIANT::adamw_update(p, first, last);
 }
 
-/// The order that docs/ops/optim.md promises, one element at a time.
+/// The order that docs/ops/adamw_.md promises, one element at a time.
 void step(float& p, float grad, float& m, float& v) {
   const AdamwScalars s = scalars();
   const float g = grad * static_cast<float>(s.grad_factor);

@@ -1,4 +1,4 @@
-"""Mixture of experts as functions. The mathematics: docs/ops/moe.md.
+"""Mixture of experts as functions. The mathematics: docs/ops/moe_*.md.
 
 Legend: T tokens, E experts, K experts per token, H width of a token, I hidden width of an expert.
 """
@@ -35,7 +35,7 @@ def moe_route(
     token_mask: Optional[Tensor] = None,
     forced_ids: Optional[Tensor] = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Choose K of E experts for every token, and weigh them; see docs/ops/moe.md.
+    r"""Choose K of E experts for every token, and weigh them; see docs/ops/moe_route.md.
 
     The choice is by the logits, or by ``score(logits) + bias``; ties go to the lowest index and NaN
     ranks below −inf.
@@ -99,7 +99,7 @@ def moe_plan(
     drop: str = "token",
     weights: Optional[Tensor] = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Sort the T·K assignments by expert, stably; see docs/ops/moe.md.
+    r"""Sort the T·K assignments by expert, stably; see docs/ops/moe_plan.md.
 
     Args:
         ids: (T,K) int32 or int64. An id outside [0, num_experts) is a sentinel: no expert.
@@ -137,7 +137,7 @@ def moe_plan(
 
 
 def moe_permute(x: Tensor, permutation: Tensor, inverse: Tensor) -> Tensor:
-    r"""A copy of each token's row for each of its experts, sorted by expert; see docs/ops/moe.md.
+    r"""A copy of each token's row for each of its experts, sorted by expert; see docs/ops/moe_plan.md.
 
     Args:
         x: (T,H), float64, float32, bfloat16 or float16.
@@ -162,7 +162,7 @@ def moe_permute(x: Tensor, permutation: Tensor, inverse: Tensor) -> Tensor:
 
 
 def moe_combine(y: Tensor, inverse: Tensor, weights: Optional[Tensor] = None) -> Tensor:
-    r"""Add up each token's rows; see docs/ops/moe.md.
+    r"""Add up each token's rows; see docs/ops/moe_plan.md.
 
     ``out_t = Σ_j weights[t,j] · y[inverse[t,j]]``
 
@@ -199,7 +199,7 @@ def moe_balance_loss(
     token_mask: Optional[Tensor] = None,
     eps: float = 1e-20,
 ) -> Tensor:
-    r"""Auxiliary loss that evens out the load of the experts; see docs/ops/moe.md.
+    r"""Auxiliary loss that evens out the load of the experts; see docs/ops/moe_balance_loss.md.
 
     With f_e the share of the assignments that expert e got and P_e its mean score, "switch" is ``E
     · Σ_e f_e P_e``: 1 at balance.
@@ -241,7 +241,7 @@ def moe_balance_loss(
 
 
 def moe_z_loss(logits: Tensor, token_mask: Optional[Tensor] = None) -> Tensor:
-    r"""Router z-loss, which keeps logits small; see docs/ops/moe.md.
+    r"""Router z-loss, which keeps logits small; see docs/ops/moe_balance_loss.md.
 
     ``mean_t (log Σ_e exp logits[t,e])²``
 
@@ -268,7 +268,7 @@ def moe_z_loss(logits: Tensor, token_mask: Optional[Tensor] = None) -> Tensor:
 def moe_update_bias_(
     bias: Tensor, counts: Tensor, rate: float, rule: str = "sign", center: bool = False
 ) -> Tensor:
-    r"""Move the selection bias towards balance, in place; see docs/ops/moe.md.
+    r"""Move the selection bias towards balance, in place; see docs/ops/moe_update_bias_.md.
 
     ``bias += rate · sign(mean(counts) − counts)``, or ``rate · (mean − counts) / mean`` with rule
     "proportional".

@@ -1,4 +1,4 @@
-"""The experts of a mixture as functions. The mathematics: docs/ops/moe.md.
+"""The experts of a mixture as functions. The mathematics: docs/ops/moe_experts.md.
 
 Legend: T tokens, E experts, K experts per token, H width of a token, I hidden width of an expert.
 """
@@ -29,7 +29,7 @@ def moe_experts(
     limit: float = 0.0,
     save_hidden: bool = True,
 ) -> Tensor:
-    r"""The feed-forward of all experts; see docs/ops/moe.md.
+    r"""The feed-forward of all experts; see docs/ops/moe_experts.md.
 
     ``y_t = Σ_j weights[t,j] · (W_out h(W_in x_t + b_in) + b_out)`` with the matrices of expert
     ``ids[t,j]``, where ``h = activation(gate) · up``, or ``activation(W_in x_t + b_in)`` if not
@@ -97,7 +97,7 @@ def moe_grouped_mm(
     bias: Optional[Tensor] = None,
     transposed: bool = False,
 ) -> Tensor:
-    r"""Multiply the rows of each expert with its matrix; see docs/ops/moe.md.
+    r"""Multiply the rows of each expert with its matrix; see docs/ops/moe_grouped_mm.md.
 
     ``y[offsets[e]:offsets[e+1]] = x[offsets[e]:offsets[e+1]] · weight[e]ᵀ + bias[e]``
 

@@ -1,0 +1,108 @@
+"""Small multiples: ratios by work and machine, losses of the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+COLUMNS = 2
+WIDTH = 8.2
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fulgurite",  # the same results give the same file
+}
+COLOURS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+ARMS = {
+    "fulgurite": {"color": "tab:blue", "linewidth": 1.4},
+    "plain": {"color": "tab:orange", "linewidth": 1.4, "linestyle": (0, (3, 2))},
+    "reference": {"color": "black", "linewidth": 0.8, "linestyle": ":"},
+}
+SMOOTHED = 10  # steps that one point of a curve is the mean of
+
+
+def panels(count: int, height: float) -> tuple[Any, list[Axes]]:
+    rows = -(-count // COLUMNS)
+    figure, grid = plt.subplots(
+        rows, COLUMNS, figsize=(WIDTH, height * rows), layout="constrained", squeeze=False, sharex=True
+    )
+    axes = [axis for row in grid for axis in row]
+    for unused in axes[count:]:
+        unused.set_visible(False)
+        axes[axes.index(unused) - COLUMNS].tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def ratio_panel(axis: Axes, cases: dict[Any, Any], machines: list[str]) -> None:
+    """A row for each machine that has the work: a dot for each size, the mean as a number."""
+    names = [name for name in machines if any(name in found for found in cases.values())]
+    axis.axvline(1.0, color="black", linewidth=0.8)
+    for at, name in enumerate(names):
+        rows = [found[name] for found in cases.values() if name in found]
+        ratios = [row["ratio"] for row in rows]
+        colour = COLOURS[machines.index(name) % len(COLOURS)]
+        for row in rows:
+            quartiles = [row["ratio_low"], row["ratio_high"]]
+            axis.plot(quartiles, [at, at], color=colour, linewidth=3, alpha=0.35)
+        axis.plot(ratios, [at] * len(ratios), "o", color=colour, markersize=3.5)
+        axis.annotate(
+            f"{geometric_mean(ratios):.3g}", (1, at), xycoords=("axes fraction", "data"),
+            xytext=(2, 0), textcoords="offset points", va="center", color=colour,
+        )  # fmt: skip
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+
+
+def ratio_chart(works: dict[str, dict[Any, Any]], machines: list[str], path: Path) -> None:
+    """A panel for each work, all on one scale: time of the other side divided by ours."""
+    with plt.rc_context(STYLE):
+        figure, axes = panels(len(works), 0.5 + 0.17 * len(machines))
+        for axis, (work, cases) in zip(axes, works.items(), strict=True):
+            ratio_panel(axis, cases, machines)
+            axis.set_title(work)
+        figure.supxlabel(
+            "time of the other side / time of fulgurite: right of 1 fulgurite is faster. A dot is one "
+            "size,\nits bar the quartiles of paired runs, the number the geometric mean of the sizes",
+            fontsize=8,
+        )
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def smoothed(losses: list[float]) -> list[float]:
+    last = len(losses) - len(losses) % SMOOTHED
+    return [sum(losses[i : i + SMOOTHED]) / SMOOTHED for i in range(0, last, SMOOTHED)]
+
+
+def demo_chart(precisions: dict[str, dict[str, Any]], path: Path) -> None:
+    """A panel for each machine and precision: the losses of every arm."""
+    files = [(p, m, c) for p, results in precisions.items() for m, c in results.items()]
+    with plt.rc_context(STYLE):
+        figure, axes = panels(len(files), 2.0)
+        for axis, (precision, machine, content) in zip(axes, files, strict=True):
+            for arm, run in content["arms"].items():
+                means = smoothed(run["losses"])
+                steps = [SMOOTHED * (i + 1) for i in range(len(means))]
+                axis.plot(steps, means, label=arm, **ARMS[arm])
+            axis.set_title(f"{machine}, {precision}")
+            axis.set_ylabel("nats per byte")
+        axes[0].legend(frameon=False)
+        figure.supxlabel(f"step; a point is the mean loss of {SMOOTHED} steps", fontsize=8)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
