@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import fulgurite.nn.functional as F
+from docs_pages import page_of
 from fulgurite._config import runtime
 from fulgurite.amp import LossScaler
 
-DOCS = Path(__file__).parents[3] / "docs" / "ops"
 CHOICES: dict[str, list[str]] = runtime().choices()
-PAGES = {"attention": "attention.md", "attention_varlen": "attention.md", "update_scale_": "amp.md"}
-# others: moe.md
 # Whose docstring explains the names, where it is not the operator's own.
 EXPLAINED = {"attention_varlen.align": "attention", "moe_balance_loss.score": "moe_route"}
 each_choice = pytest.mark.parametrize("choice", CHOICES)
@@ -98,7 +95,7 @@ def test_other_names_are_refused_with_all_that_are_served(choice: str) -> None:
 @each_choice
 def test_every_name_stands_on_the_page_and_in_the_docstring(choice: str) -> None:
     op = choice.split(".")[0]
-    page = (DOCS / PAGES.get(op, "moe.md")).read_text()
+    page = page_of(op).read_text()
     explained = LossScaler if op == "update_scale_" else getattr(F, EXPLAINED.get(choice, op))
     docstring = explained.__doc__
     for name in CHOICES[choice]:

@@ -69,7 +69,7 @@ def _attention(
         bias: query's dtype or float32, broadcastable to (B,Hq,N,M), with a gradient at its own
             shape; −inf hides a pair.
         sink: (Hq), a learned extra logit in the denominator, with a gradient.
-        alibi_slopes: (Hq), (B,Hq) or (B1,B2,Hq), float32: subtracts slope·|i' − j|.
+        alibi_slopes: (Hq), (B,Hq) or (B1,B2,Hq), float32: subtracts ``slope·|i' − j|``.
         block_layout: bool or uint8, (1 or Hq, ⌈N/block_size⌉, ⌈M/block_size⌉): keeps whole blocks
             of pairs.
         block_size: of block_layout.

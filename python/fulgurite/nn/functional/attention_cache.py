@@ -49,8 +49,8 @@ def _attention_varlen(
         cu_seqlens_q, cu_seqlens_k: int32 or int64, (sequences + 1), rising from 0 to at most Tq and
             Tk; sequences may be empty. Rows past the last offset give out 0 and lse −inf.
         alibi_slopes: (Hq) or (sequences,Hq), float32 (float64 for float64).
-        sink, scale, causal, align, window_left, window_right, sink_tokens, softcap, dropout_p,
-            philox: as in :func:`attention`.
+        sink, scale, causal, align, window_left, window_right: as in :func:`attention`.
+        sink_tokens, softcap, dropout_p, philox: as there.
         return_lse: a literal in TorchScript; True returns (out, lse).
 
     Returns:
