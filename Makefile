@@ -15,7 +15,7 @@ VENV := .venv$(SUFFIX)
 BUILD := build$(SUFFIX)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export FULGURITE_BUILD_DIR := $(BUILD)
-SOURCES := python tests examples setup.py docs/conf.py docs/charts.py
+SOURCES := python tests examples setup.py docs/_ext $(wildcard docs/*.py)
 CXX_SOURCES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
 .PHONY: demo test test-full test-neon test-clients bench build build-tests lint lint-quick docs clean FORCE
@@ -66,7 +66,7 @@ lint-quick: $(VENV)/.lint $(VENV)/.demo $(VENV)/.test
 	ruff format --check $(SOURCES)
 	mypy
 
-docs: build $(VENV)/.docs
+docs: build $(VENV)/.docs $(VENV)/.demo
 	python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:

@@ -1,7 +1,7 @@
-"""The pages of docs/performance/generated, from the committed results: ``python docs/performance.py``.
+"""The pages of docs/performance/generated, from benchmarks/results: ``python docs/performance.py``.
 
-``docs/conf.py`` calls ``write`` before Sphinx looks for pages. Nothing here is committed: a new file
-under benchmarks/results is a new column, or a new page.
+``docs/conf.py`` calls ``write`` before Sphinx looks for pages. They are not committed: a new file
+of results is a new column, or a new page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from performance_charts import demo_chart, ratio_chart
+from performance_charts import demo_chart, digits, ratio_chart
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -25,12 +25,12 @@ TITLES = {
     "demo": "The demo: a language model",
 }
 ROW = (
-    "Bold: the other side's time divided by ours. Below it our time, and ours as a share of what the "
-    "machine could do at that moment, where that was measured."
+    "Bold: the other side's time divided by ours. Below it our time, and ours as a share of what "
+    "the machine could do at that moment, where that was measured."
 )
 MEMORY = (
-    "MiB beside results, of fulgurite and of the other side: the peak of what torch's allocator gives "
-    "out, and below it how much a process of its own grows."
+    "MiB beside results, of fulgurite and of the other side: the peak of what torch's allocator "
+    "gives out, and below it how much a process of its own grows."
 )
 DEMO = "demo-"  # demo-PRECISION.json: one page for all precisions
 
@@ -71,7 +71,7 @@ def machines_table(results: Results) -> list[str]:
     for name, content in results.items():
         facts = content.get("machine", {})
         said = [str(facts.get(key, "")) for key in ("cpu", "isa", "threads", "torch")]
-        rows.append([f"`{name}`", *said, content["measured"], content["commit"]])
+        rows.append([*map(whole, [name, *said, content["measured"], content["commit"]])])
     notes = [f"`{m}`: {content['note']}.\n" for m, content in results.items() if "note" in content]
     return table(columns, rows, len(columns)) + notes
 
@@ -86,23 +86,24 @@ def by_work(results: Results, key: str) -> dict[str, dict[tuple[str, str], Resul
     return works
 
 
-def digits(number: float) -> str:
-    """Three digits that count."""
-    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
+def whole(text: str) -> str:
+    """The text in one line: no break at spaces and hyphens."""
+    return text.replace(" ", "\u00a0").replace("-", "\u2011")
 
 
 def ratio_cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     share = f", {100 * row['share']:.0f} %" if row.get("share") else ""
-    return f"**{digits(row['ratio'])}**<br>{digits(row['ours_ms'])} ms{share}"
+    return f"**{digits(row['ratio'])}**<br>" + whole(f"{digits(row['ours_ms'])} ms{share}")
 
 
 def memory_cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     peak = f"{row['ours_mib']:.1f}, {row['plain_mib']:.1f}"
-    return f"{peak}<br>{row['ours_growth_mib']:.1f}, {row['plain_growth_mib']:.1f}"
+    growth = f"{row['ours_growth_mib']:.1f}, {row['plain_growth_mib']:.1f}"
+    return f"{whole(peak)}<br>{whole(growth)}"
 
 
 def family_page(family: str, results: Results) -> str:
@@ -113,20 +114,25 @@ def family_page(family: str, results: Results) -> str:
     for work, cases in works.items():
         lines += [f"**{work}**", ""]
         rows = [
-            [shape, baseline, *(ratio_cell(found.get(machine)) for machine in machines)]
+            [whole(shape), baseline, *(ratio_cell(found.get(machine)) for machine in machines)]
             for (shape, baseline), found in cases.items()
         ]
-        lines += table(["sizes", "beside", *machines], rows, 2)
+        lines += table(["sizes", "beside", *map(whole, machines)], rows, 2)
     memory = by_work(results, "memory")
     if memory:
         measured = [m for m in machines if results[m].get("memory")]
         rows = [
-            [work, shape, baseline, *(memory_cell(found.get(machine)) for machine in measured)]
+            [
+                work,
+                whole(shape),
+                baseline,
+                *(memory_cell(found.get(machine)) for machine in measured),
+            ]
             for work, cases in memory.items()
             for (shape, baseline), found in cases.items()
         ]
         lines += ["## Memory", "", MEMORY, ""]
-        lines += table(["work", "sizes", "beside", *measured], rows, 3)
+        lines += table(["work", "sizes", "beside", *map(whole, measured)], rows, 3)
     return "\n".join(lines) + "\n"
 
 
@@ -141,13 +147,13 @@ def demo_page(precisions: dict[str, Results]) -> str:
         ours, plain = content["arms"]["fulgurite"], content["arms"]["plain"]
         against = content["agreement"][0]
         rows.append([
-            name,
+            whole(name),
             f"{digits(1e3 * ours['step_seconds'])} ms",
             f"{digits(1e3 * plain['step_seconds'])} ms",
             f"**{content['ratio']:.2f}**",
             f"{ours['peak_bytes'] / 2**20:.0f} against {plain['peak_bytes'] / 2**20:.0f} MiB",
             f"{against['distance']:.4f} over {against['steps']} steps",
-            content["measured"],
+            whole(content["measured"]),
         ])  # fmt: skip
     first = next(iter(files.values()))
     columns = ["machine", "fulgurite", "plain", "ratio", "peak", "losses differ", "measured"]
@@ -155,13 +161,13 @@ def demo_page(precisions: dict[str, Results]) -> str:
         f"# {TITLES['demo']}",
         "",
         f"What `python -m fulgurite.demo` measured: {first['parameters'] / 1e6:.1f} million "
-        f"parameters, {first['tokens_per_step']} tokens a step, {first['threads']} threads, the same "
-        "weights and batches on both sides, steps interleaved. Plain PyTorch is "
+        f"parameters, {first['tokens_per_step']} tokens a step, {first['threads']} threads, the "
+        "same weights and batches on both sides, steps interleaved. Plain PyTorch is "
         "scaled_dot_product_attention, grouped_mm experts, fused AdamW, autocast.",
         "",
         *table(columns, rows, 1),
-        "Peak is that of forward and backward. The losses' mean difference is in nats per byte; the "
-        "bound on it and why it grows: [benchmarks](../../internals/benchmarks.md#the-demo-s-curves).",
+        "Peak is that of forward and backward. The losses' mean difference is in nats per byte; "
+        "the bound on it: [benchmarks](../../internals/benchmarks.md#the-demo-s-curves).",
         "",
         "![Training losses](demo.svg)",
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 import matplotlib
@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLUMNS = 2
 WIDTH = 8.2
@@ -24,20 +24,26 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fulgurite",  # the same results give the same file
 }
-COLOURS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
-ARMS = {
-    "fulgurite": {"color": "tab:blue", "linewidth": 1.4},
-    "plain": {"color": "tab:orange", "linewidth": 1.4, "linestyle": (0, (3, 2))},
-    "reference": {"color": "black", "linewidth": 0.8, "linestyle": ":"},
+COLOURS = plt.get_cmap("tab10").colors
+ARMS: dict[str, dict[str, Any]] = {
+    "fulgurite": {"label": "fulgurite", "color": "tab:blue", "linewidth": 1.4},
+    "plain": {"label": "plain PyTorch", "color": "tab:orange", "linestyle": (0, (3, 2))},
+    "reference": {"label": "fulgurite, float32", "color": "black", "linestyle": ":"},
 }
 SMOOTHED = 10  # steps that one point of a curve is the mean of
+
+
+def digits(number: float) -> str:
+    """Three digits that count."""
+    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
 
 
 def panels(count: int, height: float) -> tuple[Any, list[Axes]]:
     rows = -(-count // COLUMNS)
     figure, grid = plt.subplots(
-        rows, COLUMNS, figsize=(WIDTH, height * rows), layout="constrained", squeeze=False, sharex=True
-    )
+        rows, COLUMNS, figsize=(WIDTH, height * rows), layout="constrained", squeeze=False,
+        sharex=True, sharey=True,
+    )  # fmt: skip
     axes = [axis for row in grid for axis in row]
     for unused in axes[count:]:
         unused.set_visible(False)
@@ -47,23 +53,25 @@ def panels(count: int, height: float) -> tuple[Any, list[Axes]]:
 
 def ratio_panel(axis: Axes, cases: dict[Any, Any], machines: list[str]) -> None:
     """A row for each machine that has the work: a dot for each size, the mean as a number."""
-    names = [name for name in machines if any(name in found for found in cases.values())]
     axis.axvline(1.0, color="black", linewidth=0.8)
-    for at, name in enumerate(names):
+    for at, name in enumerate(machines):
         rows = [found[name] for found in cases.values() if name in found]
+        if not rows:
+            continue
         ratios = [row["ratio"] for row in rows]
-        colour = COLOURS[machines.index(name) % len(COLOURS)]
+        colour = COLOURS[at % len(COLOURS)]
         for row in rows:
             quartiles = [row["ratio_low"], row["ratio_high"]]
             axis.plot(quartiles, [at, at], color=colour, linewidth=3, alpha=0.35)
         axis.plot(ratios, [at] * len(ratios), "o", color=colour, markersize=3.5)
         axis.annotate(
-            f"{geometric_mean(ratios):.3g}", (1, at), xycoords=("axes fraction", "data"),
+            digits(geometric_mean(ratios)), (1, at), xycoords=("axes fraction", "data"),
             xytext=(2, 0), textcoords="offset points", va="center", color=colour,
         )  # fmt: skip
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_yticks(range(len(machines)), machines)
+    axis.set_ylim(len(machines) - 0.4, -0.6)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
@@ -77,8 +85,8 @@ def ratio_chart(works: dict[str, dict[Any, Any]], machines: list[str], path: Pat
             ratio_panel(axis, cases, machines)
             axis.set_title(work)
         figure.supxlabel(
-            "time of the other side / time of fulgurite: right of 1 fulgurite is faster. A dot is one "
-            "size,\nits bar the quartiles of paired runs, the number the geometric mean of the sizes",
+            "time of the other side / time of fulgurite: right of 1 fulgurite is faster. A dot is\n"
+            "one size, its bar the quartiles of paired runs, the number their geometric mean",
             fontsize=8,
         )
         figure.savefig(path, metadata={"Date": None})
@@ -86,8 +94,7 @@ def ratio_chart(works: dict[str, dict[Any, Any]], machines: list[str], path: Pat
 
 
 def smoothed(losses: list[float]) -> list[float]:
-    last = len(losses) - len(losses) % SMOOTHED
-    return [sum(losses[i : i + SMOOTHED]) / SMOOTHED for i in range(0, last, SMOOTHED)]
+    return [fmean(losses[i : i + SMOOTHED]) for i in range(0, len(losses), SMOOTHED)]
 
 
 def demo_chart(precisions: dict[str, dict[str, Any]], path: Path) -> None:
@@ -99,7 +106,7 @@ def demo_chart(precisions: dict[str, dict[str, Any]], path: Path) -> None:
             for arm, run in content["arms"].items():
                 means = smoothed(run["losses"])
                 steps = [SMOOTHED * (i + 1) for i in range(len(means))]
-                axis.plot(steps, means, label=arm, **ARMS[arm])
+                axis.plot(steps, means, marker=".", markersize=2.5, **ARMS[arm])
             axis.set_title(f"{machine}, {precision}")
             axis.set_ylabel("nats per byte")
         axes[0].legend(frameon=False)

@@ -21,9 +21,10 @@ def schema(name: str) -> str:
     """The registered schema, its arguments broken into lines."""
     registered = OPERATORS[name].op._schema
     text = str(registered).removeprefix("fulgurite::")
-    for argument in registered.arguments:  # 9.9999999999999995e-07
-        if isinstance(argument.default_value, float):
-            text = re.sub(rf"\b{argument.name}=[^,)]+", f"{argument.name}={argument.default_value}", text)
+    for argument in registered.arguments:
+        default = argument.default_value
+        if isinstance(default, float):  # 1e-06, not 9.9999999999999995e-07
+            text = re.sub(rf"\b{argument.name}=[^,)]+", f"{argument.name}={default}", text)
     kept = re.sub(r"(?<!,) (?!->)", INSIDE_AN_ARGUMENT, text)
     lines = textwrap.wrap(
         kept, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False

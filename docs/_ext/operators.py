@@ -1,4 +1,4 @@
-"""``{operator} NAME``: schema and errors of an operator. ``{command} MODULE``: what its help says."""
+"""``{operator} NAME``: an operator's schema and errors. ``{command} MODULE``: a program's help."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import subprocess
 import sys
 from typing import Any
 
+import operator_facts
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-
-import operator_facts
 
 
 class OperatorDirective(SphinxDirective):
@@ -46,15 +45,23 @@ class CommandDirective(SphinxDirective):
 PAGE = re.compile(r"\bdocs/((?:ops|howto)/\w+)\.md")
 
 
-def link_pages(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
+def link_pages(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Where a docstring names a page, a link to it."""
     lines[:] = [PAGE.sub(r":doc:`/\1`", line) for line in lines]
+
+
+def name_both_results(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str
+) -> tuple[str | None, str]:
+    """Functions with return_lse return one tensor or two; their annotation is that of two."""
+    if signature and "return_lse: bool" in signature:
+        return signature, "Tensor | tuple[Tensor, Tensor]"
+    return signature, returns
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("operator", OperatorDirective)
     app.add_directive("command", CommandDirective)
     app.connect("autodoc-process-docstring", link_pages)
+    app.connect("autodoc-process-signature", name_both_results)
     return {"parallel_read_safe": True}

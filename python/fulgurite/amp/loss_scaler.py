@@ -20,7 +20,9 @@ __all__ = ["LossScaler"]
 
 
 class LossScaler(GradScaler):
-    r"""GradScaler with hysteresis, a floor, a ceiling and a record; see docs/howto/mixed_precision.md.
+    r"""GradScaler with hysteresis, a floor, a ceiling and a record.
+
+    How to use it: docs/howto/mixed_precision.md.
 
     **After** ``step(optimizer)`` **with fulgurite's AdamW the gradients are still multiplied by the
     scale**: the step unscales on the way, which saves a pass over them. (torch's fused optimizers

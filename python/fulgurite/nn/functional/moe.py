@@ -137,7 +137,7 @@ def moe_plan(
 
 
 def moe_permute(x: Tensor, permutation: Tensor, inverse: Tensor) -> Tensor:
-    r"""A copy of each token's row for each of its experts, sorted by expert; see docs/ops/moe_plan.md.
+    r"""A row for each expert of each token, sorted by expert; see docs/ops/moe_plan.md.
 
     Args:
         x: (T,H), float64, float32, bfloat16 or float16.

@@ -73,7 +73,7 @@ def moe_route(
     token_mask: Tensor | None = None,
     forced_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights, ids, counts) of shapes (T, K), (T, K) and (E), as docs/ops/moe_route.md defines them."""
+    """(weights, ids, counts), shapes (T, K), (T, K) and (E); docs/ops/moe_route.md defines them."""
     T, E = logits.shape
     # 16-bit logits are routed in float32; this function also runs in their dtype, as a yardstick.
     wide = logits if logits.dtype == torch.float64 else logits.float()
