@@ -33,6 +33,8 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
+highlight_language = "none"  # formulas and commands; code says its language
+
 html_theme = "furo"
 html_title = f"fulgurite {release}"
 html_static_path = ["_static"]

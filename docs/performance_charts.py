@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean, geometric_mean
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -15,9 +16,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 COLUMNS = 2
 WIDTH = 8.2
+TITLE_WIDTH = 58  # characters
 STYLE = {
     "font.size": 8,
-    "axes.titlesize": 8.5,
+    "axes.titlesize": 8,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -77,13 +79,24 @@ def ratio_panel(axis: Axes, cases: dict[Any, Any], machines: list[str]) -> None:
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
 
 
+def beside_one(works: dict[str, dict[Any, Any]]) -> dict[str, dict[Any, Any]]:
+    """The cases of each work and baseline, under a title that names both."""
+    titled: dict[str, dict[Any, Any]] = {}
+    for work, cases in works.items():
+        for (shape, baseline), found in cases.items():
+            title = "\n".join(fill(text, TITLE_WIDTH) for text in (work, f"beside {baseline}"))
+            titled.setdefault(title, {})[shape] = found
+    return titled
+
+
 def ratio_chart(works: dict[str, dict[Any, Any]], machines: list[str], path: Path) -> None:
-    """A panel for each work, all on one scale: time of the other side divided by ours."""
+    """A panel for each work and baseline, all on one scale: the other side's time by ours."""
+    titled = beside_one(works)
     with plt.rc_context(STYLE):
-        figure, axes = panels(len(works), 0.5 + 0.17 * len(machines))
-        for axis, (work, cases) in zip(axes, works.items(), strict=True):
+        figure, axes = panels(len(titled), 0.7 + 0.17 * len(machines))
+        for axis, (title, cases) in zip(axes, titled.items(), strict=True):
             ratio_panel(axis, cases, machines)
-            axis.set_title(work)
+            axis.set_title(title)
         figure.supxlabel(
             "time of the other side / time of fulgurite: right of 1 fulgurite is faster. A dot is\n"
             "one size, its bar the quartiles of paired runs, the number their geometric mean",
