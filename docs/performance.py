@@ -22,6 +22,7 @@ TITLES = {
     "attention": "Attention",
     "moe": "Mixture of experts",
     "optim": "Optimizer and loss scaling",
+    "clients": "Models of other libraries",
     "demo": "The demo: a language model",
 }
 ROW = (
@@ -106,6 +107,22 @@ def memory_cell(row: dict[str, Any] | None) -> str:
     return f"{whole(peak)}<br>{whole(growth)}"
 
 
+def parts_section(works: dict[str, dict[tuple[str, str], Results]]) -> list[str]:
+    """Where the time of each side goes, of the rows that say it."""
+    rows = []
+    for work, cases in works.items():
+        for (shape, baseline), found in cases.items():
+            for machine, row in found.items():
+                for side, parts in row.get("parts", {}).items():
+                    name = "fulgurite" if side == "ours" else baseline
+                    shown = ", ".join(f"{part} {100 * f:.0f} %" for part, f in parts.items() if f)
+                    rows.append([work, whole(shape), whole(machine), name, shown])
+    if not rows:
+        return []
+    columns = ["work", "sizes", "machine", "side", "of its time"]
+    return ["## Where the time goes", "", *table(columns, rows, len(columns))]
+
+
 def family_page(family: str, results: Results) -> str:
     machines = list(results)
     works = by_work(results, "rows")
@@ -118,6 +135,7 @@ def family_page(family: str, results: Results) -> str:
             for (shape, baseline), found in cases.items()
         ]
         lines += table(["sizes", "beside", *map(whole, machines)], rows, 2)
+    lines += parts_section(works)
     memory = by_work(results, "memory")
     if memory:
         measured = [m for m in machines if results[m].get("memory")]
