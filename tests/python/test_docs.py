@@ -27,7 +27,7 @@ PUBLIC = [
     "fulgurite.testing",
 ]
 REFERENCE = "\n".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
-ENTRY = re.compile(r"^\.\. (?:auto\w+|py:data):: (\S+)$", re.M)
+ENTRY = re.compile(r"^\.\. (?:auto\w+|py:data):: (\S+?)(?:\(\))?$", re.M)
 
 
 def test_every_operator_has_one_page() -> None:
