@@ -44,7 +44,8 @@ FULGURITE_INLINE void start_row(const AttentionParams& p, const OnlineSoftmax<T>
                                 T sink) {
   set_maximum(p, w, r, sink);
   store(w.sum + r * kLanes<T>, Native<T>{sink == kHidden<T> ? T(0) : T(1)});
-  __builtin_memset(w.acc + r * w.acc_ld, 0, sizeof(T) * w.acc_ld);
+  if (w.acc)  // none where only the normaliser is wanted
+    __builtin_memset(w.acc + r * w.acc_ld, 0, sizeof(T) * w.acc_ld);
 }
 
 /// Raises the maximum of row r if its highest score calls for it, with l and o; returns the factor that they took.
