@@ -3,8 +3,8 @@
 Metadata is in pyproject.toml. The library is compiled against the torch of the environment that
 runs this, so: pip install --no-build-isolation .
 
-A wheel serves every Python, and the torches whose libraries it holds: the one of the environment, or with
-FULGURITE_BUILT those of several builds (make wheel).
+A wheel serves every Python, and the torches whose libraries it holds: the one of the environment,
+or with FULGURITE_BUILT those of several builds (make wheel).
 
 Environment:
     FULGURITE_BUILT       build folders, one for each torch, that only have to be installed
@@ -58,7 +58,7 @@ def torch_of(build: Path) -> str:
 
 
 def torch_requirement() -> str:
-    """The minor versions that the libraries are for; where nothing can be built, the supported ones."""
+    """The minor versions that there are libraries for; all supported ones without any."""
     versions = [torch_of(build) for build in BUILT] or [torch_version()]
     minors = sorted({int(version.split(".")[1]) for version in versions if version})
     if not minors:
@@ -98,8 +98,8 @@ class CMakeBuild(build_ext):
         torch = torch_version()
         if torch is None:
             sys.exit(
-                "fulgurite is compiled against the torch of its environment, and this one has none.\n"
-                "Install torch (2.11 to 2.15), then: pip install --no-build-isolation ."
+                "fulgurite is compiled against the torch of its environment, and this one has "
+                "none.\nInstall torch (2.11 to 2.15), then: pip install --no-build-isolation ."
             )
         build = ROOT / os.environ.get("FULGURITE_BUILD_DIR", f"build/pip-torch{torch}")
         configure = [cmake, "-S", str(ROOT), "-B", str(build)]

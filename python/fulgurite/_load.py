@@ -10,7 +10,7 @@ from types import ModuleType
 
 import torch
 
-# A folder for each minor version of torch that there is a library for: lib/torch2.13/libfulgurite.so
+# A library for each minor version of torch: lib/torch2.13/libfulgurite.so
 _FOLDER = Path(__file__).parent / "lib"
 
 _REBUILD = (
@@ -39,10 +39,12 @@ def choose(folder: Path, running: str) -> Path:
     major, minor = running.split("+")[0].split(".")[:2]
     library = held.get((int(major), int(minor)))
     if library is None:
-        names = " and ".join(f"{major}.{minor}" for major, minor in held)
+        *others, last = [f"{major}.{minor}" for major, minor in held]
+        names = f"{', '.join(others)} and {last}" if others else last
         raise ImportError(
             f"fulgurite was built for torch {names} and cannot run with torch {running}. "
-            f"Install one of these versions of torch, or a wheel of fulgurite for this one. {_REBUILD}"
+            "Install one of these versions of torch, or a wheel of fulgurite for this one. "
+            f"{_REBUILD}"
         )
     return library
 
