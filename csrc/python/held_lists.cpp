@@ -19,7 +19,8 @@ class TensorInside {
     PyObject* const type = core ? PyObject_GetAttrString(core, "TensorBase") : nullptr;
     PyObject* const probe = type ? PyObject_CallMethod(torch, "empty", "i", 0) : nullptr;
     const size_t inside = probe ? number(probe, "_cdata") : 0;
-    const size_t end = inside ? number(reinterpret_cast<PyObject*>(Py_TYPE(probe)), "__basicsize__") : 0;
+    const size_t end =
+        inside ? number(reinterpret_cast<PyObject*>(Py_TYPE(probe)), "__basicsize__") : 0;
     if (end) search(probe, inside, end);
     Py_XDECREF(probe);
     Py_XDECREF(core);
@@ -57,7 +58,8 @@ class TensorInside {
 
   static const void* at(PyObject* object, size_t offset) {
     const void* inside;
-    std::memcpy(static_cast<void*>(&inside), reinterpret_cast<const char*>(object) + offset, sizeof(inside));
+    std::memcpy(static_cast<void*>(&inside), reinterpret_cast<const char*>(object) + offset,
+                sizeof(inside));
     return inside;
   }
 
@@ -74,7 +76,7 @@ bool visit_addresses(PyObject* lists, PyObject* states, const Visit& visit) {
   for (Py_ssize_t l = 0; l < num_lists; ++l) {
     PyObject* const list = PyList_GetItem(lists, l);
     const Py_ssize_t size = PyList_Size(list);
-    if (size < 0) return false;      // no list
+    if (size < 0) return false;        // no list
     if (!visit(nullptr)) return true;  // where a list begins
     for (Py_ssize_t i = 0; i < size; ++i) {
       PyObject* const object = PyList_GetItem(list, i);

@@ -11,8 +11,7 @@ namespace {
 using fulgurite::HeldLists;
 
 struct Object {
-  PyObject_HEAD
-  HeldLists held;
+  PyObject_HEAD HeldLists held;
 };
 
 HeldLists& held(PyObject* self) { return reinterpret_cast<Object*>(self)->held; }
@@ -51,7 +50,8 @@ PyMethodDef methods[] = {
     {"same", same, METH_VARARGS, "same(lists, states): they hold what they held."}, {}};
 
 PyType_Slot slots[] = {
-    {Py_tp_doc, const_cast<char*>("HeldLists(lists, states): which tensors stand in them, by address.")},
+    {Py_tp_doc,
+     const_cast<char*>("HeldLists(lists, states): which tensors stand in them, by address.")},
     {Py_tp_new, reinterpret_cast<void*>(make)},
     {Py_tp_dealloc, reinterpret_cast<void*>(destroy)},
     {Py_tp_methods, methods},
@@ -69,8 +69,15 @@ int fill(PyObject* module) {
 
 PyModuleDef_Slot module_slots[] = {{Py_mod_exec, reinterpret_cast<void*>(fill)}, {}};
 
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "Comparisons of long lists.",
-                          0, nullptr, module_slots, nullptr, nullptr, nullptr};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "_C",
+                          "Comparisons of long lists.",
+                          0,
+                          nullptr,
+                          module_slots,
+                          nullptr,
+                          nullptr,
+                          nullptr};
 
 }  // namespace
 
