@@ -1,4 +1,5 @@
-# make demo | test | build | wheel | lint | bench | test-full | test-neon | test-clients | docs. Everything lives in the tree: .venv, build.
+# make demo | test | build | wheel | lint | bench | bench-cpp | test-full | test-neon | test-clients | docs.
+# Everything lives in the tree: .venv, build.
 #   ARGS="--quick"   options for the demo and the benchmarks
 #   TORCH=2.15.0     another torch, in an environment and a build folder of its own
 #   TORCHES="2.13.0 2.14.1"  the versions that make wheel builds for (default: that of requirements/torch.txt)
@@ -19,9 +20,9 @@ BUILD := build$(SUFFIX)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export FULGURITE_BUILD_DIR := $(BUILD)
 SOURCES := python tests examples setup.py docs/conf.py docs/charts.py
-CXX_SOURCES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
+CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h')
 
-.PHONY: demo test test-full test-neon test-clients bench build build-tests wheel lint lint-quick docs clean FORCE
+.PHONY: demo test test-full test-neon test-clients bench bench-cpp build build-tests wheel lint lint-quick docs clean FORCE
 .DELETE_ON_ERROR:
 
 demo: build $(VENV)/.demo
@@ -52,6 +53,11 @@ build: $(BUILD)/build.ninja
 	cmake --build $(BUILD) --parallel $(JOBS)
 	@cmake --install $(BUILD) --prefix python/fulgurite >/dev/null
 	@$(MAKE) --no-print-directory $(VENV)/.fulgurite
+
+# Programs that time kernels, without torch: build/benchmarks/cpp/bench_<family>.
+bench-cpp: $(BUILD)/build.ninja
+	cmake -S . -B $(BUILD) -DFULGURITE_BENCHMARKS=ON >/dev/null
+	cmake --build $(BUILD) --parallel $(JOBS) --target benchmarks
 
 build-tests: $(BUILD)/.tests
 	@$(MAKE) --no-print-directory build

@@ -1,4 +1,4 @@
-// Times kernels alone: one thread, no torch, the same memory in every round. A line per case:
+// Times kernels alone: one thread and its own time, no torch, the same memory in every round. A line per case:
 //   kernel, set, dtype, shape, µs of the best round and of the median one, and what the best one makes.
 #pragma once
 

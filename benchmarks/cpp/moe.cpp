@@ -25,9 +25,10 @@ namespace {
 
 using bench::Memory;
 
-constexpr int64_t E = 16, K = 4, H = 512, I = 256;
-
-std::string text(int64_t T) { return "T " + std::to_string(T) + ", E 16, k 4, H 512, I 256"; }
+std::string text(const ExpertSizes& s) {
+  return "T " + std::to_string(s.T) + ", E " + std::to_string(s.E) + ", k " + std::to_string(s.K) +
+         ", H " + std::to_string(s.H) + ", I " + std::to_string(s.I);
+}
 
 /// Rows as operands: a line more than they need, so that rows do not fall on the same sets of a cache.
 struct Operands {
@@ -41,17 +42,16 @@ struct Operands {
 };
 
 /// Assignment a goes to expert a mod E.
-class Experts {
- public:
-  const int64_t T, rows;
+struct Experts : ExpertSizes {
+  int64_t rows;
   Dtype dtype, accumulated;
   std::vector<int32_t> permutation, inverse;
   std::vector<int64_t> offsets;
   std::vector<Segment> segments;
   Memory x, grad, w_in, w_out, weights;
 
-  Experts(Dtype dtype, int64_t T)
-      : T(T),
+  Experts(Dtype dtype, const ExpertSizes& s)
+      : ExpertSizes(s),
         rows(T * K),
         dtype(dtype),
         accumulated(bench::accumulate(dtype)),
@@ -92,12 +92,12 @@ class Hidden {
   explicit Hidden(const Experts& e)
       : p(params(e)),
         layout(layout_of(p)),
-        x(layout, e.rows, H),
-        grad(layout, e.rows, H),
-        activated(layout, e.rows, I),
-        grad_hidden(layout, e.rows, 2 * I),
-        hidden_(bench::bytes_of(e.accumulated) * e.rows * 2 * I),
-        dots_(bench::bytes_of(e.accumulated) * e.rows * ceil_div(I, kHiddenBlock)) {
+        x(layout, e.rows, e.H),
+        grad(layout, e.rows, e.H),
+        activated(layout, e.rows, e.I),
+        grad_hidden(layout, e.rows, 2 * e.I),
+        hidden_(bench::bytes_of(e.accumulated) * e.rows * 2 * e.I),
+        dots_(bench::bytes_of(e.accumulated) * e.rows * ceil_div(e.I, kHiddenBlock)) {
     p.x = x.rows();
     p.grad = grad.rows();
     p.activated = activated.memory.data();
@@ -108,20 +108,20 @@ class Hidden {
     p.weights = e.weights.data();
     p.need_grad = true;
     p.dots = dots_.data();
-    p.dot_parts = ceil_div(I, kHiddenBlock);
+    p.dot_parts = ceil_div(e.I, kHiddenBlock);
   }
 
  private:
   static HiddenParams params(const Experts& e) {
     HiddenParams p{};
     p.dtype = e.dtype;
-    p.H = H;
-    p.I = I;
+    p.H = e.H;
+    p.I = e.I;
     p.gated = true;
     p.segments = e.segments.data();
     p.permutation = e.permutation.data();
-    p.w_in = {e.w_in.data(), 2 * I * H, H, 1};
-    p.w_out = {e.w_out.data(), H * I, I, 1};
+    p.w_in = {e.w_in.data(), 2 * e.I * e.H, e.H, 1};
+    p.w_out = {e.w_out.data(), e.H * e.I, e.I, 1};
     return p;
   }
   static HiddenLayout layout_of(const HiddenParams& p) {
@@ -141,62 +141,62 @@ void measure_hidden(bench::Bench& bench, const Experts& e, Hidden& h) {
   const HiddenParams& p = h.p;
   const auto gather = moe_experts_gather_kernel.get(e.dtype);
   const auto gather_into = [&](const Memory& tokens, Operands& to) {
-    gather({e.dtype, H, e.gathered(tokens), to.memory.data(), to.width}, 0, e.rows);
+    gather({e.dtype, e.H, e.gathered(tokens), to.memory.data(), to.width}, 0, e.rows);
   };
   gather_into(e.grad, h.grad);
-  bench.time(moe_experts_gather_kernel, e.dtype, text(e.T),
-             bench::bytes(static_cast<double>(e.rows * H *
+  bench.time(moe_experts_gather_kernel, e.dtype, text(e),
+             bench::bytes(static_cast<double>(e.rows * e.H *
                                               (bench::bytes_of(e.dtype) + h.layout.operand_bytes))),
              [&] { gather_into(e.x, h.x); });
   gather_into(e.x, h.x);
   const Memory scratch(h.layout.hidden), of_gradients(h.layout.grad_hidden);
   const auto hidden = moe_experts_hidden_kernel.get(e.dtype);
-  const auto forward = [&] { bench::run_tasks(hidden, p, e.tasks(I, kHiddenBlock), scratch); };
+  const auto forward = [&] { bench::run_tasks(hidden, p, e.tasks(e.I, kHiddenBlock), scratch); };
   forward();
-  bench.time(moe_experts_hidden_kernel, e.dtype, text(e.T), bench::flops(e.product(H, 2 * I)),
+  bench.time(moe_experts_hidden_kernel, e.dtype, text(e), bench::flops(e.product(e.H, 2 * e.I)),
              forward);
   const auto grad_hidden = moe_experts_grad_hidden_kernel.get(e.dtype);
   const auto backward = [&] {
-    bench::run_tasks(grad_hidden, p, e.tasks(I, kHiddenBlock), of_gradients);
+    bench::run_tasks(grad_hidden, p, e.tasks(e.I, kHiddenBlock), of_gradients);
   };
   backward();
-  bench.time(moe_experts_grad_hidden_kernel, e.dtype, text(e.T), bench::flops(e.product(H, I)),
+  bench.time(moe_experts_grad_hidden_kernel, e.dtype, text(e), bench::flops(e.product(e.H, e.I)),
              backward);
 }
 
 /// Sums per token of the hidden layer's rows, as the forward makes them.
 void measure_reduce(bench::Bench& bench, const Experts& e, const Hidden& h) {
-  const Memory out(bench::bytes_of(e.dtype) * e.T * H);
+  const Memory out(bench::bytes_of(e.dtype) * e.T * e.H);
   ReduceParams p{};
   p.dtype = e.dtype;
   p.T = e.T;
-  p.K = K;
-  p.E = E;
-  p.H = H;
-  p.depth = I;
+  p.K = e.K;
+  p.E = e.E;
+  p.H = e.H;
+  p.depth = e.I;
   p.row_width = h.activated.width;
-  p.token_range = tokens_per_task({e.T, K, E, H, I, 2 * I}, 256, 4096);
+  p.token_range = tokens_per_task(e, 256, 4096);
   p.permutation = e.permutation.data();
   p.offsets = e.offsets.data();
   p.rows = h.activated.memory.data();
-  p.b = {e.w_out.data(), H * I, 1, I};
+  p.b = {e.w_out.data(), e.H * e.I, 1, e.I};
   p.weights = e.weights.data();
   p.out = out.data();
   int64_t bytes = 0;
   moe_experts_reduce_layout_kernel.get(e.dtype)(p, &bytes);
   const Memory scratch(bytes);
   const auto reduce = moe_experts_reduce_kernel.get(e.dtype);
-  const int64_t tasks = ceil_div(e.T, p.token_range) * ceil_div(H, kHiddenBlock);
-  bench.time(moe_experts_reduce_kernel, e.dtype, text(e.T), bench::flops(e.product(I, H)),
+  const int64_t tasks = ceil_div(e.T, p.token_range) * ceil_div(e.H, kHiddenBlock);
+  bench.time(moe_experts_reduce_kernel, e.dtype, text(e), bench::flops(e.product(e.I, e.H)),
              [&] { bench::run_tasks(reduce, p, tasks, scratch); });
 }
 
 void measure_grad_weight(bench::Bench& bench, const Experts& e, const Hidden& h) {
-  const Memory grad(bench::bytes_of(e.dtype) * E * 2 * I * H);
+  const Memory grad(bench::bytes_of(e.dtype) * e.E * 2 * e.I * e.H);
   GradWeightParams p{};
   p.dtype = e.dtype;
-  p.M = 2 * I;
-  p.N = H;
+  p.M = 2 * e.I;
+  p.N = e.H;
   p.offsets = e.offsets.data();
   p.a = h.grad_hidden.rows();
   p.b = e.gathered(e.x);
@@ -205,43 +205,44 @@ void measure_grad_weight(bench::Bench& bench, const Experts& e, const Hidden& h)
   moe_experts_grad_weight_layout_kernel.get(e.dtype)(p, &bytes);
   const Memory scratch(bytes);
   const auto grad_weight = moe_experts_grad_weight_kernel.get(e.dtype);
-  const int64_t tasks = E * ceil_div(p.M, kGradRows) * ceil_div(p.N, kGradColumns);
-  bench.time(moe_experts_grad_weight_kernel, e.dtype, text(e.T), bench::flops(e.product(H, 2 * I)),
+  const int64_t tasks = e.E * ceil_div(p.M, kGradRows) * ceil_div(p.N, kGradColumns);
+  bench.time(moe_experts_grad_weight_kernel, e.dtype, text(e),
+             bench::flops(e.product(e.H, 2 * e.I)),
              [&] { bench::run_tasks(grad_weight, p, tasks, scratch); });
 }
 
-/// Rows of H numbers that stand sorted, times (H,I) of their expert.
+/// Rows of e.H numbers that stand sorted, times (e.H,e.I) of their expert.
 void measure_grouped(bench::Bench& bench, const Experts& e) {
-  const Memory rows(e.dtype, e.rows * H), out(bench::bytes_of(e.dtype) * e.rows * I);
+  const Memory rows(e.dtype, e.rows * e.H), out(bench::bytes_of(e.dtype) * e.rows * e.I);
   GroupedParams p{};
   p.dtype = e.dtype;
-  p.depth = H;
-  p.N = I;
+  p.depth = e.H;
+  p.N = e.I;
   p.segments = e.segments.data();
-  p.x = {{rows.data(), H, 1}, nullptr, 1, false};
-  p.b = {e.w_out.data(), H * I, I, 1};
+  p.x = {{rows.data(), e.H, 1}, nullptr, 1, false};
+  p.b = {e.w_out.data(), e.H * e.I, e.I, 1};
   p.out = out.data();
   int64_t bytes = 0;
   moe_grouped_mm_layout_kernel.get(e.dtype)(p, &bytes);
   const Memory scratch(bytes);
   const auto grouped = moe_grouped_mm_kernel.get(e.dtype);
-  bench.time(moe_grouped_mm_kernel, e.dtype, text(e.T), bench::flops(e.product(H, I)),
-             [&] { bench::run_tasks(grouped, p, e.tasks(I, kGroupedColumns), scratch); });
+  bench.time(moe_grouped_mm_kernel, e.dtype, text(e), bench::flops(e.product(e.H, e.I)),
+             [&] { bench::run_tasks(grouped, p, e.tasks(e.I, kGroupedColumns), scratch); });
 }
 
 void measure_route(bench::Bench& bench, const Experts& e) {
-  const Memory logits(e.dtype, e.T * E), weights(bench::bytes_of(e.accumulated) * e.rows);
+  const Memory logits(e.dtype, e.T * e.E), weights(bench::bytes_of(e.accumulated) * e.rows);
   std::vector<int32_t> ids(static_cast<size_t>(e.rows));
-  std::vector<int64_t> counts(E);
+  std::vector<int64_t> counts(static_cast<size_t>(e.E));
   RouteParams p{};
   p.dtype = e.dtype;
   p.T = e.T;
-  p.E = E;
-  p.K = K;
+  p.E = e.E;
+  p.K = e.K;
   p.n_group = p.topk_group = 1;
   p.renormalize = true;
   p.scale = 1;
-  p.logits = {logits.data(), E, 1};
+  p.logits = {logits.data(), e.E, 1};
   p.weights = weights.data();
   p.ids = ids.data();
   p.counts = counts.data();
@@ -249,38 +250,38 @@ void measure_route(bench::Bench& bench, const Experts& e) {
   moe_route_layout_kernel.get(e.dtype)(p, &bytes);
   const Memory scratch(bytes);
   const auto route = moe_route_kernel.get(e.dtype);
-  bench.time(moe_route_kernel, e.dtype, text(e.T),
-             bench::bytes(static_cast<double>(e.T * E * bench::bytes_of(e.dtype))),
+  bench.time(moe_route_kernel, e.dtype, text(e),
+             bench::bytes(static_cast<double>(e.T * e.E * bench::bytes_of(e.dtype))),
              [&] { route(p, 0, e.T, scratch.data()); });
 }
 
 void measure_combine(bench::Bench& bench, const Experts& e) {
   const int64_t size = bench::bytes_of(e.dtype);
-  const Memory rows(e.dtype, e.rows * H), out(size * e.T * H);
+  const Memory rows(e.dtype, e.rows * e.H), out(size * e.T * e.H);
   CombineParams p{};
   p.dtype = e.dtype;
   p.T = e.T;
-  p.K = K;
-  p.H = H;
+  p.K = e.K;
+  p.H = e.H;
   p.inverse = e.inverse.data();
-  p.y = {rows.data(), H, 1};
+  p.y = {rows.data(), e.H, 1};
   p.weights = e.weights.data();
   p.out = out.data();
-  const Memory scratch(padded_row(H) * 8);
+  const Memory scratch(padded_row(e.H) * 8);
   const auto combine = moe_combine_kernel.get(e.dtype);
-  bench.time(moe_combine_kernel, e.dtype, text(e.T),
-             bench::bytes(static_cast<double>((e.rows + e.T) * H * size)),
+  bench.time(moe_combine_kernel, e.dtype, text(e),
+             bench::bytes(static_cast<double>((e.rows + e.T) * e.H * size)),
              [&] { combine(p, 0, e.T, scratch.data()); });
 }
 
-void measure(bench::Bench& bench, Dtype dtype, int64_t T) {
+void measure(bench::Bench& bench, Dtype dtype, const ExpertSizes& s) {
   if (!bench.wants(
           {&moe_route_kernel, &moe_combine_kernel, &moe_experts_gather_kernel,
            &moe_experts_hidden_kernel, &moe_experts_grad_hidden_kernel, &moe_experts_reduce_kernel,
            &moe_experts_grad_weight_kernel, &moe_grouped_mm_kernel},
-          dtype, text(T)))
+          dtype, text(s)))
     return;
-  const Experts experts(dtype, T);
+  const Experts experts(dtype, s);
   measure_route(bench, experts);
   measure_combine(bench, experts);
   measure_grouped(bench, experts);
@@ -298,7 +299,9 @@ int main(int argc, char** argv) {
   bench::Bench bench(argc, argv);
   bench.for_sets([&] {
     for (const Dtype dtype : {Dtype::kFloat64, Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16})
-      for (const int64_t T : bench.shapes<int64_t>({64, 1024})) measure(bench, dtype, T);
+      for (const ExpertSizes& s : bench.shapes<ExpertSizes>(
+               {{16, 2, 4, 64, 64, 128}, {64, 4, 16, 512, 256, 512}, {1024, 4, 16, 512, 256, 512}}))
+        measure(bench, dtype, s);
   });
   return bench.finish();
 }

@@ -16,11 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def environment() -> dict[str, str]:
+    """Without Python's variables: a tree on PYTHONPATH would pass for an installed package."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
 def checked(*command: str | Path, **variables: str) -> str:
     ran = subprocess.run(
         list(map(str, command)),
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env=environment() | variables,
         capture_output=True,
         text=True,
     )
@@ -65,11 +70,10 @@ def run(installed: Path, tmp_path: Path) -> Run:
     """run(code), or run(program=path), in the fresh environment, away from the tree."""
 
     def run_it(code: str = "", program: Path | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         return subprocess.run(
             [installed, program] if program else [installed, "-c", code],
             cwd=tmp_path,
-            env=environment,
+            env=environment(),
             capture_output=True,
             text=True,
         )
