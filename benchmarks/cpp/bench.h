@@ -61,7 +61,7 @@ class Bench {
   int finish() const;
 
  private:
-  bool wants(const CpuKernel& kernel, Dtype dtype, const std::string& line) const;
+  bool wants(const CpuKernel& kernel, Dtype dtype, const std::string& shape) const;
 
   std::vector<std::string> sets_;
   std::string filter_;
