@@ -59,7 +59,7 @@ def torch_of(build: Path) -> str:
 
 def torch_requirement() -> str:
     """The minor versions that there are libraries for; all supported ones without any."""
-    versions = [torch_of(build) for build in BUILT] or [torch_version()]
+    versions = [torch_of(build) for build in BUILT] if BUILT else [torch_version()]
     minors = sorted({int(version.split(".")[1]) for version in versions if version})
     if not minors:
         return SUPPORTED
