@@ -1,4 +1,4 @@
-"""The changelog has the form of Keep a Changelog, what breaks first, and an entry for the version."""
+"""The changelog is in Keep a Changelog's form, what breaks first, with an entry for the version."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ UNRELEASED, *RELEASES = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), f
 
 
 def test_what_is_not_released_stands_first() -> None:
-    assert UNRELEASED.startswith("Unreleased\n")
+    assert UNRELEASED.startswith("[Unreleased]\n")
 
 
 def test_releases_have_a_version_and_a_date_newest_first() -> None:
     versions = []
     for release in RELEASES:
-        found = re.match(r"(\d+)\.(\d+)\.(\d+) – \d{4}-\d\d-\d\d\n", release)
+        found = re.match(r"\[(\d+)\.(\d+)\.(\d+)\] - \d{4}-\d\d-\d\d\n", release)
         assert found is not None, release[:40]
         versions.append(tuple(map(int, found.groups())))
     assert versions == sorted(set(versions), reverse=True)
@@ -25,7 +25,7 @@ def test_releases_have_a_version_and_a_date_newest_first() -> None:
 
 def test_the_version_that_is_built_has_an_entry() -> None:
     (version,) = re.findall(r"VERSION (\S+) LANGUAGES", (ROOT / "CMakeLists.txt").read_text())
-    assert any(release.startswith(f"{version} ") for release in RELEASES)
+    assert any(release.startswith(f"[{version}] ") for release in RELEASES)
 
 
 def test_sections_are_known_and_in_order() -> None:
