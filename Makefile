@@ -1,34 +1,38 @@
-# make demo | test | build | lint | bench | test-full | test-neon | test-clients | docs. Everything lives in the tree: .venv, build.
+# make demo | test | build | wheel | lint | bench | bench-cpp | test-full | test-neon | test-clients | docs.
+# Everything lives in the tree: .venv, build.
 #   ARGS="--quick"   options for the demo and the benchmarks
 #   TORCH=2.15.0     another torch, in an environment and a build folder of its own
+#   TORCHES="2.13.0 2.14.1"  the versions that make wheel builds for (default: that of requirements/torch.txt)
 #   ISA="baseline;avx2"  these instruction sets alone, for daily work; all without it. Another list configures again
 #   WERROR=ON        warnings are errors (the default where CI is set)
 PYTHON ?= python3
 DEFAULT_TORCH := $(shell sed -n 's/^torch==//p' requirements/torch.txt)
 TORCH ?= $(DEFAULT_TORCH)
+TORCHES ?= $(DEFAULT_TORCH)
 JOBS ?= $(shell nproc)
 WERROR ?= $(if $(CI),ON,OFF)
 ISA ?=
 
-SUFFIX := $(if $(filter-out $(DEFAULT_TORCH),$(TORCH)),-torch$(TORCH))
+torch_suffix = $(if $(filter-out $(DEFAULT_TORCH),$(1)),-torch$(1))
+SUFFIX := $(call torch_suffix,$(TORCH))
 VENV := .venv$(SUFFIX)
 BUILD := build$(SUFFIX)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export FULGURITE_BUILD_DIR := $(BUILD)
 SOURCES := python tests examples setup.py docs/_ext $(wildcard docs/*.py)
-CXX_SOURCES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
+CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h')
 
-.PHONY: demo test test-full test-neon test-clients bench build build-tests lint lint-quick docs clean FORCE
+.PHONY: demo test test-full test-neon test-clients bench bench-cpp build build-tests wheel lint lint-quick docs clean FORCE
 .DELETE_ON_ERROR:
 
 demo: build $(VENV)/.demo
 	python -m fulgurite.demo $(ARGS)
 
-test: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
+test: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheel
 	scripts/test.sh $(BUILD)
 
 # Exhaustive grids, then the kernels and their tests under ASan and UBSan.
-test-full: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint
+test-full: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheel
 	FULGURITE_FULL=1 scripts/test.sh $(BUILD)
 	scripts/sanitize.sh $(BUILD)-sanitize
 
@@ -50,8 +54,19 @@ build: $(BUILD)/build.ninja
 	@cmake --install $(BUILD) --prefix python/fulgurite >/dev/null
 	@$(MAKE) --no-print-directory $(VENV)/.fulgurite
 
+# Programs that time kernels, without torch: build/benchmarks/cpp/bench_<family>.
+bench-cpp: $(BUILD)/build.ninja
+	cmake -S . -B $(BUILD) -DFULGURITE_BENCHMARKS=ON >/dev/null
+	cmake --build $(BUILD) --parallel $(JOBS) --target benchmarks
+
 build-tests: $(BUILD)/.tests
 	@$(MAKE) --no-print-directory build
+
+# One wheel for every Python and all of TORCHES, with all instruction sets; then the README's first example in bare environments.
+wheel: $(VENV)/.wheel
+	for torch in $(TORCHES); do $(MAKE) --no-print-directory build TORCH=$$torch ISA= || exit; done
+	wheel=$$(scripts/wheel.sh dist $(foreach torch,$(TORCHES),build$(call torch_suffix,$(torch)))) && \
+	  scripts/try_wheel.sh $(PYTHON) $$wheel $(TORCHES)
 
 # clang-tidy reads the list of what is compiled, so that has to name files, not units of them. Kernels stand in it once for each
 # instruction set; these two have all types and nearly every branch of csrc/simd.
@@ -79,7 +94,7 @@ $(VENV)/.torch: requirements/torch.txt requirements/build.txt
 	scripts/pip.sh torch==$(TORCH) -r requirements/build.txt
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: requirements/%.txt $(VENV)/.torch
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.wheel: $(VENV)/.%: requirements/%.txt $(VENV)/.torch
 	scripts/pip.sh torch==$(TORCH) -r $<
 	@touch $@
 

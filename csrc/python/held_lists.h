@@ -1,17 +1,18 @@
 // Which tensors stand in some Python lists and dicts, by their addresses alone.
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <Python.h>
 
 #include <vector>
 
 namespace fulgurite {
 
-/// What optim/_plan.py's class of the same name does, where Python would be slow at it.
+/// What optim/_plan.py's class of the same name does, where Python would be slow at it. `lists` is a
+/// list of lists, `states` a dict. Where false comes back a Python error is set.
 class HeldLists {
  public:
-  HeldLists(const pybind11::list& lists, const pybind11::dict& states);
-  bool same(const pybind11::list& lists, const pybind11::dict& states) const;
+  bool remember(PyObject* lists, PyObject* states);
+  bool compare(PyObject* lists, PyObject* states, bool* same) const;
 
  private:
   std::vector<const void*> addresses_;

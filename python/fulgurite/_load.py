@@ -1,4 +1,6 @@
-"""Loads libfulgurite.so, which registers the operators, and the optional module ``_C``."""
+"""Loads the libfulgurite.so for the running torch, which registers the operators, and the optional
+module ``_C``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from types import ModuleType
 
 import torch
 
-_LIBRARY = Path(__file__).parent / "lib" / "libfulgurite.so"
+# A library for each minor version of torch: lib/torch2.13/libfulgurite.so
+_FOLDER = Path(__file__).parent / "lib"
 
 _REBUILD = (
     "Rebuild it in this environment, from its source tree: "
@@ -16,37 +19,47 @@ _REBUILD = (
 )
 
 
-def _minor(version: str) -> tuple[str, ...]:
-    return tuple(version.split("+")[0].split(".")[:2])
+def held_libraries(folder: Path) -> dict[tuple[int, int], Path]:
+    """The libraries in the folder, by torch's minor version, oldest first."""
+    found = {}
+    for library in folder.glob("torch*/libfulgurite.so"):
+        major, minor = library.parent.name.removeprefix("torch").split(".")
+        found[int(major), int(minor)] = library
+    return dict(sorted(found.items()))
 
 
-def check_torch(built_with: str, running: str) -> None:
-    """Raise ImportError unless both share their minor version: torch's C++ ABI changes with it."""
-    if _minor(built_with) != _minor(running):
+def choose(folder: Path, running: str) -> Path:
+    """The library for the running torch, whose C++ ABI changes with its minor version."""
+    held = held_libraries(folder)
+    if not held:
         raise ImportError(
-            f"fulgurite was built with torch {built_with} and cannot run with torch {running}. "
+            "fulgurite: libfulgurite.so is not beside the package; it has not been built. "
             f"{_REBUILD}"
         )
+    major, minor = running.split("+")[0].split(".")[:2]
+    library = held.get((int(major), int(minor)))
+    if library is None:
+        *others, last = [f"{major}.{minor}" for major, minor in held]
+        names = f"{', '.join(others)} and {last}" if others else last
+        raise ImportError(
+            f"fulgurite was built for torch {names} and cannot run with torch {running}. "
+            "Install one of these versions of torch, or a wheel of fulgurite for this one. "
+            f"{_REBUILD}"
+        )
+    return library
 
 
 def load() -> ModuleType | None:
     """Load the library; return ``_C``, or None where it was not built."""
-    from fulgurite import _build_info
-
-    check_torch(_build_info.TORCH_VERSION, torch.__version__)
-    if not _LIBRARY.exists():
-        raise ImportError(
-            f"fulgurite: {_LIBRARY.name} is not beside the package; it has not been built. "
-            f"{_REBUILD}"
-        )
+    library = choose(_FOLDER, torch.__version__)
     try:
-        torch.ops.load_library(str(_LIBRARY))
+        torch.ops.load_library(str(library))
     except OSError as error:
         raise ImportError(
-            f"fulgurite: loading {_LIBRARY.name} failed: {error}\n"
-            "Likely causes: torch was replaced after the build (another build or version); "
-            "the library was copied from another machine; a CPU build of torch was swapped for a "
-            f"CUDA build. {_REBUILD}"
+            f"fulgurite: loading {library.parent.name}/{library.name} failed: {error}\n"
+            "Likely causes: torch was replaced after the build by another build of that version; "
+            "the library was copied from a machine with newer system libraries; "
+            f"the file is incomplete. {_REBUILD}"
         ) from error
     try:
         return importlib.import_module("fulgurite._C")

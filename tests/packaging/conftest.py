@@ -16,25 +16,30 @@ ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def checked(*command: str | Path) -> None:
-    build = os.environ.get("FULGURITE_BUILD_DIR", "build")
+def environment() -> dict[str, str]:
+    """Without Python's variables: a tree on PYTHONPATH would pass for an installed package."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def checked(*command: str | Path, **variables: str) -> str:
     ran = subprocess.run(
         list(map(str, command)),
         cwd=ROOT,
-        env={**os.environ, "FULGURITE_BUILD_DIR": build},
+        env=environment() | variables,
         capture_output=True,
         text=True,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    checked(*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", folder, ROOT)
-    (built,) = folder.glob("*.whl")
-    return built
+    """What `make wheel` packs of the libraries that are built."""
+    build = os.environ.get("FULGURITE_BUILD_DIR", "build")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    printed = checked(ROOT / "scripts/wheel.sh", tmp_path_factory.mktemp("wheel"), build, PATH=path)
+    return Path(printed.strip())
 
 
 @pytest.fixture(scope="session")
@@ -62,15 +67,18 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(installed: Path, tmp_path: Path) -> Run:
-    """run(code) in the fresh environment, away from the tree."""
+    """run(code), or run(program=path), in the fresh environment, away from the tree."""
 
-    def run_code(code: str) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    def run_it(code: str = "", program: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [installed, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+            [installed, program] if program else [installed, "-c", code],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
         )
 
-    return run_code
+    return run_it
 
 
 @pytest.fixture

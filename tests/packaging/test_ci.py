@@ -39,6 +39,7 @@ def called(tmp_path: Path):
         ("docs", "docs"),
         ("lint", "lint"),
         ("neon", "test-neon"),
+        ("wheel", "wheel"),
         ("torch=2.14.1", "test TORCH=2.14.1"),
     ],
 )
@@ -54,7 +55,7 @@ def test_anything_else_is_refused(called, arguments: list[str]) -> None:
     ran = called(*arguments)
     assert ran.returncode == 2
     assert ran.stdout == ""
-    assert ran.stderr == "usage: .ci/run [test|full|docs|lint|neon|torch=X.Y.Z]\n"
+    assert ran.stderr == "usage: .ci/run [test|full|docs|lint|neon|wheel|torch=X.Y.Z]\n"
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)

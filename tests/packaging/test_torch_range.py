@@ -19,7 +19,7 @@ def minors(pattern: str, path: str) -> list[int]:
     return list(map(int, MINORS.findall(found)))
 
 
-FIRST, PAST = minors(r'"torch(>=[\d.]+,<[\d.]+)"', "pyproject.toml")
+FIRST, PAST = minors(r'"torch(>=[\d.]+,<[\d.]+)"', "setup.py")
 
 
 def test_the_package_and_cmake_agree() -> None:
@@ -37,3 +37,11 @@ def test_every_minor_version_is_tested() -> None:
     default = minors(r"torch==(.*)", "requirements/torch.txt")
     nightly = minors(r"what: \[(.+)\]", ".github/workflows/nightly.yml")
     assert sorted(default + nightly) == list(range(FIRST, PAST))
+
+
+def test_a_release_holds_every_minor_version() -> None:
+    """Built against the very versions that are tested."""
+    (released,) = re.findall(r'TORCHES: "(.*)"', text(".github/workflows/release.yml"))
+    nightly = re.findall(r"torch=([\d.]+)", text(".github/workflows/nightly.yml"))
+    default = re.findall(r"torch==(.*)", text("requirements/torch.txt"))
+    assert sorted(released.split()) == sorted(default + nightly)

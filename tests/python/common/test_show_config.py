@@ -7,14 +7,13 @@ import re
 import torch
 
 import fulgurite
-from fulgurite import _build_info
 from fulgurite.testing.backend import Backend, backends, kernels
 
 
 def test_names_build_torch_and_compiler() -> None:
     first = fulgurite.show_config().splitlines()[0]
     assert fulgurite.__version__ in first
-    assert f"built with torch {_build_info.TORCH_VERSION}" in first
+    assert f"built with torch {'.'.join(torch.__version__.split('.')[:2])}." in first
     assert f"running with torch {torch.__version__}" in first
     assert re.search(r"by (g\+\+|clang) \d+", first)
 
