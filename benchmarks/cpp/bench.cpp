@@ -69,13 +69,26 @@ void fill(char* to, int64_t n) {
   }
 }
 
-struct TopHalf {  // bfloat16, cut off
+uint32_t float_bits(double x) {
+  const float wide = static_cast<float>(x);
+  uint32_t bits;
+  std::memcpy(&bits, &wide, sizeof(bits));
+  return bits;
+}
+
+/// 16-bit types, cut off: no compiler has both.
+struct CutBFloat16 {
   uint16_t bits;
-  explicit TopHalf(double x) {
-    const float wide = static_cast<float>(x);
-    uint32_t all;
-    std::memcpy(&all, &wide, sizeof(all));
-    bits = static_cast<uint16_t>(all >> 16);
+  explicit CutBFloat16(double x) : bits(static_cast<uint16_t>(float_bits(x) >> 16)) {}
+};
+
+struct CutHalf {
+  uint16_t bits;
+  explicit CutHalf(double x) {
+    constexpr uint32_t kSmallest = 113u << 23;  // 2^-14 of float32; what is below becomes 0
+    const uint32_t wide = float_bits(x), size = wide & 0x7FFFFFFFu;
+    const uint32_t cut = size < kSmallest ? 0 : (size - (112u << 23)) >> 13;
+    bits = static_cast<uint16_t>((wide >> 16 & 0x8000u) | cut);
   }
 };
 
@@ -96,8 +109,8 @@ Memory::Memory(Dtype dtype, int64_t elements) : Memory(bytes_of(dtype) * element
   switch (dtype) {
     case Dtype::kFloat64: fill<double>(to, elements); break;
     case Dtype::kFloat32: fill<float>(to, elements); break;
-    case Dtype::kBFloat16: fill<TopHalf>(to, elements); break;
-    case Dtype::kFloat16: fill<_Float16>(to, elements); break;
+    case Dtype::kBFloat16: fill<CutBFloat16>(to, elements); break;
+    case Dtype::kFloat16: fill<CutHalf>(to, elements); break;
   }
 }
 
