@@ -1,4 +1,4 @@
-"""``python -m fulgurite.bench [attention] [moe] [optim]``: paired ratios to plain PyTorch.
+"""``python -m fulgurite.bench [FAMILY …]``: ratios to plain PyTorch, attention, moe, optim, clients.
 
 As a table, JSON and a chart. ``python -m fulgurite.bench compare OLD NEW`` compares two such files.
 """
@@ -27,7 +27,7 @@ from fulgurite.bench.harness import (
 )
 from fulgurite.bench.machine import machine
 
-FAMILIES = ["attention", "moe", "optim"]
+FAMILIES = ["attention", "moe", "optim", "clients"]
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -63,6 +63,10 @@ def _run(family: str, quick: bool, seconds: float) -> tuple[list[Row], list[Memo
             f"{row.share:.0%}" if row.share else "",
         )
     console.print(times)
+    for row in rows:
+        for side, fractions in row.parts.items():
+            shown = ", ".join(f"{part} {f:.0%}" for part, f in fractions.items() if f >= 0.005)
+            console.print(f"{row.work}, {row.shape}, {side}: {shown}", highlight=False)
     for work, mean, least in geometric_means(rows):
         console.print(f"{work}: geometric mean {mean:.2f}, smallest {least:.2f}", highlight=False)
     memory = []

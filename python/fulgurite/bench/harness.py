@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fulgurite.bench.peak import TRIES, peak, read_bandwidth
 from fulgurite.demo.memory import peak_bytes
 
 Side = Callable[[], Any]
+Parts = dict[str, dict[str, float]]  # by side, "ours" and "plain"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Case:
         least: pairs to measure at least, fewer for a plain side of seconds.
         apart: all of ours first, then all of plain: for a plain side that gives back gigabytes,
             whose pages whoever runs next would have to fault in again.
+        parts: what the time of each side goes into, as fractions, asked for after the pairs.
     """
 
     work: str
@@ -49,6 +51,7 @@ class Case:
     bytes_read: float = 0.0
     least: int = 7
     apart: bool = False
+    parts: Callable[[], Parts] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Row:
 
     ``share`` is ours of the machine's ``limit`` (products' peak in GFLOP/s, or read bandwidth in
     GB/s), the mean of one measured right before and one after; both 0 where the case has none, or
-    where what was measured cannot be (``peak``).
+    where what was measured cannot be (``peak``). ``parts`` are fractions of each side's time.
     """
 
     work: str
@@ -83,6 +86,7 @@ class Row:
     pairs: int
     share: float = 0.0
     limit: float = 0.0
+    parts: Parts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,7 @@ def measure(case: Case, seconds: float = 2.0, most: int = 200) -> Row:
         ratios[-1 - quarter],
         len(pairs),
         *_share(case, ours_seconds, [limit, _limit(case)]),
+        parts=case.parts() if case.parts else {},
     )
 
 
@@ -181,6 +186,11 @@ def geometric_means(rows: list[Row]) -> Iterator[tuple[str, float, float]]:
         yield work, statistics.geometric_mean(ratios), min(ratios)
 
 
+def _written(row: Row) -> dict[str, Any]:
+    """Without the parts of a case that has none."""
+    return {name: value for name, value in asdict(row).items() if value or name != "parts"}
+
+
 def save(rows: list[Row], memory: list[MemoryRow], path: Path) -> None:
     """Commit, date, machine and rows as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +198,7 @@ def save(rows: list[Row], memory: list[MemoryRow], path: Path) -> None:
         "commit": commit(),
         "date": now(),
         "machine": machine(),
-        "rows": [asdict(row) for row in rows],
+        "rows": [_written(row) for row in rows],
         "memory": [asdict(row) for row in memory],
     }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
