@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,6 +21,13 @@ from fulgurite.demo.memory import peak_bytes
 
 Side = Callable[[], Any]
 Parts = dict[str, dict[str, float]]  # by side, "ours" and "plain"
+
+
+class Took(NamedTuple):
+    """Seconds by the clock, and those of the process's threads."""
+
+    wall: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,9 @@ class Row:
 
     ``share`` is ours of the machine's ``limit`` (products' peak in GFLOP/s, or read bandwidth in
     GB/s), the mean of one measured right before and one after; both 0 where the case has none, or
-    where what was measured cannot be (``peak``). ``parts`` are fractions of each side's time.
+    where what was measured cannot be (``peak``). ``cpu_ratio`` is the ratio of the threads' own
+    seconds, which others on the machine lengthen less than the clock's; waiting that spins counts
+    in it. ``parts`` are fractions of each side's time.
     """
 
     work: str
@@ -86,6 +95,7 @@ class Row:
     pairs: int
     share: float = 0.0
     limit: float = 0.0
+    cpu_ratio: float = 0.0
     parts: Parts = field(default_factory=dict)
 
 
@@ -103,10 +113,10 @@ class MemoryRow:
     plain_growth_mib: float
 
 
-def _seconds(side: Side) -> float:
-    start = time.perf_counter()
+def _took(side: Side) -> Took:
+    start, busy = time.perf_counter(), time.process_time()
     side()
-    return time.perf_counter() - start
+    return Took(time.perf_counter() - start, time.process_time() - busy)
 
 
 def _limit(case: Case) -> float:
@@ -138,20 +148,20 @@ def peak_mib(case: MemoryCase, side: Side) -> float:
     return (peak_bytes(side) - case.kept) / 2**20
 
 
-def _pairs(case: Case, seconds: float, most: int) -> list[tuple[float, float]]:
-    """Seconds of ours and plain."""
+def _pairs(case: Case, seconds: float, most: int) -> list[tuple[Took, Took]]:
+    """What ours and plain took."""
     if case.apart:
-        ours = [_seconds(case.ours) for _ in range(1 + case.least)]
-        plain = [_seconds(case.plain) for _ in range(1 + case.least)]
+        ours = [_took(case.ours) for _ in range(1 + case.least)]
+        plain = [_took(case.plain) for _ in range(1 + case.least)]
         return list(zip(ours[1:], plain[1:], strict=True))
-    _seconds(case.ours), _seconds(case.plain)
-    pairs: list[tuple[float, float]] = []
+    _took(case.ours), _took(case.plain)
+    pairs: list[tuple[Took, Took]] = []
     start = time.perf_counter()
     while len(pairs) < case.least or (time.perf_counter() - start < seconds and len(pairs) < most):
         if len(pairs) % 2:
-            last, first = _seconds(case.plain), _seconds(case.ours)
+            last, first = _took(case.plain), _took(case.ours)
         else:
-            first, last = _seconds(case.ours), _seconds(case.plain)
+            first, last = _took(case.ours), _took(case.plain)
         pairs.append((first, last))
     return pairs
 
@@ -161,20 +171,21 @@ def measure(case: Case, seconds: float = 2.0, most: int = 200) -> Row:
     case.ours()
     limit = _limit(case)
     pairs = _pairs(case, seconds, most)
-    ratios = sorted(plain / ours for ours, plain in pairs)
+    ratios = sorted(plain.wall / ours.wall for ours, plain in pairs)
     quarter = len(ratios) // 4
-    ours_seconds = statistics.median(ours for ours, _ in pairs)
+    ours_seconds = statistics.median(ours.wall for ours, _ in pairs)
     return Row(
         case.work,
         case.shape,
         case.baseline,
         1e3 * ours_seconds,
-        1e3 * statistics.median(plain for _, plain in pairs),
+        1e3 * statistics.median(plain.wall for _, plain in pairs),
         statistics.median(ratios),
         ratios[quarter],
         ratios[-1 - quarter],
         len(pairs),
         *_share(case, ours_seconds, [limit, _limit(case)]),
+        cpu_ratio=statistics.median(plain.cpu / max(ours.cpu, 1e-9) for ours, plain in pairs),
         parts=case.parts() if case.parts else {},
     )
 
