@@ -40,13 +40,14 @@ test-full: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheel
 test-neon:
 	JOBS=$(JOBS) scripts/test_neon.sh
 
-# Released classes of transformers, timm and diffusers, in an environment of their own.
-test-clients: build
+# Released classes: all of transformers' here, timm's, diffusers' and the trainers in an environment of their own.
+test-clients: build $(VENV)/.demo $(VENV)/.test
+	FULGURITE_FULL=1 OMP_NUM_THREADS=1 python -m pytest tests/python/integrations
 	@[ -x .venv-clients/bin/python ] || $(PYTHON) -m venv .venv-clients
 	PATH=$(CURDIR)/.venv-clients/bin:$$PATH scripts/pip.sh torch==$(TORCH) -r requirements/clients.txt
 	PYTHONPATH=python:tests/python:tests/clients OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest tests/clients
 
-bench: build $(VENV)/.demo
+bench: build $(VENV)/.demo $(VENV)/.test
 	python -m fulgurite.bench $(ARGS)
 
 build: $(BUILD)/build.ninja

@@ -2,8 +2,8 @@
 
 A small model predicts bytes of the standard library's sources. First float32 weights, autocast,
 GradScaler, clip_grad_norm_ and AdamW. Then float16 weights whose float32 values the optimizer
-keeps; its step unscales, clips, and skips where gradients overflowed. What one sees: time and
-memory of a step (weights and gradients are half as large), and that the losses agree to float16.
+keeps; its step unscales, clips, and skips where gradients overflowed. What one sees: less time, as
+much memory (a weight, its gradient and master: 2 + 2 + 4 bytes for 4 + 4), and equal losses.
 """
 
 import torch
@@ -14,7 +14,7 @@ from fulgurite.amp import LossScaler
 from fulgurite.demo.data import Corpus, read_text
 from fulgurite.optim import AdamW
 
-steps, batch, context, width = (3, 32, 16, 64) if QUICK else (20, 256, 16, 1024)
+steps, batch, context, width = (3, 32, 16, 64) if QUICK else (20, 48, 16, 2048)
 corpus = Corpus.from_bytes(read_text(None), context, "the standard library")
 
 
@@ -52,8 +52,9 @@ def with_masters(model: nn.Module, steps: int, log: Log) -> None:
 
 torch.manual_seed(0)
 model = nn.Sequential(
-    nn.Embedding(256, 64), nn.Flatten(), nn.Linear(64 * context, width), nn.Linear(width, 256)
-)
+    nn.Embedding(256, 64), nn.Flatten(), nn.Linear(64 * context, width), nn.ReLU(),
+    nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 256),
+)  # fmt: skip
 before = measure(by_autocast, model, steps)
 after = measure(with_masters, model.half(), steps)
-report(before, after, bound=0.02)
+report(before, after, bound=0.03)

@@ -31,6 +31,20 @@ struct alignas(64) TileCopy {
   TileInMemory tile() const { return {elements, sizeof(elements[0])}; }
 };
 
+/// The first `count` lanes from p; zeros in place of the others, which are not read. A copy of unknown length takes longer than
+/// the product of a tile.
+template <class V>
+FULGURITE_INLINE V load_lanes(const void* p, int64_t count) {
+#ifdef __AVX512F__
+  static_assert(sizeof(V) == 64 && sizeof(Element<V>) == 4);
+  return (V)_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << count) - 1), p);
+#else
+  V lanes{};
+  __builtin_memcpy(&lanes, p, sizeof(Element<V>) * static_cast<size_t>(count));
+  return lanes;
+#endif
+}
+
 /// `rows` of A by `count` steps from its first. A's steps are neighbours along its rows or along its columns.
 inline void copy_tile(MatrixA<BFloat16> a, int64_t rows, int64_t count, TileCopy& to) {
   using V = Vec<uint32_t, kTileSide>;
@@ -40,9 +54,7 @@ inline void copy_tile(MatrixA<BFloat16> a, int64_t rows, int64_t count, TileCopy
   V square[kTileSide];
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kTileSide; ++i) {
-    uint32_t line[kTileSide] = {};
-    if (i < lines) __builtin_memcpy(line, a.data + i * stride, 4 * static_cast<size_t>(steps));
-    square[i] = load<V>(line);
+    square[i] = i < lines ? load_lanes<V>(a.data + i * stride, steps) : V{};
   }
   if (!along_rows) transpose<kTileSide / 2>(square);
 #pragma GCC unroll 16

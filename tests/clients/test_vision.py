@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -21,7 +22,11 @@ Call = Callable[[nn.Module], Tensor]
 
 def image(batch: int, size: int) -> Call:
     x = torch.randn(batch, 3, size, size, dtype=torch.float64)
-    return lambda model: model(x)
+    return lambda model: model(x.to(dtype_of(model)))
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
 
 
 def vit() -> tuple[nn.Module, Call, Any, dict[str, int]]:
@@ -34,6 +39,7 @@ def swin() -> tuple[nn.Module, Call, Any, dict[str, int]]:
     model = timm.create_model(
         "swin_tiny_patch4_window7_224",
         img_size=64, window_size=4, embed_dim=32, depths=(2, 2), num_heads=(2, 4), num_classes=3,
+        drop_path_rate=0.0,
     )  # fmt: skip
     return model, image(1, 64), of_timm.apply, {"WindowAttention": 4}
 
@@ -53,7 +59,13 @@ def sd3() -> tuple[nn.Module, Call, Any, dict[str, int]]:
         "timestep": torch.tensor([3.0, 4.0], dtype=torch.float64),
     }
     name = {"JointAttnProcessor2_0": 3}
-    return model, lambda model: model(**inputs).sample, of_diffusers.set_processor, name
+
+    def call(model: nn.Module) -> Tensor:
+        cast = {key: x.to(dtype_of(model)) for key, x in inputs.items()}
+        sample: Tensor = model(**cast).sample
+        return sample
+
+    return model, call, of_diffusers.set_processor, name
 
 
 def step(model: nn.Module, call: Call) -> list[Tensor]:
@@ -65,7 +77,20 @@ def step(model: nn.Module, call: Call) -> list[Tensor]:
     return [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("make", [vit, swin, sd3])
+def checkpointed(model: Any) -> nn.Module:
+    """In training, with activations computed again: timm and diffusers call it differently."""
+    if isinstance(model, diffusers.ModelMixin):
+        model.enable_gradient_checkpointing()
+    else:
+        model.set_grad_checkpointing()
+    trained: nn.Module = model.train()
+    return trained
+
+
+each_class = pytest.mark.parametrize("make", [vit, swin, sd3])
+
+
+@each_class
 def test_a_released_class(make: Callable[[], tuple[nn.Module, Call, Any, dict[str, int]]]) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -81,6 +106,11 @@ def test_a_released_class(make: Callable[[], tuple[nn.Module, Call, Any, dict[st
         assert seen.names.count(name) == sum(replaced.values())
     for mine, released in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, released)
+    with Seen() as seen:
+        again = step(checkpointed(copy.deepcopy(model)), call)
+    assert seen.names.count("fulgurite::attention") == 2 * sum(replaced.values())
+    for mine, released in zip(again, expected, strict=True):
+        torch.testing.assert_close(mine, released)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for other in (copy.deepcopy(model), saved(model), compiled):
         torch.testing.assert_close(call(other), expected[0])
@@ -88,6 +118,32 @@ def test_a_released_class(make: Callable[[], tuple[nn.Module, Call, Any, dict[st
     with Seen() as seen:
         call(model)
     assert not any(name.startswith("fulgurite") for name in seen.names)
+
+
+@each_class
+def test_autocast(make: Callable[[], tuple[nn.Module, Call, Any, dict[str, int]]]) -> None:
+    """Float32 weights: as near to the exact output as the released class."""
+    torch.manual_seed(0)
+    model, call, apply, _ = make()
+    exact = step(model.double().eval(), call)[0]
+
+    def distance() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            return (call(model).double() - exact).norm()
+
+    model.float()
+    released = distance()
+    apply(model)
+    assert distance() <= 1.25 * released
+
+
+def test_a_model_of_diffusers_comes_back_from_its_files(tmp_path: Path) -> None:
+    model, call, apply, _ = sd3()
+    apply(model.double().eval())
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, torch_dtype=torch.float64)
+    of_diffusers.set_processor(again)
+    torch.testing.assert_close(call(again), call(model))
 
 
 def test_swin_v2_of_timm_cannot_be_led() -> None:

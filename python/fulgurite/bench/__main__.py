@@ -1,6 +1,7 @@
-"""``python -m fulgurite.bench [attention] [moe] [optim]``: paired ratios to plain PyTorch.
+"""``python -m fulgurite.bench [FAMILY …]``: paired ratios of attention, moe, optim and clients.
 
-As a table, JSON and a chart. ``python -m fulgurite.bench compare OLD NEW`` compares two such files.
+To plain PyTorch, as a table, JSON and a chart.
+``python -m fulgurite.bench compare OLD NEW`` compares two such files.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fulgurite.bench.harness import (
 )
 from fulgurite.bench.machine import machine
 
-FAMILIES = ["attention", "moe", "optim"]
+FAMILIES = ["attention", "moe", "optim", "clients"]
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -45,7 +46,7 @@ def _run(family: str, quick: bool, seconds: float) -> tuple[list[Row], list[Memo
     times = _table(
         f"{family}: {facts['cpu']}, {facts['isa']}, {facts['threads']} threads, "
         f"torch {facts['torch']}",
-        *what, "fulgurite ms", "plain ms", "ratio", "quartiles", "share",
+        *what, "fulgurite ms", "plain ms", "ratio", "quartiles", "cpu", "share",
     )  # fmt: skip
     module = import_module(f"fulgurite.bench.{family}")
     rows = []
@@ -60,9 +61,14 @@ def _run(family: str, quick: bool, seconds: float) -> tuple[list[Row], list[Memo
             f"{row.plain_ms:.2f}",
             f"{row.ratio:.2f}",
             f"{row.ratio_low:.2f}–{row.ratio_high:.2f}",
+            f"{row.cpu_ratio:.2f}",
             f"{row.share:.0%}" if row.share else "",
         )
     console.print(times)
+    for row in rows:
+        for side, fractions in row.parts.items():
+            shown = ", ".join(f"{part} {f:.0%}" for part, f in fractions.items() if f >= 0.005)
+            console.print(f"{row.work}, {row.shape}, {side}: {shown}", highlight=False)
     for work, mean, least in geometric_means(rows):
         console.print(f"{work}: geometric mean {mean:.2f}, smallest {least:.2f}", highlight=False)
     memory = []

@@ -9,9 +9,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,14 @@ from fulgurite.bench.peak import TRIES, peak, read_bandwidth
 from fulgurite.demo.memory import peak_bytes
 
 Side = Callable[[], Any]
+Parts = dict[str, dict[str, float]]  # by side, "ours" and "plain"
+
+
+class Took(NamedTuple):
+    """Seconds by the clock, and those of the process's threads."""
+
+    wall: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Case:
         least: pairs to measure at least, fewer for a plain side of seconds.
         apart: all of ours first, then all of plain: for a plain side that gives back gigabytes,
             whose pages whoever runs next would have to fault in again.
+        parts: what the time of each side goes into, as fractions, asked for after the pairs.
     """
 
     work: str
@@ -49,6 +58,7 @@ class Case:
     bytes_read: float = 0.0
     least: int = 7
     apart: bool = False
+    parts: Callable[[], Parts] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,9 @@ class Row:
 
     ``share`` is ours of the machine's ``limit`` (products' peak in GFLOP/s, or read bandwidth in
     GB/s), the mean of one measured right before and one after; both 0 where the case has none, or
-    where what was measured cannot be (``peak``).
+    where what was measured cannot be (``peak``). ``cpu_ratio`` is the ratio of the threads' own
+    seconds, which others on the machine lengthen less than the clock's; waiting that spins counts
+    in it. ``parts`` are fractions of each side's time.
     """
 
     work: str
@@ -83,6 +95,8 @@ class Row:
     pairs: int
     share: float = 0.0
     limit: float = 0.0
+    cpu_ratio: float = 0.0
+    parts: Parts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,10 +113,10 @@ class MemoryRow:
     plain_growth_mib: float
 
 
-def _seconds(side: Side) -> float:
-    start = time.perf_counter()
+def _took(side: Side) -> Took:
+    start, busy = time.perf_counter(), time.process_time()
     side()
-    return time.perf_counter() - start
+    return Took(time.perf_counter() - start, time.process_time() - busy)
 
 
 def _limit(case: Case) -> float:
@@ -134,20 +148,20 @@ def peak_mib(case: MemoryCase, side: Side) -> float:
     return (peak_bytes(side) - case.kept) / 2**20
 
 
-def _pairs(case: Case, seconds: float, most: int) -> list[tuple[float, float]]:
-    """Seconds of ours and plain."""
+def _pairs(case: Case, seconds: float, most: int) -> list[tuple[Took, Took]]:
+    """What ours and plain took."""
     if case.apart:
-        ours = [_seconds(case.ours) for _ in range(1 + case.least)]
-        plain = [_seconds(case.plain) for _ in range(1 + case.least)]
+        ours = [_took(case.ours) for _ in range(1 + case.least)]
+        plain = [_took(case.plain) for _ in range(1 + case.least)]
         return list(zip(ours[1:], plain[1:], strict=True))
-    _seconds(case.ours), _seconds(case.plain)
-    pairs: list[tuple[float, float]] = []
+    _took(case.ours), _took(case.plain)
+    pairs: list[tuple[Took, Took]] = []
     start = time.perf_counter()
     while len(pairs) < case.least or (time.perf_counter() - start < seconds and len(pairs) < most):
         if len(pairs) % 2:
-            last, first = _seconds(case.plain), _seconds(case.ours)
+            last, first = _took(case.plain), _took(case.ours)
         else:
-            first, last = _seconds(case.ours), _seconds(case.plain)
+            first, last = _took(case.ours), _took(case.plain)
         pairs.append((first, last))
     return pairs
 
@@ -157,20 +171,22 @@ def measure(case: Case, seconds: float = 2.0, most: int = 200) -> Row:
     case.ours()
     limit = _limit(case)
     pairs = _pairs(case, seconds, most)
-    ratios = sorted(plain / ours for ours, plain in pairs)
+    ratios = sorted(plain.wall / ours.wall for ours, plain in pairs)
     quarter = len(ratios) // 4
-    ours_seconds = statistics.median(ours for ours, _ in pairs)
+    ours_seconds = statistics.median(ours.wall for ours, _ in pairs)
     return Row(
         case.work,
         case.shape,
         case.baseline,
         1e3 * ours_seconds,
-        1e3 * statistics.median(plain for _, plain in pairs),
+        1e3 * statistics.median(plain.wall for _, plain in pairs),
         statistics.median(ratios),
         ratios[quarter],
         ratios[-1 - quarter],
         len(pairs),
         *_share(case, ours_seconds, [limit, _limit(case)]),
+        cpu_ratio=statistics.median(plain.cpu / max(ours.cpu, 1e-9) for ours, plain in pairs),
+        parts=case.parts() if case.parts else {},
     )
 
 
@@ -181,6 +197,11 @@ def geometric_means(rows: list[Row]) -> Iterator[tuple[str, float, float]]:
         yield work, statistics.geometric_mean(ratios), min(ratios)
 
 
+def _written(row: Row) -> dict[str, Any]:
+    """Without the parts of a case that has none."""
+    return {name: value for name, value in asdict(row).items() if value or name != "parts"}
+
+
 def save(rows: list[Row], memory: list[MemoryRow], path: Path) -> None:
     """Commit, date, machine and rows as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +209,7 @@ def save(rows: list[Row], memory: list[MemoryRow], path: Path) -> None:
         "commit": commit(),
         "date": now(),
         "machine": machine(),
-        "rows": [asdict(row) for row in rows],
+        "rows": [_written(row) for row in rows],
         "memory": [asdict(row) for row in memory],
     }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fulgurite.bench import peak
 from fulgurite.bench.__main__ import main
 from fulgurite.bench.experts import Block, Work, eager, grouped
 from fulgurite.bench.growth import grown_mib
 from fulgurite.bench.harness import Case, MemoryCase, measure, peak_mib
+from fulgurite.bench.parts import parts
 
 
 def test_a_row_is_the_ratio_of_neighbours() -> None:
@@ -25,6 +27,12 @@ def test_a_row_is_the_ratio_of_neighbours() -> None:
     assert 2 < row.ratio < 3.5
     assert row.ratio_low <= row.ratio <= row.ratio_high
     assert row.share == 0
+
+
+def test_waiting_takes_no_processor() -> None:
+    a = torch.randn(512, 512)
+    wait, multiply = (lambda: time.sleep(0.05)), (lambda: a @ a)
+    assert measure(Case("", "", "", wait, multiply), seconds=0.1).cpu_ratio > 1
 
 
 def test_sides_apart() -> None:
@@ -70,7 +78,27 @@ def test_both_plain_ways_of_the_experts_agree() -> None:
         torch.testing.assert_close(plain, results[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["attention", "moe", "optim"])
+def test_parts_of_a_training_step_follow_its_layers() -> None:
+    """The backward of a layer is the layer's, however long after."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project, self.norm = nn.Linear(512, 512), nn.LayerNorm(512)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.project(x)).exp().sum()
+
+    model, x = Model(), torch.randn(2048, 512)
+    found = parts(lambda: model(x).backward(), model)
+    assert set(found) == {"projections", "norms", "rest"}
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["projections"] > found["norms"]
+    without_backward = parts(lambda: model(x), model)
+    assert set(without_backward) == set(found)
+
+
+@pytest.mark.parametrize("family", ["attention", "moe", "optim", "clients"])
 def test_a_quick_run_leaves_its_rows(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,4 +114,4 @@ def test_a_quick_run_leaves_its_rows(
 def test_an_unknown_family_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["convolution"])
-    assert "expected a family of attention, moe, optim" in capsys.readouterr().err
+    assert "expected a family of attention, moe, optim, clients" in capsys.readouterr().err

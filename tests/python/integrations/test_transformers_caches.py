@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fulgurite.integrations.transformers as ft
+from fulgurite.nn import tree_depths, tree_mask, tree_parents
 from integrations.transformers_models import assert_alike, made, outcome
 from seen import Seen
 
@@ -22,13 +23,27 @@ def generated(model: Any, inputs: dict[str, Any], **options: Any) -> Tensor:
     return tokens
 
 
+GENERATING = (
+    "chameleon", "deepseek_v3", "gpt_oss", "mistral", "mixtral", "qwen2_vl", "qwen3_moe", "switch",
+    "t5",
+)  # fmt: skip
+DECODERS = ("switch", "t5")  # behind an encoder
+
+
+def prompts(name: str) -> list[dict[str, Any]]:
+    """One with padding on the left, one without; with images where the model sees."""
+    if name == "qwen2_vl":
+        return [made(name)[1]]
+    ids = torch.randint(5, 50, (2, 9))
+    keep = torch.ones_like(ids)
+    padded = keep.clone()
+    padded[0, :3] = 0
+    return [{"input_ids": ids, "attention_mask": mask} for mask in (padded, keep)]
+
+
 @pytest.mark.parametrize("implementation", ["fulgurite", FLASH])
 @pytest.mark.parametrize(
-    "name",
-    [
-        "llama",
-        *(pytest.param(name, marks=pytest.mark.full) for name in ("mistral", "gpt_oss", "t5")),
-    ],
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.full) for name in GENERATING)]
 )
 def test_generation_from_caches(name: str, implementation: str) -> None:
     if (name, implementation) == ("gpt_oss", FLASH):
@@ -36,19 +51,45 @@ def test_generation_from_caches(name: str, implementation: str) -> None:
     ft.register()
     model, _ = made(name)
     model = model.float().eval()
-    ids = torch.randint(3, 50, (2, 9))
-    keep = torch.ones_like(ids)
-    keep[0, :3] = 0
-    inputs = {"input_ids": ids, "attention_mask": keep}
-    for given in (inputs, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}):
+    for given in prompts(name):
+        given = {k: x.float() if x.is_floating_point() else x for k, x in given.items()}
         model.set_attn_implementation("eager")
         expected = generated(model, given)
         model.set_attn_implementation(implementation)
+        applied = ft.apply(model)  # the name stays, experts are led too
         assert torch.equal(generated(model, given), expected)
-        if (name, implementation) == ("t5", FLASH):
-            continue  # the decoder has no mask of two dimensions, which says how much is written
-        static = generated(model, given, cache_implementation="static", disable_compile=True)
-        assert torch.equal(static, expected)
+        # Under FLASH a decoder has no mask that says how much is written.
+        if not (name in DECODERS and implementation == FLASH):
+            static = generated(model, given, cache_implementation="static", disable_compile=True)
+            assert torch.equal(static, expected)
+        applied.restore()
+
+
+@pytest.mark.parametrize("numbers", [False, True], ids=["bool", "numbers"])
+def test_a_tree_of_candidates_behind_a_cache(numbers: bool) -> None:
+    """Medusa's: one pass over all candidates, as the released class gives it and as every path."""
+    ft.register()
+    model, inputs = made("llama")
+    ids = inputs["input_ids"][:1]
+    past, parents = ids.shape[1], tree_parents([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)])
+    nodes = torch.randint(3, 50, (1, len(parents)))
+    keep = tree_mask(parents, past)
+    added = torch.zeros(keep.shape, dtype=torch.float64).masked_fill(~keep, -1e30)
+
+    def verified(mask: Tensor) -> Tensor:
+        cache = model(ids, use_cache=True).past_key_values
+        positions = past + tree_depths(parents)[None]
+        out = model(nodes, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        logits: Tensor = out.logits
+        return logits
+
+    expected = verified(added)
+    model.set_attn_implementation("fulgurite")
+    got = verified(added if numbers else keep)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for node, sees in enumerate(keep[0, 0, :, past:]):
+        path = model(torch.cat([ids, nodes[:, sees]], 1)).logits[:, -1]
+        torch.testing.assert_close(got[:, node], path, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["fulgurite", FLASH])

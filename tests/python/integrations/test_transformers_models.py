@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import fulgurite.integrations.transformers as ft
 from integrations.transformers_models import (
@@ -156,3 +157,27 @@ def test_sixteen_bits(name: str, dtype: torch.dtype) -> None:
     assert got.dtype == eager.dtype
     error, of_eager = ((x.double() - exact).norm() for x in (got, eager))
     assert error <= 1.25 * of_eager
+
+
+@each_model("qwen3_moe")
+def test_autocast(name: str) -> None:
+    """Float32 weights: as near to the exact numbers as the released class. Where a relu turns, a
+    gradient is another one, so that those are compared loosely."""
+    model, inputs = made(name)
+    exact = outcome(model, inputs)
+    model = model.float()
+    cast = {k: x.float() if x.is_floating_point() else x for k, x in inputs.items()}
+
+    def distances() -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            out, grads = outcome(model, cast)
+        apart = [(grads[key].double() - grad).norm() for key, grad in exact[1].items()]
+        return (out.double() - exact[0]).norm(), torch.stack(apart).norm()
+
+    of_out, of_grads = distances()
+    ft.apply(model, routers=name in ROUTED)
+    with Seen() as seen:
+        out, grads = distances()
+    assert out <= 1.25 * of_out
+    assert grads <= 2 * of_grads
+    assert seen.count("attention", "attention_varlen") > 0

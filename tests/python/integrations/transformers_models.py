@@ -128,6 +128,7 @@ def switch(dropout: float = 0.0) -> Any:
         expert_capacity=3,
         router_jitter_noise=0.0,
         dropout_rate=dropout,
+        decoder_start_token_id=0,
         attn_implementation="eager",
     )
     return hf.SwitchTransformersForConditionalGeneration(config), encoder_and_decoder()
