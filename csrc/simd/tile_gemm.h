@@ -32,9 +32,9 @@ struct alignas(64) TileCopy {
 };
 
 /// The first `count` lanes from p; zeros in place of the others, which are not read. A copy of unknown length takes longer than
-/// the product of a tile.
+/// the product of a tile. nothrow: g++ 12 takes the intrinsic for a call that may throw.
 template <class V>
-FULGURITE_INLINE V load_lanes(const void* p, int64_t count) {
+__attribute__((nothrow)) FULGURITE_INLINE V load_lanes(const void* p, int64_t count) {
 #ifdef __AVX512F__
   static_assert(sizeof(V) == 64 && sizeof(Element<V>) == 4);
   return (V)_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << count) - 1), p);
@@ -53,9 +53,8 @@ inline void copy_tile(MatrixA<BFloat16> a, int64_t rows, int64_t count, TileCopy
                 stride = along_rows ? a.row_stride : a.step_stride;
   V square[kTileSide];
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < kTileSide; ++i) {
+  for (int64_t i = 0; i < kTileSide; ++i)
     square[i] = i < lines ? load_lanes<V>(a.data + i * stride, steps) : V{};
-  }
   if (!along_rows) transpose<kTileSide / 2>(square);
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kTileSide; ++i) store(to.elements[i], square[i]);
