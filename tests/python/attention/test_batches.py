@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -184,3 +185,20 @@ def test_sizes_are_not_part_of_a_graph() -> None:
     for length in (6, 9, 12):
         scaled(drawn(1, 2, length, 8))
     assert counter.frame_count == compiled
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((None, 1, 1), "query, got None"),
+        ((1, [[0.5]], 1), re.escape("key, got [[0.5]]")),
+        ((1, 1, 2.0), "value, got 2.0"),
+        ((1, 1, 1, 0.1), "bias, got 0.1"),  # dropout_p's place elsewhere
+        ((1, 1, 1, None, False), "mask, got False"),
+    ],
+)
+def test_what_is_no_tensor(arguments: tuple[Any, ...], says: str) -> None:
+    x = torch.randn(1, 2, 3, 4)
+    given = [x if argument == 1 else argument for argument in arguments]
+    with pytest.raises(TypeError, match=f"^fulgurite::attention: expected a tensor for {says}$"):
+        F.attention(*given)

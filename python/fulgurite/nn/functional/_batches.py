@@ -3,7 +3,7 @@
 Shapes are checked as they are given: flattened, batches that do not belong together may fit.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 from torch import Tensor
 
@@ -21,6 +21,17 @@ def alike(sizes: list[int], others: list[int]) -> bool:
     for i in range(min(len(sizes), len(others))):
         fits = fits and may_be(sizes[i] == others[i])
     return fits
+
+
+def check_are_tensors(
+    query: Any, key: Any, value: Any, bias: Any, mask: Any, alibi_slopes: Any
+) -> None:
+    """Raise for the first that is none, such as a number in the place of another argument."""
+    optional = {"bias": bias, "mask": mask, "alibi_slopes": alibi_slopes}
+    given = {name: x for name, x in optional.items() if x is not None}
+    for name, x in {"query": query, "key": key, "value": value, **given}.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"fulgurite::attention: expected a tensor for {name}, got {x!r}")
 
 
 def check_batches(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fulgurite.nn.functional._batches import (
+    check_are_tensors,
     check_batches,
     dims_as_given,
     four_dims,
@@ -101,6 +102,8 @@ def _attention(
         >>> out.shape, lse.shape
         (torch.Size([1, 8, 16, 64]), torch.Size([1, 8, 16]))
     """
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        check_are_tensors(query, key, value, bias, mask, alibi_slopes)
     check_batches(query, key, value)
     out, lse = torch.ops.fulgurite.attention(
         four_dims(query),
