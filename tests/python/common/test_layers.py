@@ -14,7 +14,7 @@ NEUTRAL = sorted(
     path
     for path in SOURCES.glob("**/*")
     if path.suffix in {".h", ".cpp"}
-    and not {"cpu", "python", "simd"} & set(path.relative_to(SOURCES).parts)
+    and not {"cpu", "cuda", "python", "simd"} & set(path.relative_to(SOURCES).parts)
 )
 # Of the folders beside them, rules and plans include these alone.
 SHARED = {
@@ -47,9 +47,14 @@ def test_there_are_files() -> None:
     assert includes(SOURCES / "amp" / "plan.cpp")[0] == "amp/plan.h"
 
 
+def test_every_rule_is_compiled_as_device_code() -> None:
+    compiled = includes(SOURCES.parent / "tests" / "cuda_on_host" / "rules.cu")
+    assert compiled == [name(path) for path in RULES]
+
+
 @pytest.mark.parametrize("path", NEUTRAL, ids=name)
 def test_nothing_device_neutral_includes_a_device(path: Path) -> None:
-    assert [file for file in includes(path) if "cpu" in Path(file).parts] == []
+    assert [file for file in includes(path) if {"cpu", "cuda"} & set(Path(file).parts)] == []
 
 
 @pytest.mark.parametrize("path", [*RULES, *PLANS], ids=name)
