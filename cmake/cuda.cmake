@@ -1,8 +1,12 @@
+# The executor of kernels on the host (csrc/cuda/host), test only; it needs no CUDA.
+set(FULGURITE_EXECUTOR barriers checker copies counts executor fiber instrument machine memory report settings shared_memory
+    tensor_cores)
+
 # The CUDA half: FULGURITE_CUDA=AUTO builds it where nvcc is found. It needs no CUDA build of torch: kernels see no header of
 # torch, and the library takes streams and memory from libc10.
 set(FULGURITE_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (where nvcc is found), ON or OFF")
 set_property(CACHE FULGURITE_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(FULGURITE_CUDA_ARCHS "80;86;89;90" CACHE STRING "Compute capabilities to compile for; later cards take the PTX of the highest")
+set(FULGURITE_CUDA_ARCHS "80;86;89;90" CACHE STRING "Compute capabilities; later cards take the PTX of the highest")
 
 if(NOT FULGURITE_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "FULGURITE_CUDA: expected AUTO, ON or OFF, got ${FULGURITE_CUDA}")
@@ -13,7 +17,7 @@ if(NOT FULGURITE_CUDA STREQUAL "OFF" AND NOT FULGURITE_KERNELS_ONLY)
   if(FULGURITE_NVCC)
     set(FULGURITE_WITH_CUDA ON)
   elseif(FULGURITE_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "FULGURITE_CUDA=ON needs nvcc, which is neither on PATH nor in CUDA_HOME/bin nor in /usr/local/cuda/bin")
+    message(FATAL_ERROR "FULGURITE_CUDA=ON needs nvcc: on PATH, in CUDA_HOME/bin or in /usr/local/cuda/bin")
   endif()
 endif()
 if(NOT FULGURITE_WITH_CUDA)
