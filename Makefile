@@ -34,9 +34,10 @@ demo: build $(VENV)/.demo
 test: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheel
 	scripts/test.sh $(BUILD)
 
-# Exhaustive grids, then the kernels and their tests under ASan and UBSan.
+# Exhaustive grids, then changed kernels that their tests must notice, then the kernels and their tests under ASan and UBSan.
 test-full: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheel
 	FULGURITE_FULL=1 scripts/test.sh $(BUILD)
+	python scripts/mutants.py tests/cuda_on_host/product.cuh tests/cuda_on_host/product_test.cpp
 	scripts/sanitize.sh $(BUILD)-sanitize
 
 # Kernels and their tests cross-compiled for arm64, under qemu-user.
