@@ -4,6 +4,7 @@
 #   TORCH=2.15.0     another torch, in an environment and a build folder of its own
 #   TORCHES="2.13.0 2.14.1"  the versions that make wheel builds for (default: that of requirements/torch.txt)
 #   ISA="baseline;avx2"  these instruction sets alone, for daily work; all without it. Another list configures again
+#   CUDA=OFF         no CUDA kernels; ON: an error where nvcc is missing; CUDA_ARCHS="80;90" these architectures alone
 #   WERROR=ON        warnings are errors (the default where CI is set)
 PYTHON ?= python3
 DEFAULT_TORCH := $(shell sed -n 's/^torch==//p' requirements/torch.txt)
@@ -12,6 +13,8 @@ TORCHES ?= $(DEFAULT_TORCH)
 JOBS ?= $(shell nproc)
 WERROR ?= $(if $(CI),ON,OFF)
 ISA ?=
+CUDA ?= AUTO
+CUDA_ARCHS ?= $(if $(CI),80;90,80;86;89;90)
 
 torch_suffix = $(if $(filter-out $(DEFAULT_TORCH),$(1)),-torch$(1))
 SUFFIX := $(call torch_suffix,$(TORCH))
@@ -20,7 +23,7 @@ BUILD := build$(SUFFIX)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export FULGURITE_BUILD_DIR := $(BUILD)
 SOURCES := python tests examples setup.py docs/_ext $(wildcard docs/*.py)
-CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h')
+CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 .PHONY: demo test test-full test-neon test-clients bench bench-cpp build build-tests wheel lint lint-quick docs clean FORCE
 .DELETE_ON_ERROR:
@@ -31,9 +34,10 @@ demo: build $(VENV)/.demo
 test: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheel
 	scripts/test.sh $(BUILD)
 
-# Exhaustive grids, then the kernels and their tests under ASan and UBSan.
+# Exhaustive grids, then changed kernels that their tests must notice, then the kernels and their tests under ASan and UBSan.
 test-full: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheel
 	FULGURITE_FULL=1 scripts/test.sh $(BUILD)
+	python scripts/mutants.py tests/cuda_on_host/product.cuh tests/cuda_on_host/product_test.cpp
 	scripts/sanitize.sh $(BUILD)-sanitize
 
 # Kernels and their tests cross-compiled for arm64, under qemu-user.
@@ -72,7 +76,7 @@ wheel: $(VENV)/.wheel
 # clang-tidy reads the list of what is compiled, so that has to name files, not units of them. Kernels stand in it once for each
 # instruction set; these two have all types and nearly every branch of csrc/simd.
 lint: lint-quick
-	cmake -S . -B $(BUILD)-tidy -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DFULGURITE_UNITY=OFF \
+	cmake -S . -B $(BUILD)-tidy -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DFULGURITE_UNITY=OFF -DFULGURITE_CUDA=OFF \
 	  $(if $(filter x86_64,$(shell uname -m)),'-DFULGURITE_ISAS=baseline;amx')
 	run-clang-tidy.py -quiet -j $(JOBS) -p $(BUILD)-tidy '$(CURDIR)/csrc/.*'
 
@@ -100,15 +104,15 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.docs $(VENV)/.wheel: $(VENV)/
 	@touch $@
 
 # ---- the build: ninja runs cmake again by itself when a CMake file changes ----
-$(BUILD)/build.ninja: $(VENV)/.torch $(BUILD)/.isa
+$(BUILD)/build.ninja: $(VENV)/.torch $(BUILD)/.choices
 	cmake -S . -B $(BUILD) -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DFULGURITE_WERROR=$(WERROR) \
-	  $(if $(ISA),'-DFULGURITE_ISAS=$(ISA)',-UFULGURITE_ISAS)
+	  $(if $(ISA),'-DFULGURITE_ISAS=$(ISA)',-UFULGURITE_ISAS) -DFULGURITE_CUDA=$(CUDA) '-DFULGURITE_CUDA_ARCHS=$(CUDA_ARCHS)'
 	@touch $@
 
-# Changes only when the list does.
-$(BUILD)/.isa: FORCE
+# Changes only when one of them does.
+$(BUILD)/.choices: FORCE
 	@mkdir -p $(BUILD)
-	@echo '$(ISA)' | cmp -s - $@ || echo '$(ISA)' >$@
+	@echo '$(ISA) $(CUDA) $(CUDA_ARCHS)' | cmp -s - $@ || echo '$(ISA) $(CUDA) $(CUDA_ARCHS)' >$@
 FORCE:
 
 $(BUILD)/.tests: $(BUILD)/build.ninja

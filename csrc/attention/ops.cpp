@@ -28,13 +28,6 @@ const std::string kSchemas[] = {
         kScores +
         ", bool[5] output_mask) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
         "Tensor grad_bias, Tensor grad_sink)",
-    "_attention_double_backward(Tensor? gg_query, Tensor? gg_key, Tensor? gg_value, "
-    "Tensor? gg_bias, Tensor? gg_sink, Tensor? grad_out, Tensor? grad_lse, Tensor query, "
-    "Tensor key, Tensor value, *, " +
-        kScores +
-        ", bool[7] output_mask) -> (Tensor grad_grad_out, Tensor grad_grad_lse, "
-        "Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_bias, "
-        "Tensor grad_sink)",
     "_attention_dropout_keep(Tensor philox, float dropout_p, int b, int h, int heads, int i, "
     "int rows, int j, int keys) -> Tensor",
     "attention_varlen(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, "
@@ -55,11 +48,20 @@ const std::string kSchemas[] = {
     "rope(Tensor x, Tensor cos, Tensor sin, *, bool interleaved=False, bool conjugate=False) -> "
     "Tensor",
 };
+const std::string kDoubleBackward =
+    "_attention_double_backward(Tensor? gg_query, Tensor? gg_key, Tensor? gg_value, "
+    "Tensor? gg_bias, Tensor? gg_sink, Tensor? grad_out, Tensor? grad_lse, Tensor query, "
+    "Tensor key, Tensor value, *, " +
+    kScores +
+    ", bool[7] output_mask) -> (Tensor grad_grad_out, Tensor grad_grad_lse, "
+    "Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_bias, "
+    "Tensor grad_sink)";
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
   for (const std::string& schema : kSchemas) fulgurite::define(m, schema);
+  fulgurite::define(m, kDoubleBackward, fulgurite::OnCuda::kComposite);
 }
 
 namespace fulgurite {

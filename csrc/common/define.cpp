@@ -49,11 +49,21 @@ void refuse(const c10::OperatorHandle& handle, torch::jit::Stack* stack) {
   FULGURITE_CHECK_SERVED(false, "expected dense tensors of a layout that is known");
 }
 
+void refuse_cuda(const c10::OperatorHandle& handle, torch::jit::Stack*) {
+  const std::string op = called(handle.schema().name());
+  FULGURITE_CHECK_SERVED(false,
+                         FULGURITE_WITH_CUDA ? "has no CUDA kernel yet" : "built without CUDA");
+}
+
 }  // namespace
 
-void define(torch::Library& m, const std::string& schema) {
+void define(torch::Library& m, const std::string& schema, OnCuda on_cuda) {
   m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
   const std::string name = schema.substr(0, schema.find('('));
+  if (on_cuda == OnCuda::kNothing)
+    m.impl(name.c_str(),
+           torch::dispatch(c10::DispatchKey::CUDA,
+                           torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>()));
   for (const c10::DispatchKey key : kRefused)
     m.impl(name.c_str(),
            torch::dispatch(key, torch::CppFunction::makeFromBoxedFunction<&refuse>()));

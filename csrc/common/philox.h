@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__CUDACC__)
 #include <immintrin.h>
 #endif
 
@@ -26,7 +26,7 @@ FULGURITE_HOST_DEVICE U wide_product(U a, uint32_t b) {
 #if defined(__AVX2__)
   if constexpr (sizeof(U) == 32) return (U)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
 #endif
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__CUDACC__)
   if constexpr (sizeof(U) == 16) return (U)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
 #endif
   return (a & uint64_t{0xffffffffu}) * static_cast<uint64_t>(b);

@@ -70,6 +70,17 @@ struct ScoreTensor {
   }
 };
 
+/// Element `at` is −inf, by its bits.
+FULGURITE_HOST_DEVICE bool is_minus_infinity(Dtype dtype, const void* data, int64_t at) {
+  switch (dtype) {
+    case Dtype::kFloat64: return static_cast<const uint64_t*>(data)[at] == 0xfff0000000000000u;
+    case Dtype::kFloat32: return static_cast<const uint32_t*>(data)[at] == 0xff800000u;
+    case Dtype::kBFloat16: return static_cast<const uint16_t*>(data)[at] == 0xff80u;
+    case Dtype::kFloat16: return static_cast<const uint16_t*>(data)[at] == 0xfc00u;
+  }
+  return false;
+}
+
 struct ScoreRule {
   int64_t M;  // keys of the sequence
   int64_t shift;
@@ -108,7 +119,7 @@ struct ScoreRule {
   FULGURITE_HOST_DEVICE bool kept(int64_t b, int64_t h, int64_t i, int64_t j) const {
     return reach(i).has(j) && in_layout(b, h, i, j) &&
            (!mask.data || static_cast<const bool*>(mask.data)[mask.offset(b, h, i, j)]) &&
-           !(bias.data && bias_hides(b, h, i, j));
+           !(bias.data && is_minus_infinity(bias_dtype, bias.data, bias.offset(b, h, i, j)));
   }
 
   /// Every key of [j0, j1) is in reach of every query of [i0, i1).
@@ -163,19 +174,6 @@ struct ScoreRule {
       }
     }
     return all ? TileState::kFull : any ? TileState::kPartial : TileState::kSkip;
-  }
-
-  /// bias_ij is −inf, by its bits.
-  FULGURITE_HOST_DEVICE bool bias_hides(int64_t b, int64_t h, int64_t i, int64_t j) const {
-    const int64_t at = bias.offset(b, h, i, j);
-    switch (bias_dtype) {
-      case Dtype::kFloat64:
-        return static_cast<const uint64_t*>(bias.data)[at] == 0xfff0000000000000u;
-      case Dtype::kFloat32: return static_cast<const uint32_t*>(bias.data)[at] == 0xff800000u;
-      case Dtype::kBFloat16: return static_cast<const uint16_t*>(bias.data)[at] == 0xff80u;
-      case Dtype::kFloat16: return static_cast<const uint16_t*>(bias.data)[at] == 0xfc00u;
-    }
-    return false;
   }
 };
 

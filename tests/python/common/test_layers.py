@@ -14,7 +14,13 @@ NEUTRAL = sorted(
     path
     for path in SOURCES.glob("**/*")
     if path.suffix in {".h", ".cpp"}
-    and not {"cpu", "python", "simd"} & set(path.relative_to(SOURCES).parts)
+    and not {"cpu", "cuda", "python", "simd"} & set(path.relative_to(SOURCES).parts)
+)
+CUDA = sorted(
+    path
+    for path in SOURCES.glob("**/*")
+    if path.suffix in {".cu", ".cuh"}
+    or (path.suffix in {".h", ".cpp"} and path.parent.name in {"cuda", "host"})
 )
 # Of the folders beside them, rules and plans include these alone.
 SHARED = {
@@ -44,12 +50,26 @@ def test_there_are_files() -> None:
         "moe/plan.h",
     ]
     assert len(NEUTRAL) > len(RULES) + len(PLANS)
+    assert len(CUDA) > 15
     assert includes(SOURCES / "amp" / "plan.cpp")[0] == "amp/plan.h"
+
+
+def test_every_rule_is_compiled_as_device_code() -> None:
+    compiled = includes(SOURCES.parent / "tests" / "cuda_on_host" / "rules.cu")
+    assert compiled == [name(path) for path in RULES]
 
 
 @pytest.mark.parametrize("path", NEUTRAL, ids=name)
 def test_nothing_device_neutral_includes_a_device(path: Path) -> None:
-    assert [file for file in includes(path) if "cpu" in Path(file).parts] == []
+    assert [file for file in includes(path) if {"cpu", "cuda"} & set(Path(file).parts)] == []
+
+
+@pytest.mark.parametrize("path", CUDA, ids=name)
+def test_cuda_code_sees_no_torch_and_keeps_its_assembly_in_one_file(path: Path) -> None:
+    assert [f for f in includes(path) if f.startswith(("ATen/", "torch/", "c10/"))] == []
+    # fiber.cpp switches the stacks of the host.
+    if name(path) not in {"cuda/cux.h", "cuda/host/fiber.cpp"}:
+        assert not re.search(r"\basm\b", path.read_text())
 
 
 @pytest.mark.parametrize("path", [*RULES, *PLANS], ids=name)
