@@ -99,6 +99,8 @@ def attention(
         "sink": None if s_aux is None else as_scores(s_aux, query),
         "dropout_p": dropout,
     }
+    if flash:
+        refuse_half_window(module, causal, sliding_window)
     starts = cu_seq_lens_q
     if flash and starts is None and attention_mask is None and position_bias is None:
         starts = starts_of(others.get("position_ids"), query, key)
@@ -139,6 +141,20 @@ def causal_and_window(causal: bool, sliding_window: int | None) -> dict[str, Any
         )
     reach = sliding_window - 1
     return {"causal": causal, "window_left": reach, "window_right": -1 if causal else reach}
+
+
+def refuse_half_window(module: nn.Module, causal: bool, sliding_window: int | None) -> None:
+    """Raise for a layer that hands over its config's window, of which its mask reaches one more.
+
+    transformers' mask without causality keeps |i − j| ≤ window; layers made for flash attention
+    say one more than the config does (ModernBERT), others (T5Gemma's encoder) forget it.
+    """
+    of_config = getattr(getattr(module, "config", None), "sliding_window", None)
+    if not causal and sliding_window is not None and sliding_window == of_config:
+        raise NotImplementedError(
+            f"{NAME}: {type(module).__name__} says another window under {NAMES[1]!r} than its"
+            f' mask: use attn_implementation="{NAMES[0]}"'
+        )
 
 
 def kept_keys(key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fulgurite.integrations.transformers.plain import refuse_adapted
+
 Parts = tuple[dict[str, Any], dict[str, Tensor]]  # options of MoE, its state dict
 
 ACTIVATIONS = {
@@ -72,7 +74,8 @@ def with_shared(block: Any, parts: Parts) -> Parts:
     """The wide shared layer of a DeepSeek block as experts of the routed ones' width."""
     options, state = parts
     shared, hidden_dim = block.shared_experts, options["hidden_dim"]
-    refuse(block, "mlp_bias", shared.gate_proj.bias is not None)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        refuse_adapted(getattr(shared, name), f"MoE.from_transformers: {name}")
     count = shared.gate_proj.out_features // hidden_dim
     gate = shared.gate_proj.weight.unflatten(0, (count, hidden_dim))  # (S, I, H)
     up = shared.up_proj.weight.unflatten(0, (count, hidden_dim))
@@ -141,6 +144,10 @@ def gpt_oss(block: Any) -> Parts:
 
 def switch(block: Any) -> Parts:
     router, experts = block.router, list(block.experts.values())
+    refuse_adapted(router.classifier, "MoE.from_transformers: classifier", bias=True)
+    for expert in experts:
+        refuse_adapted(expert.wi, "MoE.from_transformers: wi")
+        refuse_adapted(expert.wo, "MoE.from_transformers: wo")
     w_in = torch.stack([expert.wi.weight for expert in experts])  # (E, I, H)
     options = {
         "dim": w_in.shape[2],

@@ -12,6 +12,8 @@ import inspect
 from types import CodeType
 from typing import Any
 
+from fulgurite.integrations.transformers.versions import wrong_version
+
 PACKAGE = "fulgurite.integrations.transformers"
 MODELS = "transformers.models"
 SWITCH = f"{MODELS}.switch_transformers.modeling_switch_transformers"
@@ -60,7 +62,15 @@ def subclass_for(cls: type) -> Any:
     if place is None:
         return None
     file, name = place.split(".")
-    return getattr(importlib.import_module(f"{PACKAGE}.{file}"), name)
+    return getattr(own_file(file), name)
+
+
+def own_file(file: str) -> Any:
+    """A file of subclasses; ImportError where transformers has other classes than those tested."""
+    try:
+        return importlib.import_module(f"{PACKAGE}.{file}")
+    except ImportError as error:
+        raise wrong_version(f"whose classes are others: {error}") from error
 
 
 def names_in(code: CodeType) -> set[str]:

@@ -13,6 +13,10 @@ from torch import Tensor
 from fulgurite.integrations.transformers.blocks import ACTIVATIONS
 from fulgurite.nn import functional as F
 
+# What a layer says of itself, put there by transformers' decorator.
+OPTIONS = frozenset(
+    ["has_bias", "has_gate", "has_post_expert_norm", "is_concatenated", "is_transposed"]
+)
 NAME = "fulgurite: experts of transformers"
 DEFAULT_GATE = ("transformers.integrations.moe", "_default_apply_gate")
 SWIGLU_OAI = ("transformers.models.gpt_oss.modeling_gpt_oss", "GptOssExperts._apply_gate")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Callable
-from typing import Any
+import inspect
 
+from fulgurite.integrations.transformers import classes, flash
 from fulgurite.integrations.transformers.attention import NAMES, attention
-from fulgurite.integrations.transformers.experts import experts
+from fulgurite.integrations.transformers.experts import OPTIONS, experts
+from fulgurite.integrations.transformers.versions import of_transformers, wrong_version
 
-SUPPORTED = "5.23"
 PLAIN, FLASH = NAMES
 LOADER = "lazy_import_flash_attention"
+CHECK = "get_correct_attn_implementation"  # of a name, by every model
 SAM_TABLES = {
     "models.sam.modeling_sam": "SAM_VISION_ATTENTION_CLASSES",
     "models.sam_hq.modeling_sam_hq": "SAM_HQ_VISION_ATTENTION_CLASSES",
@@ -27,21 +27,27 @@ def register() -> None:
     make one packed call; ``experts_implementation`` takes ``"fulgurite"``.
 
     Raises:
-        ImportError: no transformers, or a version without one of the tables.
+        ImportError: no transformers, or a version without one of the tables, or with layers of
+            experts that say less than those of the version that was tested.
     """
     masks = of_transformers("masking_utils", "AttentionMaskInterface")
     functions = of_transformers("modeling_utils", "AttentionInterface")
     experts_functions = of_transformers("integrations.moe", "ALL_EXPERTS_FUNCTIONS")
+    check_experts()
+    of_transformers("masking_utils", "flash_attention_mask")  # flash.mask calls it
     mask_functions = {
         PLAIN: of_transformers("masking_utils", "sdpa_mask"),
-        FLASH: of_transformers("masking_utils", "flash_attention_mask"),
+        FLASH: flash.mask,
     }
     loaders = [
         (importlib.import_module(f"transformers.{file}"), of_transformers(file, LOADER))
         for file in ("modeling_flash_attention_utils", "modeling_utils")
     ]
+    models = of_transformers("modeling_utils", "PreTrainedModel")
+    if not hasattr(models, CHECK):
+        raise wrong_version(f"without PreTrainedModel.{CHECK}")
     sam_tables = [of_transformers(file, name) for file, name in SAM_TABLES.items()]
-    from fulgurite.integrations.transformers import sam
+    sam = classes.own_file("sam")
 
     for name in NAMES:
         functions.register(name, attention)
@@ -50,35 +56,14 @@ def register() -> None:
     for table, served in zip(sam_tables, (sam.SamVision, sam.SamHQVision), strict=True):
         table[PLAIN] = served
     for module, loader in loaders:
-        setattr(module, LOADER, without_ours(loader))
+        setattr(module, LOADER, flash.without_ours(loader))
+    setattr(models, CHECK, flash.refusing(getattr(models, CHECK)))
 
 
-def without_ours(loader: Callable[..., Any]) -> Callable[..., Any]:
-    """The loader of flash attention packages, which has nothing to load for our names."""
-    if hasattr(loader, "before_fulgurite"):
-        return loader
-
-    @functools.wraps(loader)
-    def lazy_import_flash_attention(implementation: str | None, *args: Any, **kwargs: Any) -> Any:
-        return None if implementation in NAMES else loader(implementation, *args, **kwargs)
-
-    lazy_import_flash_attention.before_fulgurite = loader  # type: ignore[attr-defined]
-    return lazy_import_flash_attention
-
-
-def of_transformers(file: str, name: str) -> Any:
-    """``transformers.<file>.<name>``, or an ImportError that says what is missing."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "fulgurite.integrations.transformers: expected transformers to be installed:"
-            f" pip install transformers=={SUPPORTED}.*"
-        ) from error
-    try:
-        return getattr(importlib.import_module(f"transformers.{file}"), name)
-    except (ImportError, AttributeError) as error:
-        raise ImportError(
-            f"fulgurite.integrations.transformers: expected transformers {SUPPORTED}, got"
-            f" {transformers.__version__} without transformers.{file}.{name}"
-        ) from error
+def check_experts() -> None:
+    """Raise for a release whose layers of experts do not say all that is asked of them."""
+    decorator = of_transformers("integrations.moe", "use_experts_implementation")
+    missing = OPTIONS - set(inspect.signature(decorator).parameters)
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise wrong_version(f"without {names} of integrations.moe.use_experts_implementation")

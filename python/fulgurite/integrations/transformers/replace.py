@@ -12,7 +12,8 @@ from torch import nn
 from fulgurite.integrations._applied import Applied
 from fulgurite.integrations.transformers import classes
 from fulgurite.integrations.transformers.attention import NAMES
-from fulgurite.integrations.transformers.names import of_transformers, register
+from fulgurite.integrations.transformers.names import register
+from fulgurite.integrations.transformers.versions import of_transformers
 
 NAME = "fulgurite.integrations.transformers.apply"
 # What a config calls the name of a part, and what sets it on a model.

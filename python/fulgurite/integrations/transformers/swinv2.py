@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +12,12 @@ from transformers.models.swinv2.modeling_swinv2 import Swinv2SelfAttention
 
 from fulgurite.integrations.transformers.attention import as_scores
 from fulgurite.integrations.transformers.classes import no_weights
+from fulgurite.integrations.transformers.versions import wrong_version
 from fulgurite.nn import functional as F
 
 LARGEST_SCALE = math.log(1.0 / 0.01)
+ADDS_MASK = "+ attention_mask.unsqueeze(1).unsqueeze(0)"
+TIMES = 2  # that the released layer adds the shift mask
 
 
 class Swinv2(Swinv2SelfAttention):
@@ -33,8 +38,8 @@ class Swinv2(Swinv2SelfAttention):
         query, key = (torch.nn.functional.normalize(x, dim=-1) for x in (query, key))
         scale = self.logit_scale.clamp(max=LARGEST_SCALE).exp()  # (Hq, 1, 1)
         bias = self.position_bias()
-        if attention_mask is not None:  # (windows, N, N), which the released layer adds twice
-            bias = bias + 2 * attention_mask.unsqueeze(1)
+        if attention_mask is not None:  # (windows, N, N)
+            bias = bias + TIMES * attention_mask.unsqueeze(1)
         out = F.attention(
             (query * scale).to(value.dtype),
             key.to(value.dtype),
@@ -44,6 +49,16 @@ class Swinv2(Swinv2SelfAttention):
             dropout_p=self.dropout.p if self.training else 0.0,
         )
         return (out.transpose(1, 2).flatten(2),)
+
+    @staticmethod
+    def check(_module: Any) -> None:
+        """Raise for a release that adds the shift mask another number of times."""
+        times = inspect.getsource(Swinv2SelfAttention.forward).count(ADDS_MASK)
+        if times != TIMES:
+            raise wrong_version(
+                f"whose Swinv2SelfAttention adds its mask {times} times, not {TIMES}:"
+                " pass attention=False"
+            )
 
     def position_bias(self) -> Tensor:
         """(1, Hq, N, N), from the table that the layer's small network computes."""

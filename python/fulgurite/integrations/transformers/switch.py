@@ -12,6 +12,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from fulgurite.integrations.transformers.blocks import ACTIVATIONS
 from fulgurite.integrations.transformers.experts import as_routing
+from fulgurite.integrations.transformers.plain import refuse_adapted, refuse_hooks
 from fulgurite.nn import functional as F
 
 
@@ -19,6 +20,7 @@ class SwitchSparseMLP(SwitchTransformersSparseMLP):
     """The weights are stacked for every call: the gradients reach each expert's parameters."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        self.check(self)  # adapters may have come since apply()
         chosen, weights, _ = self.router(hidden_states)  # one-hot (B, N, E), (B, N, 1)
         E = chosen.shape[-1]
         # Tokens beyond an expert's capacity have no one: E is the id of no expert.
@@ -42,7 +44,11 @@ class SwitchSparseMLP(SwitchTransformersSparseMLP):
     @staticmethod
     def check(module: Any) -> None:
         """Raise for experts that ``moe_experts`` cannot compute."""
-        for expert in module.experts.values():
+        for key, expert in module.experts.items():
+            place = f"fulgurite: {key} of {type(module).__name__}"
+            refuse_hooks(expert, place)
+            refuse_adapted(expert.wi, f"{place}, wi")
+            refuse_adapted(expert.wo, f"{place}, wo")
             if expert.dropout.p > 0.0:
                 raise NotImplementedError(
                     f"fulgurite: {type(module).__name__}: expected experts without dropout, got"
