@@ -71,20 +71,38 @@ def set_processor(model: Any) -> Applied:
             ``transformer`` or ``unet``.
 
     Returns:
-        what was replaced, with ``restore()``.
+        what was replaced, with ``restore()``. A second call counts the same processors; what either
+        returns leads back to the inner ones.
 
     Raises:
         NotImplementedError: there is no processor, or one whose attention cannot be led here.
+        TypeError: not a module; a pipeline is none.
     """
-    processors = dict(getattr(model, "attn_processors", {}))
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{NAME}: expected a model, such as a pipeline's transformer or unet, got"
+            f" {type(model).__name__}"
+        )
+    processors: dict[str, Any] = dict(getattr(model, "attn_processors", {}))
     if not processors:
         raise NotImplementedError(
             f"{NAME}: expected a model with attn_processors, got none in {type(model).__name__}"
         )
-    released = {
-        place: inner for place, inner in processors.items() if not isinstance(inner, AttnProcessor)
+    led = {
+        place: processor if isinstance(processor, AttnProcessor) else AttnProcessor(processor)
+        for place, processor in processors.items()
     }
-    led = {place: AttnProcessor(inner) for place, inner in released.items()}
-    model.set_attn_processor(processors | led)
-    replaced = dict(Counter(type(inner).__name__ for inner in released.values()))
-    return Applied(replaced, [lambda: model.set_attn_processor(dict(processors))])
+    setter: Any = model.set_attn_processor
+    setter(dict(led))
+    replaced = dict(Counter(type(processor.inner).__name__ for processor in led.values()))
+    return Applied(replaced, [functools.partial(_release, model)])
+
+
+def _release(model: Any) -> None:
+    """Put the inner processors back, but for those that were set since."""
+    processors = dict(model.attn_processors)
+    released = {
+        place: processor.inner if isinstance(processor, AttnProcessor) else processor
+        for place, processor in processors.items()
+    }
+    model.set_attn_processor(released)

@@ -7,15 +7,20 @@ TorchScript, ``nn.MultiheadAttention`` in training, autocast, inference mode and
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 
 import torch
+import torch.compiler.config
 
 from fulgurite.integrations._sdpa import scaled_dot_product_attention
 
 __all__ = ["Enabled", "disable", "enable", "is_enabled", "scaled_dot_product_attention"]
 
 KEYS = ("CPU", "AutogradCPU")
+
+# Torch's caches on disk are found by graphs from before the kernel is chosen.
+TAG = "fulgurite.sdpa"
 
 _library: torch.library.Library | None = None
 
@@ -44,7 +49,8 @@ def enable() -> Enabled:
 
     For the whole process, every thread, until :func:`disable`; a second call changes nothing.
     The meaning is torch's, with these differences: dropout draws other random numbers, and what the
-    operator cannot do raises instead of going back to torch's kernels.
+    operator cannot do raises instead of going back to torch's kernels. Compiled code holds the
+    kernel it was compiled with: it is dropped here and by :func:`disable`, and compiled again.
 
     Returns:
         a context manager that disables on exit, if this call was the one that enabled.
@@ -65,6 +71,8 @@ def enable() -> Enabled:
     _library = torch.library.Library("aten", "IMPL")
     for key in KEYS:
         _library.impl("scaled_dot_product_attention", scaled_dot_product_attention, key)
+    torch.compiler.config.cache_key_tag += TAG
+    _forget_compiled()
     return Enabled(switched=True)
 
 
@@ -74,6 +82,17 @@ def disable() -> None:
     if _library is not None:
         _library._destroy()
         _library = None
+        config = torch.compiler.config
+        config.cache_key_tag = config.cache_key_tag.replace(TAG, "")
+        _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    """Drop compiled code, and what torch's tracing remembers of the operator's kernels."""
+    operator = torch.ops.aten.scaled_dot_product_attention.default
+    getattr(operator, "_dispatch_cache", {}).clear()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def is_enabled() -> bool:

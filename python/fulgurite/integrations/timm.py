@@ -6,6 +6,8 @@ timm's Swin asks for its fused path as an experimental one, which is off by defa
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from typing import Any
 
 from torch import nn
@@ -16,12 +18,15 @@ from fulgurite.integrations._led import Led, can_be_led
 __all__ = ["Applied", "apply"]
 
 NAME = "fulgurite.integrations.timm"
+# Where a led module keeps the flag it was released with.
+FLAG = "_fused_attn_before_fulgurite"
 
 
 def apply(model: nn.Module) -> Applied:
     """Switch the attention of a model of timm to fulgurite, in place.
 
     Parameters, ``state_dict`` and ``isinstance`` stay; the model can be copied, saved and compiled.
+    A second call finds the same modules; what either returns leads back to the released ones.
 
     Returns:
         what was replaced, with ``restore()``.
@@ -29,12 +34,15 @@ def apply(model: nn.Module) -> Applied:
     Raises:
         NotImplementedError: no module has the flag (timm's Swin V2 multiplies its matrices itself),
             or one has it and does not call ``scaled_dot_product_attention``.
+        TypeError: not a module.
 
     Example::
 
         model = timm.create_model("swin_tiny_patch4_window7_224")
         applied = fulgurite.integrations.timm.apply(model)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{NAME}: expected a torch.nn.Module, got {type(model).__name__}")
     flagged = [module for module in model.modules() if hasattr(module, "fused_attn")]
     if not flagged:
         raise NotImplementedError(
@@ -46,21 +54,22 @@ def apply(model: nn.Module) -> Applied:
                 f"{NAME}: expected scaled_dot_product_attention in {type(module).__name__},"
                 " which has a fused_attn flag, got none"
             )
-    applied = Applied()
-    for module in flagged:
-        if not isinstance(module, LedModule):
-            _replace(module, applied)
-    return applied
+    led: list[Any] = [_lead(module) for module in flagged]
+    replaced = dict(Counter(module.released.__name__ for module in led))
+    return Applied(replaced, [functools.partial(_release, module) for module in led])
 
 
-def _replace(module: Any, applied: Applied) -> None:
-    released, flag = type(module), module.fused_attn
+def _lead(module: Any) -> Any:
+    if not isinstance(module, LedModule):
+        vars(module)[FLAG] = module.fused_attn
+        module.__class__, module.fused_attn = led_class(type(module)), True
+    return module
 
-    def undo() -> None:
-        module.__class__, module.fused_attn = released, flag
 
-    module.__class__, module.fused_attn = led_class(released), True
-    applied.add(released.__name__, undo)
+def _release(module: Any) -> None:
+    if isinstance(module, LedModule):
+        cls: Any = module.released
+        module.__class__, module.fused_attn = cls, vars(module).pop(FLAG)
 
 
 class LedModule(nn.Module):

@@ -104,12 +104,45 @@ def test_the_same_numbers_by_fulgurite(kind: str) -> None:
         torch.testing.assert_close(out, expected)
     torch.testing.assert_close(compiled(x), expected)
     assert list(model.state_dict()) == list(state)
-    assert apply(model).replaced == {}
     applied.restore()
     applied.restore()
     with Seen() as seen:
         assert torch.equal(model(x), expected)
     assert not any(name.startswith("fulgurite") for name in seen.names)
+
+
+@pytest.mark.parametrize("kind", ["timm", "diffusers"])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_either_of_two_calls_leads_back(kind: str, order: tuple[int, int]) -> None:
+    model, apply = made(kind)
+    types, state = [type(module) for module in model.modules()], str(vars(model))
+    applied = [apply(model), apply(model)]
+    assert applied[0].replaced == applied[1].replaced != {}
+    for which in order:
+        applied[which].restore()
+        assert [type(module) for module in model.modules()] == types
+        assert str(vars(model)) == state
+    if kind == "timm":
+        assert not any(module.fused_attn for module in model if isinstance(module, Fused))
+
+
+@pytest.mark.parametrize("kind", ["timm", "diffusers"])
+def test_a_copy_leads_back_the_copy(kind: str) -> None:
+    model, apply = made(kind)
+    copied, applied = copy.deepcopy((model, apply(model)))
+    applied.restore()
+    x = torch.randn(2, 3, 5, 8)
+    for led, served in ((model, True), (copied, False)):
+        with Seen() as seen:
+            led(x)
+        assert seen.served is served
+
+
+@pytest.mark.parametrize("apply", [timm.apply, diffusers.set_processor])
+def test_no_module_is_a_type_error(apply: Any) -> None:
+    for other in ("x", None):
+        with pytest.raises(TypeError, match=f"expected a .*got {type(other).__name__}"):
+            apply(other)
 
 
 def test_only_inside() -> None:

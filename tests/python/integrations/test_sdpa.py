@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,6 +187,41 @@ def test_compiled(enabled: None) -> None:
         torch.testing.assert_close(compiled(x.detach().clone()), expected)
     assert len(graphs) >= 2
     assert all("fulgurite.attention" in code for code in graphs), graphs
+
+
+@pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)]
+)
+@pytest.mark.parametrize("grad", [False, True])
+def test_compiled_before_and_after(
+    compiler: str, grad: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is served from compiled code, tables of kernels or files of the other state."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 5, 8, requires_grad=grad)
+    tag = torch.compiler.config.cache_key_tag
+    compiled = torch.compile(
+        lambda x: TF.scaled_dot_product_attention(x, x, x).cos(), backend=compiler, fullgraph=True
+    )
+
+    def served() -> bool:
+        compiled(x)
+        with torch.profiler.profile() as profile:
+            compiled(x)
+        names = {event.key for event in profile.key_averages()}
+        ours = "fulgurite::attention" in names
+        assert ours is not any("_scaled_dot_product" in name for name in names), names
+        return ours
+
+    assert not served()
+    with sdpa.enable():
+        assert served()
+    assert not served()
+    with sdpa.enable():
+        torch._dynamo.reset()
+        assert served()
+    assert torch.compiler.config.cache_key_tag == tag
 
 
 def test_autocast(enabled: None) -> None:

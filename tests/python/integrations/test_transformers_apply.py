@@ -74,16 +74,15 @@ def test_names_come_back() -> None:
     model, inputs = made("llama")
     model.set_attn_implementation("sdpa")
     expected = outcome(model, inputs)
-    first = ft.apply(model)
+    applied = ft.apply(model)
     assert model.config._attn_implementation == "fulgurite"
-    second = ft.apply(model)
-    assert second.replaced == first.replaced == {"LlamaAttention": 2}
-    second.restore()
-    assert model.config._attn_implementation == "fulgurite"
-    first.restore()
-    first.restore()
+    assert applied.replaced == {"LlamaAttention": 2}
+    applied.restore()
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(outcome(model, inputs)[0], expected[0])
+    model.set_attn_implementation("eager")
+    applied.restore()
+    assert model.config._attn_implementation == "eager"
 
 
 def test_the_flash_name_stays_where_the_user_set_it() -> None:
@@ -100,9 +99,13 @@ def test_a_model_inside_of_a_module_and_a_layer_alone() -> None:
         "Qwen3MoeExperts": 2
     }
     assert model.config._attn_implementation == "eager"
-    layer = model.model.layers[0].self_attn
-    assert ft.apply(layer).replaced == {"Qwen3MoeAttention": 1}
-    assert layer.config._attn_implementation == "fulgurite"
+    layers = model.model.layers
+    applied = ft.apply(layers[0])
+    assert applied.replaced == {"Qwen3MoeAttention": 1, "Qwen3MoeExperts": 1}
+    names = [layer.self_attn.config._attn_implementation for layer in layers]
+    assert names == ["fulgurite", "eager"]
+    applied.restore()
+    assert layers[0].self_attn.config is model.config
 
 
 def unserved() -> dict[str, tuple[Callable[[], Any], dict[str, bool], str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from fulgurite.integrations._applied import Applied
-from fulgurite.integrations.transformers import classes
+from fulgurite.integrations.transformers import classes, memory
 from fulgurite.integrations.transformers.attention import NAMES
 from fulgurite.integrations.transformers.names import register
 from fulgurite.integrations.transformers.versions import of_transformers
@@ -20,6 +22,12 @@ NAME = "fulgurite.integrations.transformers.apply"
 CONFIG_NAMES = {
     "attention": ("_attn_implementation", "set_attn_implementation"),
     "experts": ("_experts_implementation", "set_experts_implementation"),
+}
+
+# What leads the models of other libraries.
+OTHERS = {
+    "timm": "fulgurite.integrations.timm.apply",
+    "diffusers": "fulgurite.integrations.diffusers.set_processor",
 }
 
 
@@ -52,7 +60,8 @@ def apply(
 
     Names are set where the model asks transformers' tables; modules of classes that ask none get a
     subclass. Parameters, state_dict and ``isinstance`` stay as they are. :func:`register` is
-    called first.
+    called first. A second call finds the same; what either returns leads back to what was there
+    before the first.
 
     Args:
         model: a model, or a module that holds some.
@@ -67,38 +76,50 @@ def apply(
     Raises:
         NotImplementedError: nothing that can be replaced, or a part asked for that cannot be. The
             model is as before.
+        TypeError: not a module.
         ImportError: no transformers, or a version without one of the tables.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{NAME}: expected a torch.nn.Module, got {type(model).__name__}")
     register()
     wanted = {"attention": attention, "experts": experts, "routers": routers, "scans": scans}
     found = find(model, wanted)
     refuse(model, found)
-    names = [
+    before = state_of(model, found)
+    try:
+        lead(model, found)
+    except BaseException:
+        for owner, attribute, value in before:
+            setattr(owner, attribute, value)
+        raise
+    changes = memory.remember(model, before)
+    forget = functools.partial(memory.forget, model)
+    return Applied(found.counts(), [forget, *(change.undo for change in changes)])
+
+
+def state_of(model: nn.Module, found: Found) -> list[tuple[Any, str, Any]]:
+    """Every (owner, attribute, value) that leading the modules found may change."""
+    parts = [CONFIG_NAMES[part][0] for part, modules in found.by_name.items() if modules]
+    state: list[tuple[Any, str, Any]] = [
         (config, f"{attribute}_internal", getattr(config, attribute))
         for config in configs_of(model)
-        for attribute, _ in CONFIG_NAMES.values()
+        for attribute in parts
     ]
-    released = [(module, type(module)) for module, _ in found.by_class]
+    state += [(module, "__class__", type(module)) for module, _ in found.by_class]
+    for modules in found.by_name.values():
+        state += [(module, "config", module.config) for module in modules]
+    return state
 
-    def undo() -> None:
-        for module, cls in released:
-            module.__class__ = cls
-        for config, attribute, name in names:
-            setattr(config, attribute, name)
 
-    applied = Applied(found.counts(), [undo])
-    try:
-        for module, cls in found.by_class:
-            module.__class__ = cls
-        for part, modules in found.by_name.items():
-            set_name(model, part, modules)
-    except BaseException:
-        applied.restore()
-        raise
-    for config, attribute, name in names:
-        if name == NAMES[1]:  # the user's choice
-            setattr(config, attribute, name)
-    return applied
+def lead(model: nn.Module, found: Found) -> None:
+    """Give modules their subclasses and names, but for the name that is the user's choice."""
+    for module, cls in found.by_class:
+        module.__class__ = cls
+    chosen = [c for c in configs_of(model) if c._attn_implementation == NAMES[1]]
+    for part, modules in found.by_name.items():
+        set_name(model, part, modules)
+    for config in chosen:
+        config._attn_implementation_internal = NAMES[1]
 
 
 def find(model: nn.Module, wanted: dict[str, bool]) -> Found:
@@ -128,28 +149,35 @@ def find(model: nn.Module, wanted: dict[str, bool]) -> Found:
 def refuse(model: nn.Module, found: Found) -> None:
     """Raise for parts that cannot be served, and for a model without parts."""
     scans = found.not_served.pop("scans", set())
+    packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    others = [f"; {OTHERS[name]} leads models of {name}" for name in OTHERS if name in packages]
+    hint = "".join(others)
     for part, names in found.not_served.items():
         raise NotImplementedError(
             f"{NAME}: {part} of {', '.join(sorted(names))} cannot be replaced:"
-            f" pass {part}=False to leave them as they are"
+            f" pass {part}=False to leave them as they are{hint}"
         )
     if not found.counts():
         why = f": scans of {', '.join(sorted(scans))} have no operator yet" if scans else ""
         raise NotImplementedError(
             f"{NAME}: expected a model with parts that can be replaced, got"
-            f" {type(model).__name__}{why}"
+            f" {type(model).__name__}{why}{hint}"
         )
 
 
 def set_name(model: nn.Module, part: str, modules: list[nn.Module]) -> None:
     """Our name in the configs that these modules of a model read."""
     attribute, setter = CONFIG_NAMES[part]
+    inside: set[nn.Module] = set()
     for outer in outer_models(model):
         if not set(modules).isdisjoint(outer.modules()):
             getattr(outer, setter)(NAMES[0])
-    for module in modules:  # those outside of models
+            inside.update(outer.modules())
+    for module in modules:
         config: Any = module.config
         if getattr(config, attribute) not in NAMES:
+            if module not in inside:  # layers that are not given may read the same config
+                module.config = config = copy.copy(config)
             setattr(config, f"{attribute}_internal", NAMES[0])
 
 
@@ -163,9 +191,13 @@ def outer_models(module: nn.Module) -> Iterator[Any]:
 
 
 def configs_of(model: nn.Module) -> list[Any]:
-    """Every config of transformers in a model, those within others too."""
+    """Every config of the models of transformers in a module, those within others too."""
     found: dict[int, Any] = {}
-    left: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    left: list[Any] = [
+        getattr(module, "config", None)
+        for outer in outer_models(model)
+        for module in outer.modules()
+    ]
     while left:
         config = left.pop()
         if hasattr(config, "sub_configs") and id(config) not in found:
