@@ -17,7 +17,6 @@ from transformers import masking_utils, modeling_flash_attention_utils, modeling
 from transformers.integrations import moe
 
 import fulgurite.integrations.transformers as ft
-from fulgurite.integrations.transformers import flash
 from fulgurite.integrations.transformers.experts import experts
 from integrations.transformers_models import TEXT, made, outcome, switch
 from seen import Seen
@@ -49,7 +48,7 @@ def test_register_puts_names_into_tables_and_nothing_else() -> None:
     assert dict(modeling_utils.ALL_ATTENTION_FUNCTIONS) == functions
     masks = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
     assert masks["fulgurite"] is masking_utils.sdpa_mask
-    assert masks[FLASH] is flash.mask
+    assert masks[FLASH] is masking_utils.flash_attention_mask
     assert moe.ALL_EXPERTS_FUNCTIONS["fulgurite"] is experts
     for file, loader in zip((modeling_utils, modeling_flash_attention_utils), loaders, strict=True):
         assert file.lazy_import_flash_attention is loader

@@ -27,8 +27,7 @@ GENERATING = (
     "chameleon", "deepseek_v3", "gpt_oss", "mistral", "mixtral", "qwen2_vl", "qwen3_moe", "switch",
     "t5",
 )  # fmt: skip
-# transformers has no flash attention of these, or puts a kernel of its own in the name's place.
-NOT_FLASH = ("gpt_oss", "switch", "t5")
+DECODERS = ("switch", "t5")  # behind an encoder
 
 
 def prompts(name: str) -> list[dict[str, Any]]:
@@ -47,8 +46,8 @@ def prompts(name: str) -> list[dict[str, Any]]:
     "name", ["llama", *(pytest.param(name, marks=pytest.mark.full) for name in GENERATING)]
 )
 def test_generation_from_caches(name: str, implementation: str) -> None:
-    if name in NOT_FLASH and implementation == FLASH:
-        pytest.skip("no flash name")
+    if (name, implementation) == ("gpt_oss", FLASH):
+        pytest.skip("transformers puts a kernel of its own in place of every flash name here")
     ft.register()
     model, _ = made(name)
     model = model.float().eval()
@@ -59,8 +58,10 @@ def test_generation_from_caches(name: str, implementation: str) -> None:
         model.set_attn_implementation(implementation)
         applied = ft.apply(model)  # the name stays, experts are led too
         assert torch.equal(generated(model, given), expected)
-        static = generated(model, given, cache_implementation="static", disable_compile=True)
-        assert torch.equal(static, expected)
+        # Under FLASH a decoder has no mask that says how much is written.
+        if not (name in DECODERS and implementation == FLASH):
+            static = generated(model, given, cache_implementation="static", disable_compile=True)
+            assert torch.equal(static, expected)
         applied.restore()
 
 

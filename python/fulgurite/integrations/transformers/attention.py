@@ -101,6 +101,7 @@ def attention(
     }
     if flash:
         refuse_half_window(module, causal, sliding_window)
+        refuse_half_mask(causal, query, attention_mask)
     starts = cu_seq_lens_q
     if flash and starts is None and attention_mask is None and position_bias is None:
         starts = starts_of(others.get("position_ids"), query, key)
@@ -157,6 +158,19 @@ def refuse_half_window(module: nn.Module, causal: bool, sliding_window: int | No
         )
 
 
+def refuse_half_mask(causal: bool, query: Tensor, mask: Tensor | None) -> None:
+    """Raise for a causal layer with a mask of pairs under the flash name.
+
+    transformers leaves causality out of what it makes for flash attention, so a layer that adds a
+    mask of its own (Doge) adds it to half of one.
+    """
+    if causal and query.shape[2] > 1 and mask is not None and mask.dim() == 4:
+        raise NotImplementedError(
+            f"{NAME}: expected no mask of pairs for a causal layer under {NAMES[1]!r}, got one of"
+            f' shape {list(mask.shape)}: use attn_implementation="{NAMES[0]}"'
+        )
+
+
 def kept_keys(key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The keys that a mask of two dimensions speaks of, and the mask for all their queries."""
     if mask.shape[1] < key.shape[2]:  # a static cache is longer than what has been written
@@ -184,11 +198,24 @@ def starts_of(positions: Any, query: Tensor, key: Tensor) -> Tensor | None:
     N = query.shape[2]
     if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] != N:
         return None
-    if query.shape[0] != 1 or positions.shape[0] != 1 or key.shape[2] != N or N < 2:
+    if key.shape[2] != N or N < 2:
+        return None
+    if query.shape[0] != 1 or positions.shape[0] != 1:
+        refuse_rows(positions)
         return None
     row = torch.arange(N + 1, device=positions.device)
     follows = torch.nn.functional.pad(positions[0].diff() == 1, (1, 1))
     return torch.where(follows, N, row).sort().values
+
+
+def refuse_rows(positions: Tensor) -> None:
+    """Raise for several rows of documents, but in a graph, which cannot look at the positions."""
+    if not torch.compiler.is_compiling() and bool((positions.diff() != 1).any()):
+        raise NotImplementedError(
+            f"{NAME}: expected position_ids that start again in a batch of 1 under"
+            f" {NAMES[1]!r}, got {len(positions)} rows: put all documents into one, or use"
+            f' attn_implementation="{NAMES[0]}"'
+        )
 
 
 def as_scores(x: Tensor, query: Tensor) -> Tensor:

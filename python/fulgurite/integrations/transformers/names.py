@@ -12,7 +12,6 @@ from fulgurite.integrations.transformers.versions import of_transformers, wrong_
 
 PLAIN, FLASH = NAMES
 LOADER = "lazy_import_flash_attention"
-CHECK = "get_correct_attn_implementation"  # of a name, by every model
 SAM_TABLES = {
     "models.sam.modeling_sam": "SAM_VISION_ATTENTION_CLASSES",
     "models.sam_hq.modeling_sam_hq": "SAM_HQ_VISION_ATTENTION_CLASSES",
@@ -34,18 +33,14 @@ def register() -> None:
     functions = of_transformers("modeling_utils", "AttentionInterface")
     experts_functions = of_transformers("integrations.moe", "ALL_EXPERTS_FUNCTIONS")
     check_experts()
-    of_transformers("masking_utils", "flash_attention_mask")  # flash.mask calls it
     mask_functions = {
         PLAIN: of_transformers("masking_utils", "sdpa_mask"),
-        FLASH: flash.mask,
+        FLASH: of_transformers("masking_utils", "flash_attention_mask"),
     }
     loaders = [
         (importlib.import_module(f"transformers.{file}"), of_transformers(file, LOADER))
         for file in ("modeling_flash_attention_utils", "modeling_utils")
     ]
-    models = of_transformers("modeling_utils", "PreTrainedModel")
-    if not hasattr(models, CHECK):
-        raise wrong_version(f"without PreTrainedModel.{CHECK}")
     sam_tables = [of_transformers(file, name) for file, name in SAM_TABLES.items()]
     sam = classes.own_file("sam")
 
@@ -57,7 +52,6 @@ def register() -> None:
         table[PLAIN] = served
     for module, loader in loaders:
         setattr(module, LOADER, flash.without_ours(loader))
-    setattr(models, CHECK, flash.refusing(getattr(models, CHECK)))
 
 
 def check_experts() -> None:
