@@ -1,4 +1,4 @@
-"""``python -m fulgurite.bench [attention] [moe] [optim]``: paired ratios to plain PyTorch.
+"""``python -m fulgurite.bench [attention] [moe] [optim] [linear]``: paired ratios to plain PyTorch.
 
 As a table, JSON and a chart. ``python -m fulgurite.bench compare OLD NEW`` compares two such files.
 """
@@ -27,7 +27,7 @@ from fulgurite.bench.harness import (
 )
 from fulgurite.bench.machine import machine
 
-FAMILIES = ["attention", "moe", "optim"]
+FAMILIES = ["attention", "moe", "optim", "linear"]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -15,7 +15,12 @@ from fulgurite.amp import LossScaler
 
 DOCS = Path(__file__).parents[3] / "docs" / "ops"
 CHOICES: dict[str, list[str]] = runtime().choices()
-PAGES = {"attention": "attention.md", "attention_varlen": "attention.md", "update_scale_": "amp.md"}
+PAGES = {
+    "attention": "attention.md",
+    "attention_varlen": "attention.md",
+    "causal_conv1d": "causal_conv1d.md",
+    "update_scale_": "amp.md",
+}
 # others: moe.md
 # Whose docstring explains the names, where it is not the operator's own.
 EXPLAINED = {"attention_varlen.align": "attention", "moe_balance_loss.score": "moe_route"}
@@ -56,6 +61,10 @@ def moe_experts(**kwargs: Any) -> Any:
     )
 
 
+def causal_conv1d(**kwargs: Any) -> Any:
+    return F.causal_conv1d(torch.ones(1, 2, 5), torch.ones(2, 3), **kwargs)
+
+
 def update_scale_(**kwargs: Any) -> Any:
     torch.ops.fulgurite.update_scale_(
         torch.ones(()),
@@ -69,7 +78,7 @@ def update_scale_(**kwargs: Any) -> Any:
 CALLS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (attention, attention_varlen, moe_route, moe_balance_loss, moe_plan,
-              moe_update_bias_, moe_experts, update_scale_)
+              moe_update_bias_, moe_experts, causal_conv1d, update_scale_)
 }  # fmt: skip
 
 

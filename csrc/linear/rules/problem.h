@@ -1,0 +1,49 @@
+// The calls of the family as every device sees them: plain pointers, sizes and strides.
+//
+// Legend: B batch, C channels, L positions, W width of a convolution.
+#pragma once
+
+#include <cstdint>
+
+#include "linear/rules/choices.h"
+#include "simd/types.h"
+
+namespace fulgurite {
+
+/// A sequence: a batch entry, or a run of positions of a pack.
+struct Span {
+  int64_t batch, start, length;
+};
+
+/// Positions [begin, end) of a sequence, counted from its start.
+struct Piece {
+  int64_t sequence, begin, end;
+};
+
+/// All positions of all sequences, as pieces in order; group g has the pieces from groups[g] to groups[g + 1].
+struct Pieces {
+  const Span* sequences;
+  const Piece* pieces;
+  const int64_t* groups;
+  int64_t group_count;
+};
+
+/// (B,C,L) of any strides, in elements.
+struct Signal {
+  const void* data;
+  int64_t batch, channel, position;
+};
+
+struct CausalConv1dProblem {
+  Dtype dtype;  // of x, out, states and their gradients
+  bool float32_weight, float32_bias;
+  ConvActivation activation;
+  int64_t C, L, W;
+  Signal x;              // (B,C,L)
+  Signal weight;         // (1,C,W)
+  Signal bias;           // (1,C,1); null: none
+  Signal initial_state;  // (sequences,C,W-1); null: zeros
+  Pieces parts;
+};
+
+}  // namespace fulgurite
