@@ -18,6 +18,13 @@ void check_own_or_float32(const char* op, const char* name, const Tensor& tensor
       tensor.scalar_type());
 }
 
+/// States and what is kept of them.
+void check_wide(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
+  const at::ScalarType wide = accumulate_type(x.scalar_type());
+  FULGURITE_CHECK_TYPE(tensor.scalar_type() == wide, "expected ", name, " of dtype ", wide,
+                       ", got ", tensor.scalar_type());
+}
+
 /// The number of sequences: of a pack whose batch is 1, or the batch.
 c10::SymInt check_sequences(const char* op, const char* name, const Tensor& x,
                             const OptionalTensor& cu_seqlens) {
@@ -62,6 +69,46 @@ CausalConv1dShape check_shapes(const char* op, const CausalConv1dArgs& a) {
   return s;
 }
 
+void check_scan_types(const char* op, const SelectiveScanArgs& a) {
+  check_float(op, "u", a.u);
+  check_own_or_float32(op, "delta", a.delta, "u", a.u);
+  check_own_or_float32(op, "A", a.A, "u", a.u);
+  check_own_or_float32(op, "B", a.B, "u", a.u);
+  check_own_or_float32(op, "C", a.C, "u", a.u);
+  if (a.D) check_own_or_float32(op, "D", *a.D, "u", a.u);
+  if (a.z) check_same_dtype(op, "z", *a.z, "u", a.u);
+  if (a.delta_bias) check_own_or_float32(op, "delta_bias", *a.delta_bias, "u", a.u);
+  if (a.initial_state) check_wide(op, "initial_state", *a.initial_state, a.u);
+  if (a.cu_seqlens) check_offsets_type(op, "cu_seqlens", *a.cu_seqlens);
+}
+
+SelectiveScanShape check_scan_shapes(const char* op, const SelectiveScanArgs& a) {
+  check_dim(op, "u", a.u, 3, "[B, D, L]");
+  check_dim(op, "A", a.A, 2, "[D, N]");
+  SelectiveScanShape s{0, a.u.sym_size(1), a.u.sym_size(2), a.A.sym_size(1), 1};
+  check_placed(op, "delta", a.delta, a.u.sym_sizes(), a.u);
+  check_placed(op, "A", a.A, c10::SymDimVector{s.D, s.N}, a.u);
+  FULGURITE_CHECK(a.B.dim() == 3 || a.B.dim() == 4,
+                  "expected B of shape [B, N, L] or [B, G, N, L], got ", a.B.sym_sizes());
+  c10::SymDimVector columns{a.u.sym_size(0), s.N, s.L};
+  if (a.B.dim() == 4) {
+    s.G = a.B.sym_size(1);
+    columns.insert(columns.begin() + 1, s.G);
+  }
+  check_placed(op, "B", a.B, columns, a.u);
+  check_placed(op, "C", a.C, columns, a.u);
+  FULGURITE_CHECK(s.G >= 1 && s.D % s.G == 0, "expected the groups of B to divide D = ", s.D,
+                  ", got ", s.G);
+  s.sequences = check_sequences(op, "u", a.u, a.cu_seqlens);
+  if (a.D) check_placed(op, "D", *a.D, c10::SymDimVector{s.D}, a.u);
+  if (a.z) check_placed(op, "z", *a.z, a.u.sym_sizes(), a.u);
+  if (a.delta_bias) check_placed(op, "delta_bias", *a.delta_bias, c10::SymDimVector{s.D}, a.u);
+  if (a.initial_state)
+    check_placed(op, "initial_state", *a.initial_state, c10::SymDimVector{s.sequences, s.D, s.N},
+                 a.u);
+  return s;
+}
+
 }  // namespace
 
 CausalConv1dShape check_causal_conv1d(const CausalConv1dArgs& a) {
@@ -89,6 +136,40 @@ CausalConv1dShape check_causal_conv1d_backward(const CausalConv1dBackwardArgs& a
   FULGURITE_CHECK_VALUE(f.initial_state || !a.output_mask[kConvInitialState],
                         "expected initial_state, whose gradient is asked for, got none");
   return s;
+}
+
+SelectiveScanShape check_selective_scan(const SelectiveScanArgs& a) {
+  constexpr const char* op = SelectiveScanArgs::kName;
+  check_scan_types(op, a);
+  return check_scan_shapes(op, a);
+}
+
+SelectiveScanShape check_selective_scan_backward(const SelectiveScanBackwardArgs& a) {
+  constexpr const char* op = SelectiveScanBackwardArgs::kName;
+  const SelectiveScanArgs& f = a.forward;
+  check_scan_types(op, f);
+  if (a.grad_out) check_same_dtype(op, "grad_out", *a.grad_out, "u", f.u);
+  if (a.grad_state) check_wide(op, "grad_state", *a.grad_state, f.u);
+  check_wide(op, "kept", a.kept, f.u);
+  const SelectiveScanShape s = check_scan_shapes(op, f);
+  if (a.grad_out) check_placed(op, "grad_out", *a.grad_out, f.u.sym_sizes(), f.u);
+  if (a.grad_state)
+    check_placed(op, "grad_state", *a.grad_state, c10::SymDimVector{s.sequences, s.D, s.N}, f.u);
+  check_placed(op, "kept", a.kept, c10::SymDimVector{kept_blocks(f, s), s.D, s.N}, f.u);
+  const std::pair<const char*, std::pair<SelectiveScanInput, bool>> optional[] = {
+      {"D", {kScanD, f.D.has_value()}},
+      {"z", {kScanZ, f.z.has_value()}},
+      {"delta_bias", {kScanDeltaBias, f.delta_bias.has_value()}},
+      {"initial_state", {kScanInitialState, f.initial_state.has_value()}}};
+  for (const auto& [name, input] : optional)
+    FULGURITE_CHECK_VALUE(input.second || !a.output_mask[input.first], "expected ", name,
+                          ", whose gradient is asked for, got none");
+  return s;
+}
+
+/// Every sequence has a block of its own for its last positions, so there are never more.
+c10::SymInt kept_blocks(const SelectiveScanArgs& a, const SelectiveScanShape& s) {
+  return a.u.sym_size(0) * s.L / kKeptEvery + s.sequences;
 }
 
 }  // namespace fulgurite

@@ -12,4 +12,13 @@ struct CausalConv1dShape {
 CausalConv1dShape check_causal_conv1d(const CausalConv1dArgs& args);
 CausalConv1dShape check_causal_conv1d_backward(const CausalConv1dBackwardArgs& args);
 
+struct SelectiveScanShape {
+  c10::SymInt sequences, D, L, N, G;
+};
+
+SelectiveScanShape check_selective_scan(const SelectiveScanArgs& args);
+SelectiveScanShape check_selective_scan_backward(const SelectiveScanBackwardArgs& args);
+/// States that a recorded forward keeps, at most.
+c10::SymInt kept_blocks(const SelectiveScanArgs& args, const SelectiveScanShape& shape);
+
 }  // namespace fulgurite

@@ -2,25 +2,28 @@
 
 #include <algorithm>
 
+#include "common/ceil_div.h"
+
 namespace fulgurite {
 
 void SequencePlan::add_batch(int64_t B, int64_t L) {
-  for (int64_t b = 0; b < B; ++b) add({b, 0, L});
+  for (int64_t b = 0; b < B; ++b) add(b, 0, L);
 }
 
 void SequencePlan::add_pack(const std::vector<int64_t>& offsets) {
-  for (size_t s = 0; s + 1 < offsets.size(); ++s) add({0, offsets[s], offsets[s + 1] - offsets[s]});
+  for (size_t s = 0; s + 1 < offsets.size(); ++s) add(0, offsets[s], offsets[s + 1] - offsets[s]);
 }
 
-void SequencePlan::add(const Span& span) {
+void SequencePlan::add(int64_t batch, int64_t start, int64_t length) {
   const int64_t sequence = sequences();
-  spans_.push_back(span);
+  spans_.push_back({batch, start, length, blocks_});
+  blocks_ += ceil_div(length, kKeptEvery);
   int64_t begin = 0;
   do {  // a sequence without positions is a piece too: it has states
-    const int64_t end = std::min(span.length, begin + kPiecePositions);
+    const int64_t end = std::min(length, begin + kPiecePositions);
     add_piece({sequence, begin, end});
     begin = end;
-  } while (begin < span.length);
+  } while (begin < length);
 }
 
 /// Short pieces are one group with their neighbours until that has as much work as a long one.

@@ -19,17 +19,20 @@ class SequencePlan {
   void add_pack(const std::vector<int64_t>& offsets);
 
   int64_t sequences() const { return static_cast<int64_t>(spans_.size()); }
+  /// Blocks of kKeptEvery positions, of all sequences.
+  int64_t blocks() const { return blocks_; }
   /// Valid as long as the plan, until something is added.
   Pieces pieces() const;
 
  private:
-  void add(const Span& span);
+  void add(int64_t batch, int64_t start, int64_t length);
   void add_piece(const Piece& piece);
 
   std::vector<Span> spans_;
   std::vector<Piece> pieces_;
   std::vector<int64_t> groups_{0};  // the first piece of each, and an end
-  int64_t work_ = 0;                // of the last group
+  int64_t blocks_ = 0;
+  int64_t work_ = 0;  // of the last group
 };
 
 }  // namespace fulgurite

@@ -28,6 +28,9 @@ class Sequences {
     }
   }
   int64_t count() const { return plan_.sequences(); }
+  int64_t blocks() const { return plan_.blocks(); }
+  /// Positions of a batch entry that a sequence has.
+  int64_t covered() const { return covered_; }
   Pieces pieces() const { return plan_.pieces(); }
   /// Positions past the last sequence belong to nobody.
   void clear_tail(const at::Tensor& t) const {

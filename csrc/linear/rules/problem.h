@@ -1,6 +1,6 @@
 // The calls of the family as every device sees them: plain pointers, sizes and strides.
 //
-// Legend: B batch, C channels, L positions, W width of a convolution.
+// Legend: B batch, C channels (D of a scan), L positions, W width of a convolution, N states, G groups.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,13 @@
 
 namespace fulgurite {
 
+/// A backward goes on from states that the forward kept before every so many positions of a sequence.
+inline constexpr int64_t kKeptEvery = 32;
+
 /// A sequence: a batch entry, or a run of positions of a pack.
 struct Span {
   int64_t batch, start, length;
+  int64_t block;  // blocks of kKeptEvery positions in the sequences before it
 };
 
 /// Positions [begin, end) of a sequence, counted from its start.
@@ -44,6 +48,27 @@ struct CausalConv1dProblem {
   Signal bias;           // (1,C,1); null: none
   Signal initial_state;  // (sequences,C,W-1); null: zeros
   Pieces parts;
+};
+
+/// A signal in the call's dtype or in float32.
+struct Input : Signal {
+  bool float32;
+};
+/// (B,G,N,L)
+struct GroupedInput : Input {
+  int64_t group;
+};
+
+struct SelectiveScanProblem {
+  Dtype dtype;  // of u, z and out
+  bool softplus;
+  int64_t D, L, N, G;
+  Input u, delta, z;       // (B,D,L); z.data null: no gate
+  Input A;                 // (1,D,N)
+  GroupedInput B, C;       // (B,G,N,L)
+  Input skip, delta_bias;  // (1,D,1); null: zeros
+  Signal initial_state;    // (sequences,D,N), accumulation type; null: zeros
+  Pieces parts;            // its sequences
 };
 
 }  // namespace fulgurite

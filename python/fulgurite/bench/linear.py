@@ -75,10 +75,10 @@ class _Conv:
         return sum(t.nbytes for t in self.inputs)
 
 
-def _convolutions(quick: bool) -> Iterator[_Conv]:
+def _convolutions(quick: bool, *lengths: int) -> Iterator[_Conv]:
     for dtype in (torch.float32, torch.bfloat16):
         for channels_last in (False, True):
-            for L in (512,) if quick else (512, 2048, 8192):
+            for L in lengths:
                 yield _Conv(256 if quick else 1536, L, 4, dtype, channels_last)
 
 
@@ -89,22 +89,96 @@ def _conv_cases(conv: _Conv) -> Iterator[Case]:
         yield Case(f"{conv.name}, {name}", conv.shape, baseline, side(_conv_ours), plain)
 
 
+# ---- selective scan
+
+
+def _scan_ours(*inputs: Tensor) -> Tensor:
+    u, delta, A, B, C, D = inputs
+    out: Tensor = ops.selective_scan(u, delta, A, B, C, D=D)[0]
+    return out
+
+
+def _scan_chunks(chunk: int) -> Callable[..., Tensor]:
+    """Running sums in the decayed frame, a chunk at a time: for weak decays only, since
+    e^(−Σ δA) must not overflow. A loop over positions takes longer forward, and 28 s backward.
+    """
+
+    def scan(*inputs: Tensor) -> Tensor:
+        u, delta, A, B, C, D = inputs
+        x, rows = u.new_zeros(u.shape[0], u.shape[1], 1, A.shape[1]), []
+        pieces = (t.split(chunk, -1) for t in (u, delta, B, C))
+        for own, step, b, c in zip(*pieces, strict=True):
+            g = (step[..., None] * A[:, None]).cumsum(2)
+            add = (step * own)[..., None] * b[:, None].transpose(-1, -2)
+            states = g.exp() * (x + (add * (-g).exp()).cumsum(2))
+            rows.append((states * c[:, None].transpose(-1, -2)).sum(-1) + own * D[:, None])
+            x = states[:, :, -1:]
+        return torch.cat(rows, -1)
+
+    return scan
+
+
+class _Scan:
+    """One scan's inputs as Mamba's projections give them, forward and with its backward."""
+
+    def __init__(self, D: int, N: int, L: int) -> None:
+        u, delta = torch.randn(1, L, D).transpose(1, 2), torch.rand(1, L, D).transpose(1, 2) / 10
+        A = -torch.arange(1.0, N + 1).repeat(D, 1)
+        columns = torch.randn(2, 1, L, N).transpose(2, 3).unbind()
+        self.inputs = [u, delta, A, *columns, torch.ones(D)]
+        self.leaves = [t.clone().requires_grad_() for t in self.inputs]
+        self.grad = torch.randn(1, D, L)
+        self.shape = f"B1 D{D} N{N} L{L}"
+
+    def forward(self, scan: Callable[..., Tensor]) -> Side:
+        return lambda: scan(*self.inputs)
+
+    def train(self, scan: Callable[..., Tensor]) -> Side:
+        return lambda: torch.autograd.grad(scan(*self.leaves), self.leaves, self.grad)
+
+
+def _scan_cases(scan: _Scan) -> Iterator[Case]:
+    for name, side in (("forward", scan.forward), ("forward + backward", scan.train)):
+        plain = _faster(side(_scan_chunks(8)), side(_scan_chunks(16)))
+        yield Case(
+            f"selective_scan, float32, {name}",
+            scan.shape,
+            "faster of chunks of 8, 16",
+            side(_scan_ours),
+            plain,
+            least=5,
+        )
+
+
+def _scans(quick: bool) -> Iterator[_Scan]:
+    yield from (_Scan(256, 16, 64),) if quick else (_Scan(1536, 16, 512), _Scan(1536, 16, 2048))
+
+
 def cases(quick: bool) -> Iterator[Case]:
-    """Both layouts in float32 and bfloat16."""
-    for conv in _convolutions(quick):
+    """Convolutions of both layouts in float32 and bfloat16, then scans."""
+    for conv in _convolutions(quick, *((512,) if quick else (512, 2048))):
         yield from _conv_cases(conv)
+    for scan in _scans(quick):
+        yield from _scan_cases(scan)
 
 
 def memory_cases(quick: bool) -> Iterator[MemoryCase]:
-    """The longest of each, forward and backward, beside the gradients."""
-    longest = 512 if quick else 8192
-    for conv in _convolutions(quick):
-        if f"L{longest} " in conv.shape:
-            yield MemoryCase(
-                f"{conv.name}, forward + backward",
-                conv.shape,
-                "shifts",
-                conv.train(_conv_ours),
-                conv.train(_conv_shifts),
-                kept=conv.kept(),
-            )
+    """Forward and backward, beside the gradients, of long convolutions and a scan."""
+    for conv in _convolutions(quick, 512 if quick else 8192):
+        yield MemoryCase(
+            f"{conv.name}, forward + backward",
+            conv.shape,
+            "shifts",
+            conv.train(_conv_ours),
+            conv.train(_conv_shifts),
+            kept=conv.kept(),
+        )
+    for scan in _scans(quick):
+        yield MemoryCase(
+            "selective_scan, float32, forward + backward",
+            scan.shape,
+            "chunks of 16",
+            scan.train(_scan_ours),
+            scan.train(_scan_chunks(16)),
+            kept=sum(t.nbytes for t in scan.inputs),
+        )

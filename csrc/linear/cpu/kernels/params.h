@@ -39,4 +39,43 @@ using CausalConv1dBackwardTaskFn = void(const CausalConv1dBackwardParams&, int64
 using CausalConv1dBackwardLayoutFn = void(const CausalConv1dBackwardParams&, int64_t* bytes);
 using CausalConv1dSumsFn = void(const CausalConv1dBackwardParams&, int64_t first, int64_t last);
 
+// ---- selective scan
+
+/// Channels of a forward task of the scan, and positions that are staged, and computed again, at once.
+inline constexpr int64_t kScanChannels = 32, kScanBlock = kKeptEvery;
+
+/// Tasks of one sequence, of `width` channels at most, none of which crosses a group.
+inline int64_t scan_tasks_of_sequence(const SelectiveScanProblem& p, int64_t width) {
+  return p.D == 0 ? 0 : p.G * ((p.D / p.G + width - 1) / width);
+}
+
+struct SelectiveScanParams : SelectiveScanProblem {
+  void* out;    // (B,D,L)
+  void* state;  // (sequences,D,N), accumulation type
+  void* kept;   // (blocks,D,N), accumulation type; null: not wanted
+};
+
+/// What is null is not wanted.
+struct SelectiveScanBackwardParams : SelectiveScanProblem {
+  int64_t range;  // channels of a task
+  int64_t sequences, batch;
+  int64_t positions, covered;          // of all batch entries; of one, that a sequence has
+  const void* kept;                    // (blocks,D,N), accumulation type
+  Input grad_out;                      // (B,D,L); null: zeros
+  Signal grad_state;                   // (sequences,D,N), accumulation type; null: zeros
+  void *grad_u, *grad_delta, *grad_z;  // (B,D,L)
+  void* grad_initial_state;            // (sequences,D,N), accumulation type
+  void* column_sums;                   // (ranges,positions,2N), accumulation type: of B, of C
+  void* channel_sums;                  // (sequences,D,N+2), accumulation type: of A, D, delta_bias
+  void *grad_A, *grad_B, *grad_C, *grad_skip, *grad_delta_bias;
+};
+
+using SelectiveScanTaskFn = void(const SelectiveScanParams&, int64_t task, void* scratch);
+using SelectiveScanLayoutFn = void(const SelectiveScanParams&, int64_t* bytes);
+using SelectiveScanBackwardTaskFn = void(const SelectiveScanBackwardParams&, int64_t task,
+                                         void* scratch);
+using SelectiveScanBackwardLayoutFn = void(const SelectiveScanBackwardParams&, int64_t* bytes);
+using SelectiveScanChannelsFn = void(const SelectiveScanBackwardParams&, int64_t first,
+                                     int64_t last);
+
 }  // namespace fulgurite

@@ -1,4 +1,7 @@
-"""References of convolutions and scans. B batch, C channels, L positions, W width."""
+"""References of convolutions and scans.
+
+B batch, C channels (D of a scan), L positions, W width, N states of a channel.
+"""
 
 from __future__ import annotations
 
@@ -52,3 +55,43 @@ def causal_conv1d(
         return y.to(x.dtype), line[..., n:]
 
     return sequences_of(run, x.shape[-1], initial_state, cu_seqlens)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Position by position. 16-bit inputs are widened: the states are float32 in any case."""
+    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
+    x, steps, A = u.to(wide), delta.to(wide), A.to(wide)
+    if delta_bias is not None:
+        steps = steps + delta_bias.to(wide)[:, None]
+    if delta_softplus:
+        steps = tF.softplus(steps)
+    columns = [t.to(wide) if t.dim() == 4 else t.to(wide)[:, None] for t in (B, C)]
+    # (B,D,N,L): channel d reads group d // (D/G)
+    into, out_of = (t.repeat_interleave(u.shape[1] // t.shape[1], 1) for t in columns)
+
+    def run(span: slice, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        h = x.new_zeros(u.shape[0], *A.shape) if state is None else state
+        rows = [x[..., span][..., :0]]
+        for t in range(u.shape[-1])[span]:
+            step = steps[..., t, None]
+            h = torch.exp(step * A) * h + step * x[..., t, None] * into[..., t]
+            rows.append((h * out_of[..., t]).sum(-1, keepdim=True))
+        y = torch.cat(rows, -1)
+        y = y if D is None else y + D.to(wide)[:, None] * x[..., span]
+        return y if z is None else y * tF.silu(z[..., span].to(wide)), h
+
+    out, last = sequences_of(run, u.shape[-1], initial_state, cu_seqlens)
+    return out.to(u.dtype), last

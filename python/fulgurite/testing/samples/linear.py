@@ -1,4 +1,7 @@
-"""Sample calls of convolutions and scans. B batch, C channels, L positions, W width."""
+"""Sample calls of convolutions and scans.
+
+B batch, C channels (D of a scan), L positions, W width, N states of a channel.
+"""
 
 from __future__ import annotations
 
@@ -88,6 +91,110 @@ def causal_conv1d_errors(device: torch.device) -> Iterator[ErrorSample]:
     yield ErrorSample("states_of_a_pack", (x[:1], weight), pack, RuntimeError, r"\[3, 3, 3\]")
 
 
+def selective_scan_samples(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def call(
+        name: str,
+        B: int,
+        D: int,
+        L: int,
+        N: int,
+        *,
+        of: torch.dtype = dtype,
+        groups: int | None = None,
+        softplus: bool = True,
+        gate: bool = True,
+        skip: bool = True,
+        state: bool = False,
+        lengths: tuple[int, ...] | None = None,
+        transposed: bool = False,
+    ) -> Sample:
+        def channels(of: torch.dtype) -> Tensor:
+            t = normal(generator, of, device, B, L, D).transpose(1, 2)
+            return t if transposed else t.contiguous()
+
+        def columns() -> Tensor:
+            shape = (B, N, L) if groups is None else (B, groups, N, L)
+            return normal(generator, of, device, *shape)
+
+        # Where there is no softplus to make them so, steps are positive of themselves.
+        delta = channels(of).sub_(1) if softplus else channels(of).abs_().div_(4)
+        A = -normal(generator, of, device, D, N).exp()
+        args = (channels(dtype), delta, A, columns(), columns())
+        kwargs: dict[str, Any] = {"delta_softplus": softplus}
+        if skip:
+            kwargs["D"] = normal(generator, of, device, D)
+            kwargs["delta_bias"] = normal(generator, of, device, D).abs() / 4
+        if gate:
+            kwargs["z"] = channels(dtype)
+        sequences = B
+        if lengths is not None:
+            kwargs["cu_seqlens"] = offsets(device, torch.int64, *lengths)
+            sequences = len(lengths)
+        if state:
+            kwargs["initial_state"] = normal(generator, wide, device, sequences, D, N)
+        return Sample(name, args, kwargs)
+
+    yield call("mamba", 2, 10, 20, 4)
+    yield call("packed", 1, 6, 22, 3, lengths=(5, 0, 2, 12), of=wide, transposed=True)
+    yield call("packed_states", 1, 5, 45, 2, lengths=(1, 40, 0, 4), state=True)
+    yield call("plain", 2, 37, 9, 5, softplus=False, gate=False, skip=False, transposed=True)
+    yield call("groups", 1, 12, 7, 3, groups=3, of=wide, state=True)
+    yield call("group_of_each", 1, 3, 6, 2, groups=3, gate=False)
+    yield call("blocks", 1, 3, 70, 2, state=True)
+    yield call("wide_ranges", 1, 70, 4, 1, gate=False)
+    yield call("one_position", 3, 20, 1, 6, state=True, transposed=True)
+    yield call("no_positions", 2, 3, 0, 4, state=True)
+    yield call("no_states", 2, 3, 5, 0)
+    yield call("no_channels", 2, 0, 5, 3)
+    yield call("no_sequences", 1, 2, 4, 3, lengths=())
+
+
+def selective_scan_errors(device: torch.device) -> Iterator[ErrorSample]:
+    u, A = torch.ones(2, 4, 6, device=device), -torch.ones(4, 3, device=device)
+    columns = torch.ones(2, 3, 6, device=device)
+    right = (u, u, A, columns, columns)
+
+    def with_argument(i: int, tensor: Tensor) -> tuple[Tensor, ...]:
+        return (*right[:i], tensor, *right[i + 1 :])
+
+    groups = torch.ones(2, 3, 3, 6, device=device)
+    tensors: dict[str, tuple[tuple[Tensor, ...], type[Exception], str]] = {
+        "integers": (with_argument(0, u.int()), TypeError, "u of dtype"),
+        "delta_dtype": (with_argument(1, u.double()), TypeError, "delta of u's dtype"),
+        "A_dtype": (with_argument(2, A.bfloat16()), TypeError, "A of u's dtype"),
+        "B_dtype": (with_argument(3, columns.half()), TypeError, "B of u's dtype"),
+        "two_dims": (with_argument(0, u[0]), RuntimeError, r"u of shape \[B, D, L\]"),
+        "A_dims": (with_argument(2, A[0]), RuntimeError, r"A of shape \[D, N\]"),
+        "A_channels": (with_argument(2, A[:3]), RuntimeError, r"A of shape \[4, 3\]"),
+        "delta_shape": (with_argument(1, u[:, :3]), RuntimeError, "delta"),
+        "B_dims": (with_argument(3, columns[0]), RuntimeError, r"\[B, G, N, L\]"),
+        "B_states": (with_argument(3, columns[:, :2]), RuntimeError, r"B of shape \[2, 3, 6\]"),
+        "C_as_B": (with_argument(4, columns[:, None]), RuntimeError, r"C of shape \[2, 3, 6\]"),
+        "groups": ((*right[:3], groups, groups), RuntimeError, "divide D = 4, got 3"),
+    }
+    for name, (args, error, match) in tensors.items():
+        yield ErrorSample(name, args, {}, error, match)
+    options: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+        "z_dtype": ({"z": u.double()}, TypeError, "z of u's dtype"),
+        "state_dtype": (
+            {"initial_state": torch.ones(2, 4, 3).bfloat16()},
+            TypeError,
+            "initial_state of dtype Float",
+        ),
+        "D_shape": ({"D": u[0, :3, 0]}, RuntimeError, r"D of shape \[4\]"),
+        "z_shape": ({"z": u[..., :5]}, RuntimeError, "z of shape"),
+        "bias_shape": ({"delta_bias": u[0, 0]}, RuntimeError, "delta_bias"),
+        "state_shape": ({"initial_state": torch.ones(2, 4, 2)}, RuntimeError, "initial_state"),
+    }
+    for name, (kwargs, error, match) in options.items():
+        yield ErrorSample(name, right, kwargs, error, match)
+    one = (u[:1], u[:1], A, columns[:1], columns[:1])
+    yield from pack_errors(right, one, 6)
+
+
 def pack_errors(
     batch: tuple[Tensor, ...], pack: tuple[Tensor, ...], positions: int
 ) -> Iterator[ErrorSample]:
@@ -120,5 +227,13 @@ OPERATORS = (
         differentiable=(0, 1, "bias", "initial_state"),
         autocast="lower",
         autocast_args=(0,),
+    ),
+    Operator(
+        name="selective_scan",
+        samples=selective_scan_samples,
+        errors=selective_scan_errors,
+        reference=reference.selective_scan,
+        differentiable=(0, 1, 2, 3, 4, "D", "z", "delta_bias", "initial_state"),
+        autocast="float32",
     ),
 )
