@@ -3,6 +3,7 @@
 
 #include "attention/slopes.h"
 #include "common/fresh.h"
+#include "common/offsets.h"
 #include "common/saved_arguments.h"
 
 #include <ATen/ops/empty.h>
@@ -14,11 +15,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-void check_offsets_type(const char* op, const char* name, const Tensor& offsets) {
-  FULGURITE_CHECK_TYPE(offsets.scalar_type() == at::kInt || offsets.scalar_type() == at::kLong,
-                       "expected ", name, " of dtype int32 or int64, got ", offsets.scalar_type());
-}
 
 VarlenShape check_shapes(const char* op, const Tensor& query, const Tensor& key,
                          const Tensor& value, const Tensor& cu_seqlens_q,

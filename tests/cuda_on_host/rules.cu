@@ -9,6 +9,8 @@
 #include "attention/rules/row_statistics.h"
 #include "attention/rules/scores.h"
 #include "attention/rules/tile_scores.h"
+#include "linear/rules/choices.h"
+#include "linear/rules/problem.h"
 #include "moe/rules/activations.h"
 #include "moe/rules/balance.h"
 #include "moe/rules/choices.h"

@@ -30,6 +30,7 @@ class Block(nn.Module):
     def __init__(self, width: int = 32, heads: int = 4, length: int = 24) -> None:
         super().__init__()
         self.attention_norm, self.moe_norm = RMSNorm(width), RMSNorm(width)
+        self.filters = nn.Parameter(torch.randn(width, 4) / 2)
         self.attention = Attention(width, heads, num_kv_heads=2, window=8)
         self.moe = MoE(
             width,
@@ -47,6 +48,8 @@ class Block(nn.Module):
         self.register_buffer("sin", sin)
 
     def features(self, x: Tensor) -> Tensor:
+        mixed, _ = F.causal_conv1d(x.transpose(1, 2), self.filters, activation="silu")
+        x = x + mixed.transpose(1, 2)
         x = x + self.attention(self.attention_norm(x), self.cos, self.sin)
         return x + self.moe(self.moe_norm(x))
 

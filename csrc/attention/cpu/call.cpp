@@ -3,6 +3,7 @@
 #include "attention/check.h"
 #include "common/check_choice.h"
 #include "common/dtype.h"
+#include "common/offsets.h"
 #include "cpu/tasks.h"
 
 #include <ATen/ops/empty.h>
@@ -48,12 +49,6 @@ HeadStrides batch_strides(const Tensor& t) {
 }
 HeadStrides packed_strides(const Tensor& t) { return {0, t.stride(1), t.stride(0), t.stride(2)}; }
 HeadStrides packed_lse_strides(const Tensor& t) { return {0, t.stride(0), t.stride(1), 0}; }
-
-std::vector<int64_t> host_integers(const Tensor& tensor) {
-  const Tensor wide = tensor.to(at::kLong).contiguous();
-  const auto* const data = wide.const_data_ptr<int64_t>();
-  return {data, data + wide.numel()};
-}
 
 AttentionCall::AttentionCall(const char* op, Pass pass, const Tensor& query, const Tensor& key,
                              const Tensor& value, bool packed, int64_t widest,

@@ -36,8 +36,6 @@ HeadStrides packed_lse_strides(const Tensor& tensor);
 inline Output4 head_output(const Tensor& tensor, const HeadStrides& s) {
   return {tensor.mutable_data_ptr(), {s.batch, s.head, s.row}};
 }
-/// int32 or int64 offsets or lengths of any stride.
-std::vector<int64_t> host_integers(const Tensor& tensor);
 
 /// Lets the tasks of a call count their tiles for `explain`.
 void count_tiles(KernelInfo& kernel, AttentionParams& params);

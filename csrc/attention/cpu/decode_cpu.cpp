@@ -3,6 +3,7 @@
 #include "attention/cpu/kernels/decode.h"
 #include "attention/decode.h"
 #include "common/check.h"
+#include "common/offsets.h"
 #include "cpu/tasks.h"
 
 #include <ATen/ops/empty.h>

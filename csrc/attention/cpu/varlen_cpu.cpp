@@ -1,8 +1,8 @@
 // Attention over packed sequences on the CPU: every sequence a problem of its own for the kernels of attention.
 #include "attention/cpu/call.h"
 #include "attention/varlen.h"
-#include "common/check.h"
 #include "common/fresh.h"
+#include "common/offsets.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -12,23 +12,12 @@
 namespace fulgurite {
 namespace {
 
-/// Offsets that rise from 0 to at most `rows`.
-std::vector<int64_t> read_offsets(const char* op, const char* name, const Tensor& tensor,
-                                  int64_t rows) {
-  std::vector<int64_t> offsets = host_integers(tensor);
-  FULGURITE_CHECK(offsets[0] == 0, "expected ", name, " to start at 0, got ", offsets[0]);
-  for (size_t i = 1; i < offsets.size(); ++i)
-    FULGURITE_CHECK(offsets[i - 1] <= offsets[i] && offsets[i] <= rows, "expected ", name,
-                    " to rise to at most ", rows, ", got ", offsets[i], " after ", offsets[i - 1]);
-  return offsets;
-}
-
 struct Offsets {
   std::vector<int64_t> query, key;
 };
 
 template <class Args>
-Offsets read_offsets(const char* op, const Args& args) {
+Offsets offsets_of(const char* op, const Args& args) {
   return {read_offsets(op, "cu_seqlens_q", args.cu_seqlens_q, args.query.size(0)),
           read_offsets(op, "cu_seqlens_k", args.cu_seqlens_k, args.key.size(0))};
 }
@@ -51,7 +40,7 @@ void fill_tail(const Tensor& tensor, int64_t dim, int64_t used, double value) {
 AttentionResult varlen_cpu(const VarlenArgs& args) {
   check_varlen(args);
   const Tensor& query = args.query;
-  const Offsets offsets = read_offsets("attention_varlen", args);
+  const Offsets offsets = offsets_of("attention_varlen", args);
   AttentionCall call = packed_call("attention_varlen", Pass::kForward, args, offsets);
   Tensor out = at::empty({query.size(0), query.size(1), args.value.size(2)}, query.options());
   Tensor lse = at::empty({query.size(1), query.size(0)},
@@ -67,7 +56,7 @@ AttentionResult varlen_cpu(const VarlenArgs& args) {
 VarlenGradients varlen_backward_cpu(const VarlenBackwardArgs& args) {
   check_varlen_backward(args);
   const Tensor& query = args.query;
-  const Offsets offsets = read_offsets("_attention_varlen_backward", args);
+  const Offsets offsets = offsets_of("_attention_varlen_backward", args);
   AttentionCall call = packed_call("_attention_varlen_backward", Pass::kBackward, args, offsets);
   AttentionParams& p = call.p;
   p.saved_out = head_rows(args.out, packed_strides(args.out));

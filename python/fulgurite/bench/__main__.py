@@ -1,4 +1,4 @@
-"""``python -m fulgurite.bench [FAMILY …]``: paired ratios of attention, moe, optim and clients.
+"""``python -m fulgurite.bench [FAMILY …]``: paired ratios of attention, moe, optim, linear, clients.
 
 To plain PyTorch, as a table, JSON and a chart.
 ``python -m fulgurite.bench compare OLD NEW`` compares two such files.
@@ -28,7 +28,7 @@ from fulgurite.bench.harness import (
 )
 from fulgurite.bench.machine import machine
 
-FAMILIES = ["attention", "moe", "optim", "clients"]
+FAMILIES = ["attention", "moe", "optim", "linear", "clients"]
 
 
 def _table(title: str, *columns: str) -> Table:

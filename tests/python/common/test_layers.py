@@ -47,6 +47,7 @@ def test_there_are_files() -> None:
     assert [name(path) for path in PLANS if path.suffix == ".h"] == [
         "amp/plan.h",
         "attention/plan.h",
+        "linear/plan.h",
         "moe/plan.h",
     ]
     assert len(NEUTRAL) > len(RULES) + len(PLANS)

@@ -17,12 +17,14 @@ from fulgurite.nn.functional.moe import (
 )
 from fulgurite.nn.functional.moe_expert_choice import moe_route_expert_choice
 from fulgurite.nn.functional.moe_experts import moe_experts, moe_grouped_mm
+from fulgurite.nn.functional.scans import causal_conv1d, selective_scan
 
 __all__ = [
     "attention",
     "attention_decode",
     "attention_merge",
     "attention_varlen",
+    "causal_conv1d",
     "moe_balance_loss",
     "moe_combine",
     "moe_experts",
@@ -34,4 +36,5 @@ __all__ = [
     "moe_update_bias_",
     "moe_z_loss",
     "rope",
+    "selective_scan",
 ]

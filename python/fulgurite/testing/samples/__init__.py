@@ -18,6 +18,7 @@ FAMILIES = (
     "moe_experts",
     "optim",
     "amp",
+    "linear",
 )
 
 for _family in FAMILIES:

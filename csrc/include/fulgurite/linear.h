@@ -1,0 +1,41 @@
+// Causal convolutions and scans, for C++ programs. Shapes, semantics and errors: docs/ops/causal_conv1d.md, selective_scan.md.
+//
+// Legend: B batch, C channels (D of a scan), L positions, W width of the convolution, N states of a channel, G groups.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "fulgurite/config.h"
+
+namespace fulgurite {
+
+struct CausalConv1dOptions {
+  std::optional<at::Tensor> bias;           // (C)
+  std::string activation = "none";          // none, silu
+  std::optional<at::Tensor> initial_state;  // (B,C,W−1): the inputs before the first, newest last
+  std::optional<at::Tensor>
+      cu_seqlens;  // (sequences+1) int32 or int64: B is 1, states have sequences in its place
+};
+
+/// x (B,C,L), weight (C,W) -> out (B,C,L), state (B,C,W−1), the last inputs. Differentiable.
+FULGURITE_API std::tuple<at::Tensor, at::Tensor> causal_conv1d(
+    const at::Tensor& x, const at::Tensor& weight, const CausalConv1dOptions& options = {});
+
+struct SelectiveScanOptions {
+  std::optional<at::Tensor> D, delta_bias;  // (D)
+  std::optional<at::Tensor> z;              // (B,D,L), a gate
+  bool delta_softplus = false;
+  std::optional<at::Tensor> initial_state;  // (B,D,N)
+  std::optional<at::Tensor> cu_seqlens;     // (sequences+1), as of causal_conv1d
+};
+
+/// u and delta (B,D,L), A (D,N), B and C (B,N,L) or (B,G,N,L) -> out (B,D,L), state (B,D,N). Differentiable.
+FULGURITE_API std::tuple<at::Tensor, at::Tensor> selective_scan(
+    const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
+    const at::Tensor& C, const SelectiveScanOptions& options = {});
+
+}  // namespace fulgurite

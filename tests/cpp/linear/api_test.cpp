@@ -1,0 +1,40 @@
+// The C++ functions, with torch's C++ autograd.
+#include <ATen/ops/cat.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "fulgurite/linear.h"
+
+#include "catch.h"
+
+using at::Tensor;
+
+TEST_CASE("a causal convolution trains in C++, and goes on from its state") {
+  const auto options = at::TensorOptions(at::kDouble);
+  const Tensor x = at::randn({2, 3, 10}, options).requires_grad_(),
+               weight = at::randn({3, 4}, options).requires_grad_(),
+               bias = at::randn({3}, options).requires_grad_();
+  fulgurite::CausalConv1dOptions conv;
+  conv.bias = bias;
+  conv.activation = "silu";
+  const auto [out, state] = fulgurite::causal_conv1d(x, weight, conv);
+  const Tensor line = at::cat({at::zeros({2, 3, 3}, options), x}, 2);
+  Tensor sum = bias.unsqueeze(1).expand({2, 3, 10});
+  for (int64_t w = 0; w < 4; ++w) sum = sum + weight.slice(1, w, w + 1) * line.slice(2, w, w + 10);
+  const Tensor expected = at::silu(sum);
+  REQUIRE(out.allclose(expected, 1e-12, 1e-12));
+  REQUIRE(state.equal(x.slice(2, 7)));
+  const std::vector<Tensor> inputs{x, weight, bias};
+  const auto grads = torch::autograd::grad({out.square().sum()}, inputs, {}, true);
+  const auto plain = torch::autograd::grad({expected.square().sum()}, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i) REQUIRE(grads[i].allclose(plain[i], 1e-10, 1e-10));
+
+  const auto [first, middle] = fulgurite::causal_conv1d(x.slice(2, 0, 4), weight, conv);
+  conv.initial_state = middle;
+  const auto [second, last] = fulgurite::causal_conv1d(x.slice(2, 4), weight, conv);
+  REQUIRE(at::cat({first, second}, 2).equal(out));
+  REQUIRE(last.equal(state));
+}
