@@ -1,6 +1,6 @@
-"""``python -m fulgurite.bench [FAMILY …]``: paired ratios of attention, moe, optim, linear, clients.
+"""``python -m fulgurite.bench [FAMILY …]``: paired ratios of each family to plain PyTorch.
 
-To plain PyTorch, as a table, JSON and a chart.
+As a table, JSON and a chart.
 ``python -m fulgurite.bench compare OLD NEW`` compares two such files.
 """
 
