@@ -98,7 +98,7 @@ def test_parts_of_a_training_step_follow_its_layers() -> None:
     assert set(without_backward) == set(found)
 
 
-@pytest.mark.parametrize("family", ["attention", "moe", "optim", "clients"])
+@pytest.mark.parametrize("family", ["attention", "moe", "optim", "linear", "clients"])
 def test_a_quick_run_leaves_its_rows(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,4 +114,4 @@ def test_a_quick_run_leaves_its_rows(
 def test_an_unknown_family_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["convolution"])
-    assert "expected a family of attention, moe, optim, clients" in capsys.readouterr().err
+    assert "expected a family of attention, moe, optim, linear, clients" in capsys.readouterr().err
