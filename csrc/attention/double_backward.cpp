@@ -149,7 +149,7 @@ DoubleBackward::DoubleBackward(const AttentionDoubleBackwardArgs& args)
       N_(args.query.size(2)),
       group_(args.key.size(1) ? args.query.size(1) / args.key.size(1) : 0),
       scale_(attention_scale(args.scores.scale, args.query)),
-      wide_(args.query.options().dtype(accumulate_type(args.query.scalar_type()))),
+      wide_(accumulate_options(args.query)),
       tiles_(args.scores, N_, args.key.size(2), wide_),
       grad_grad_out_(zeros(kOfGradOut, false)),
       grad_grad_lse_(zeros(kOfGradLse, true)),

@@ -30,6 +30,11 @@ inline at::ScalarType accumulate_type(at::ScalarType dtype) {
   return dtype == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+/// Options of a tensor of sums beside x.
+inline at::TensorOptions accumulate_options(const at::Tensor& x) {
+  return x.options().dtype(accumulate_type(x.scalar_type()));
+}
+
 inline void check_float(const char* op, const char* name, const at::Tensor& tensor) {
   FULGURITE_CHECK_TYPE(is_served_float(tensor.scalar_type()), "expected ", name,
                        " of dtype float64, float32, bfloat16 or float16, got ",

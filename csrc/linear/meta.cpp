@@ -8,10 +8,6 @@
 namespace fulgurite {
 namespace {
 
-at::TensorOptions wide_options(const Tensor& x) {
-  return x.options().dtype(accumulate_type(x.scalar_type()));
-}
-
 CausalConv1dArgs::Result causal_conv1d_meta(const CausalConv1dArgs& args) {
   const CausalConv1dShape s = check_causal_conv1d(args);
   return {fresh_like(args.x),                                                // out (B,C,L)
@@ -29,8 +25,8 @@ CausalConv1dBackwardArgs::Result causal_conv1d_backward_meta(const CausalConv1dB
 }
 
 std::tuple<Tensor, Tensor> fresh_scan(const SelectiveScanArgs& args, const SelectiveScanShape& s) {
-  return {fresh_like(args.u),                                                // out (B,D,L)
-          at::empty_symint({s.sequences, s.D, s.N}, wide_options(args.u))};  // state
+  return {fresh_like(args.u),                                                      // out (B,D,L)
+          at::empty_symint({s.sequences, s.D, s.N}, accumulate_options(args.u))};  // state
 }
 
 SelectiveScanArgs::Result selective_scan_meta(const SelectiveScanArgs& args) {
@@ -40,7 +36,8 @@ SelectiveScanArgs::Result selective_scan_meta(const SelectiveScanArgs& args) {
 SelectiveScanForwardArgs::Result selective_scan_forward_meta(const SelectiveScanForwardArgs& args) {
   const SelectiveScanShape s = check_selective_scan(args);
   const auto [out, state] = fresh_scan(args, s);
-  return {out, state, at::empty_symint({kept_blocks(args, s), s.D, s.N}, wide_options(args.u))};
+  return {out, state,
+          at::empty_symint({kept_blocks(args, s), s.D, s.N}, accumulate_options(args.u))};
 }
 
 SelectiveScanBackwardArgs::Result selective_scan_backward_meta(

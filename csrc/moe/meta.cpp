@@ -25,7 +25,7 @@ Tensor route_backward_meta(const RouteBackwardArgs& args) {
 }
 
 Tensor scalar_loss(const Tensor& logits) {
-  return at::empty_symint({}, logits.options().dtype(accumulate_type(logits.scalar_type())));
+  return at::empty_symint({}, accumulate_options(logits));
 }
 
 Tensor balance_meta(const BalanceArgs& args) {
@@ -85,7 +85,7 @@ Tensor experts_meta(const ExpertsArgs& args) {
 
 std::tuple<Tensor, Tensor> experts_forward_meta(const ExpertsForwardArgs& args) {
   const ExpertsShape s = check_experts(args);
-  const auto wide = args.x.options().dtype(accumulate_type(args.x.scalar_type()));
+  const auto wide = accumulate_options(args.x);
   return {fresh_like(args.x),                             // y (T,H)
           at::empty_symint({s.T * s.K, s.width}, wide)};  // hidden (T·K,width)
 }

@@ -31,7 +31,7 @@ inline constexpr int kPanelColumns = kPanelVectors * kLanes<Accumulate<T>>;
 /// Columns of a packed B, and of the C that it gives: whole vectors.
 template <class T>
 FULGURITE_INLINE constexpr int64_t pad_columns(int64_t n) {
-  return ceil_div(n, kLanes<Accumulate<T>>) * kLanes<Accumulate<T>>;
+  return pad_lanes<Accumulate<T>>(n);
 }
 
 /// What products of storage type S multiply: bfloat16 itself where the set multiplies pairs of it.

@@ -17,6 +17,7 @@
 #include <arm_neon.h>
 #endif
 
+#include "common/ceil_div.h"
 #include "simd/types.h"
 
 #ifndef FULGURITE_VARIANT
@@ -73,6 +74,12 @@ template <class T>
 inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 template <class T>
 using Native = Vec<T, kLanes<T>>;
+
+/// n elements, to the end of a vector.
+template <class T>
+FULGURITE_INLINE constexpr int64_t pad_lanes(int64_t n) {
+  return ceil_div(n, kLanes<T>) * kLanes<T>;
+}
 
 template <class V>
 struct VecTraits {

@@ -24,8 +24,7 @@ AttentionResult attention_cpu(const AttentionArgs& args) {
       batch_call("attention", Pass::kForward, query, args.key, args.value, args.scores);
   Tensor out =
       at::empty({query.size(0), query.size(1), query.size(2), args.value.size(3)}, query.options());
-  Tensor lse = at::empty({query.size(0), query.size(1), query.size(2)},
-                         query.options().dtype(accumulate_type(query.scalar_type())));
+  Tensor lse = at::empty({query.size(0), query.size(1), query.size(2)}, accumulate_options(query));
   call.p.out = head_output(out, batch_strides(out));
   call.p.lse = head_output(lse, batch_strides(lse));
   call.forward();

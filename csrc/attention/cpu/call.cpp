@@ -53,7 +53,7 @@ HeadStrides packed_lse_strides(const Tensor& t) { return {0, t.stride(0), t.stri
 AttentionCall::AttentionCall(const char* op, Pass pass, const Tensor& query, const Tensor& key,
                              const Tensor& value, bool packed, int64_t widest,
                              const ScoreArgs& scores)
-    : options_(query.options().dtype(accumulate_type(query.scalar_type()))) {
+    : options_(accumulate_options(query)) {
   const auto strides = packed ? packed_strides : batch_strides;
   p.dtype = kernel_dtype(query.scalar_type());
   p.Hq = query.size(1);

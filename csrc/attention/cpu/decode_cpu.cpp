@@ -52,7 +52,7 @@ AttentionResult decode_cpu(const DecodeArgs& args) {
     table = args.page_table->contiguous();
     check_pages(table, args.key_cache.size(2), args.key_cache.size(0), lengths);
   }
-  const auto acc = query.options().dtype(accumulate_type(query.scalar_type()));
+  const auto acc = accumulate_options(query);
   Tensor out = at::empty({B, query.size(1), N, args.value_cache.size(3)}, query.options());
   Tensor lse = at::empty({B, query.size(1), N}, acc);
   if (lse.numel() == 0) return {out, lse};

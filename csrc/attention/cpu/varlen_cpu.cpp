@@ -43,8 +43,7 @@ AttentionResult varlen_cpu(const VarlenArgs& args) {
   const Offsets offsets = offsets_of("attention_varlen", args);
   AttentionCall call = packed_call("attention_varlen", Pass::kForward, args, offsets);
   Tensor out = at::empty({query.size(0), query.size(1), args.value.size(2)}, query.options());
-  Tensor lse = at::empty({query.size(1), query.size(0)},
-                         query.options().dtype(accumulate_type(query.scalar_type())));
+  Tensor lse = at::empty({query.size(1), query.size(0)}, accumulate_options(query));
   call.p.out = head_output(out, packed_strides(out));
   call.p.lse = head_output(lse, packed_lse_strides(lse));
   call.forward();

@@ -26,15 +26,13 @@ constexpr int64_t kSiluCost = 16;
 
 void describe(CausalConv1dProblem& p, const CausalConv1dArgs& args, const Sequences& sequences) {
   p.dtype = kernel_dtype(args.x.scalar_type());
-  p.float32_weight = args.weight.scalar_type() == at::kFloat;
-  p.float32_bias = args.bias && args.bias->scalar_type() == at::kFloat;
   p.activation = choice_of(kConvActivations, args.activation);
   p.C = args.x.size(1);
   p.L = args.x.size(2);
   p.W = args.weight.size(1);
   p.x = signal(args.x);
-  p.weight = {args.weight.const_data_ptr(), 0, args.weight.stride(0), args.weight.stride(1)};
-  if (args.bias) p.bias = {args.bias->const_data_ptr(), 0, args.bias->stride(0), 0};
+  p.weight = of_channels(args.weight);
+  p.bias = channels(args.bias);
   p.initial_state = signal(args.initial_state);
   p.parts = sequences.pieces();
 }
@@ -76,8 +74,7 @@ CausalConv1dBackwardArgs::Result causal_conv1d_backward_cpu(const CausalConv1dBa
   if (wanted[kConvX]) sequences.clear_tail(grad_x);
   Tensor sums;
   if (wanted[kConvWeight] || wanted[kConvBias]) {
-    sums = at::empty({p.parts.group_count, p.C, p.W + 1},
-                     f.x.options().dtype(accumulate_type(f.x.scalar_type())));
+    sums = at::empty({p.parts.group_count, p.C, p.W + 1}, accumulate_options(f.x));
     p.sums = sums.mutable_data_ptr();
   }
   run_kernel(causal_conv1d_backward_kernel, causal_conv1d_backward_layout_kernel, p,

@@ -28,14 +28,6 @@ namespace {
 /// An exponential, and what else a state takes.
 constexpr int64_t kStateCost = 24;
 
-bool is_float32(const OptionalTensor& t) { return t && t->scalar_type() == at::kFloat; }
-
-Input input(const OptionalTensor& t) { return {signal(t), is_float32(t)}; }
-/// (D) as (1,D,1).
-Input channels(const OptionalTensor& t) {
-  if (!t) return {};
-  return {{t->const_data_ptr(), 0, t->stride(0), 0}, is_float32(t)};
-}
 /// (B,N,L) or (B,G,N,L)
 GroupedInput grouped(const Tensor& t) {
   const bool groups = t.dim() == 4;
@@ -53,7 +45,7 @@ void describe(SelectiveScanProblem& p, const SelectiveScanArgs& a, const Sequenc
   p.u = input(a.u);
   p.delta = input(a.delta);
   p.z = input(a.z);
-  p.A = {{a.A.const_data_ptr(), 0, a.A.stride(0), a.A.stride(1)}, is_float32(a.A)};
+  p.A = of_channels(a.A);
   p.B = grouped(a.B);
   p.C = grouped(a.C);
   p.skip = channels(a.D);
@@ -66,7 +58,7 @@ void describe(SelectiveScanProblem& p, const SelectiveScanArgs& a, const Sequenc
 SelectiveScanArgs::Result scan(const SelectiveScanArgs& a, Tensor* kept) {
   const SelectiveScanShape s = check_selective_scan(a);
   const Sequences sequences(SelectiveScanArgs::kName, a.u, a.cu_seqlens);
-  const auto wide = a.u.options().dtype(accumulate_type(a.u.scalar_type()));
+  const auto wide = accumulate_options(a.u);
   Tensor out = on_huge_pages(fresh_like(a.u));
   sequences.clear_tail(out);
   SelectiveScanParams p{};
@@ -165,7 +157,7 @@ SelectiveScanBackwardArgs::Result selective_scan_backward_cpu(
       signal_gradient(kScanZ, f.z, p.grad_z),
       gradient(kScanDeltaBias, f.delta_bias, p.grad_delta_bias),
       gradient(kScanInitialState, f.initial_state, p.grad_initial_state)};
-  ScanSums sums(p, f.u.options().dtype(accumulate_type(f.u.scalar_type())));
+  ScanSums sums(p, accumulate_options(f.u));
   if (wanted[kScanB] || wanted[kScanC]) sums.want_columns();
   if (wanted[kScanA] || wanted[kScanD] || wanted[kScanDeltaBias]) sums.want_channels();
   run_kernel(

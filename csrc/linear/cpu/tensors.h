@@ -14,6 +14,21 @@ inline Signal signal(const at::Tensor& t) {
 }
 inline Signal signal(const std::optional<at::Tensor>& t) { return t ? signal(*t) : Signal{}; }
 
+inline bool is_float32(const at::Tensor& t) { return t.scalar_type() == at::kFloat; }
+
+/// (B,C,L) in the call's dtype or in float32.
+inline Input input(const std::optional<at::Tensor>& t) {
+  return t ? Input{signal(*t), is_float32(*t)} : Input{};
+}
+/// (C,W) as (1,C,W).
+inline Input of_channels(const at::Tensor& t) {
+  return {{t.const_data_ptr(), 0, t.stride(0), t.stride(1)}, is_float32(t)};
+}
+/// (C) as (1,C,1).
+inline Input channels(const std::optional<at::Tensor>& t) {
+  return t ? Input{{t->const_data_ptr(), 0, t->stride(0), 0}, is_float32(*t)} : Input{};
+}
+
 /// The sequences of x (B,C,L), or those of a pack, whose offsets are checked here for the operator `op`.
 class Sequences {
  public:

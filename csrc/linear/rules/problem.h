@@ -38,22 +38,22 @@ struct Signal {
   int64_t batch, channel, position;
 };
 
-struct CausalConv1dProblem {
-  Dtype dtype;  // of x, out, states and their gradients
-  bool float32_weight, float32_bias;
-  ConvActivation activation;
-  int64_t C, L, W;
-  Signal x;              // (B,C,L)
-  Signal weight;         // (1,C,W)
-  Signal bias;           // (1,C,1); null: none
-  Signal initial_state;  // (sequences,C,W-1); null: zeros
-  Pieces parts;
-};
-
 /// A signal in the call's dtype or in float32.
 struct Input : Signal {
   bool float32;
 };
+
+struct CausalConv1dProblem {
+  Dtype dtype;  // of x, out, states and their gradients
+  ConvActivation activation;
+  int64_t C, L, W;
+  Signal x;              // (B,C,L)
+  Input weight;          // (1,C,W)
+  Input bias;            // (1,C,1); null: none
+  Signal initial_state;  // (sequences,C,W-1); null: zeros
+  Pieces parts;
+};
+
 /// (B,G,N,L)
 struct GroupedInput : Input {
   int64_t group;

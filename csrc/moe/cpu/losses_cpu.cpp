@@ -63,7 +63,7 @@ std::vector<double> run_sums(Kernel<LossTaskFn>& kernel, LossParams& p, int64_t 
 }
 
 Tensor scalar(double value, const Tensor& logits) {
-  Tensor loss = at::empty({}, logits.options().dtype(accumulate_type(logits.scalar_type())));
+  Tensor loss = at::empty({}, accumulate_options(logits));
   if (loss.scalar_type() == at::kDouble)
     *loss.mutable_data_ptr<double>() = value;
   else
@@ -158,8 +158,7 @@ Tensor prepare_balance(LossParams& p, const BalanceArgs& args, Coefficients& c) 
   c = coefficients(p, args);
   const int64_t padded = padded_row(p.E),
                 rows = p.E ? static_cast<int64_t>(c.rows.size()) / p.E : 0;
-  Tensor table = at::zeros({rows, padded},
-                           args.logits.options().dtype(accumulate_type(args.logits.scalar_type())));
+  Tensor table = at::zeros({rows, padded}, accumulate_options(args.logits));
   for (int64_t s = 0; s < rows; ++s)
     for (int64_t e = 0; e < p.E; ++e) {
       if (table.scalar_type() == at::kDouble)

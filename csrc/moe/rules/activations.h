@@ -8,6 +8,7 @@
 // Clamps and comparisons let NaN through. V and Math: common/value.h.
 #pragma once
 
+#include "common/silu.h"
 #include "common/value.h"
 #include "moe/rules/choices.h"
 
@@ -16,11 +17,6 @@ namespace fulgurite {
 struct ActivationRule {
   Activation kind;
   double alpha, limit;  // of swiglu_oai; 0: no limit
-};
-
-template <class V>
-struct Curve {
-  V value, slope;
 };
 
 /// x within ±bound.
@@ -41,17 +37,7 @@ struct UpAsItIs {
 };
 
 /// g·σ(g)
-struct Silu : UpAsItIs {
-  template <class Math, class V>
-  FULGURITE_HOST_DEVICE V value(V g) const {
-    return g * Math::sigmoid(g);
-  }
-  template <class Math, class V>
-  FULGURITE_HOST_DEVICE Curve<V> curve(V g) const {
-    const V sigmoid = Math::sigmoid(g), a = g * sigmoid;
-    return {a, sigmoid + a * (Number<V>(1) - sigmoid)};
-  }
-};
+struct Silu : UpAsItIs, SiluRule {};
 
 /// g·Φ(g), Φ(g) = ½(1 + erf(g/√2)); the slope is Φ + g·φ(g)
 struct Gelu : UpAsItIs {

@@ -43,14 +43,14 @@ struct ConvProblem {
   }
   void describe(CausalConv1dProblem& p) const {
     p.dtype = dtype;
-    p.float32_weight = p.float32_bias = parameters == Dtype::kFloat32;
+    const bool float32 = parameters == Dtype::kFloat32;
     p.activation = silu ? ConvActivation::kSilu : ConvActivation::kNone;
     p.C = C;
     p.L = L;
     p.W = W;
     p.x = x.signal();
-    p.weight = weight.signal();
-    if (biased) p.bias = bias.signal();
+    p.weight = {weight.signal(), float32};
+    p.bias = {biased ? bias.signal() : Signal{}, float32};
     if (started) p.initial_state = initial.signal();
     p.parts = plan.pieces();
   }

@@ -28,6 +28,7 @@ SHARED = {
     "common/choice.h",
     "common/host_device.h",
     "common/philox.h",
+    "common/silu.h",
     "common/value.h",
     "common/walk_table.h",
     "simd/types.h",

@@ -34,11 +34,6 @@ FULGURITE_INLINE S* row_of(const Output4& t, int64_t b, int64_t h, int64_t i) {
   return static_cast<S*>(t.data) + b * t.strides[0] + h * t.strides[1] + i * t.strides[2];
 }
 
-template <class T>
-FULGURITE_INLINE int64_t pad_lanes(int64_t n) {
-  return ceil_div(n, kLanes<T>) * kLanes<T>;
-}
-
 /// x·0 is NaN for an infinity or a NaN, and stays in the sum.
 template <class E>
 inline bool all_finite(const E* x, int64_t n) {

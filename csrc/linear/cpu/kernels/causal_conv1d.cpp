@@ -7,8 +7,8 @@
 // Task: a group of pieces of sequences by a block of kConvChannels channels.
 // Order of sums: the bias, then w from 0 on; so an output's bits do not depend on where a call begins.
 
+#include "common/silu.h"
 #include "linear/cpu/kernels/conv_lines.h"
-#include "moe/rules/activations.h"
 #include "simd/rule_math.h"
 
 namespace fulgurite {
@@ -42,7 +42,7 @@ void convolve(const T* line, const T* weight, T bias, int64_t W, int64_t n, S* o
     for (V& s : sum) s = splat<V>(bias);
     weighted<count, false>(line + i, weight, W, sum);
     for (int k = 0; k < count; ++k) {
-      const V result = kSilu ? Silu{}.value<VectorMath>(sum[k]) : sum[k];
+      const V result = kSilu ? SiluRule{}.value<VectorMath>(sum[k]) : sum[k];
       store_up_to(out + i + k * kWidth<V>, result, n - i - k * kWidth<V>);
     }
   });

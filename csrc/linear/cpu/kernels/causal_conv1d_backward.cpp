@@ -8,8 +8,8 @@
 // Order of sums: dx_s from dstate_s and w = 0, the latest d, on, so that a call in pieces has the bits of the whole; sums lane by lane
 //   from the last chunk of a piece to its first, over lanes once, then over groups in order.
 
+#include "common/silu.h"
 #include "linear/cpu/kernels/conv_lines.h"
-#include "moe/rules/activations.h"
 #include "simd/rule_math.h"
 
 namespace fulgurite {
@@ -54,7 +54,7 @@ void through_silu(const T* line, const T* weight, T bias, int64_t W, int64_t n, 
     weighted<count, false>(line + i, weight, W, pre);
     for (int k = 0; k < count; ++k) {
       T* const at = d + i + k * kWidth<V>;
-      store(at, load<V>(at) * Silu{}.curve<VectorMath>(pre[k]).slope);
+      store(at, load<V>(at) * SiluRule{}.curve<VectorMath>(pre[k]).slope);
     }
   });
 }
@@ -123,7 +123,7 @@ class SequenceTask {
 
  private:
   void chunks(int64_t begin, int64_t end, bool own) {
-    for (int64_t k = (end - begin + kConvChunk - 1) / kConvChunk - 1; k >= 0; --k) {
+    for (int64_t k = ceil_div(end - begin, kConvChunk) - 1; k >= 0; --k) {
       const int64_t first = begin + k * kConvChunk;
       chunk(first, end - first < kConvChunk ? end - first : kConvChunk, own);
     }
@@ -216,14 +216,6 @@ void backward_task(const CausalConv1dBackwardParams& p, int64_t task, void* memo
     sums[i] = sum(load<V>(s.sums + i * kWidth<V>));
 }
 
-template <class T, class S>
-void store_sum(void* to, int64_t i, T value, bool float32) {
-  if (float32)
-    static_cast<float*>(to)[i] = static_cast<float>(value);
-  else
-    static_cast<S*>(to)[i] = from_accumulate<S>(value);
-}
-
 template <class S>
 void sums_of_channels(const CausalConv1dBackwardParams& p, int64_t first, int64_t last) {
   using T = Accumulate<S>;
@@ -233,9 +225,10 @@ void sums_of_channels(const CausalConv1dBackwardParams& p, int64_t first, int64_
       T total = 0;
       for (int64_t group = 0; group < p.parts.group_count; ++group)
         total += static_cast<const T*>(p.sums)[(group * p.C + c) * row + w];
-      if (w < p.W && p.grad_weight)
-        store_sum<T, S>(p.grad_weight, c * p.W + w, total, p.float32_weight);
-      if (w == p.W && p.grad_bias) store_sum<T, S>(p.grad_bias, c, total, p.float32_bias);
+      if (w < p.W)
+        store_number<S>(p.grad_weight, p.weight.float32, c * p.W + w, total);
+      else
+        store_number<S>(p.grad_bias, p.bias.float32, c, total);
     }
 }
 

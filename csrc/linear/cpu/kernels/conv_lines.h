@@ -13,8 +13,7 @@ inline constexpr int64_t kConvChunk = 128;
 /// Elements of a line: W − 1 inputs before a chunk, the chunk, and what whole vectors reach beyond it.
 template <class T>
 FULGURITE_INLINE int64_t line_length(int64_t W) {
-  constexpr int64_t V = kLanes<T>;
-  return (W - 1 + kConvChunk + 2 * V + V - 1) / V * V;
+  return pad_lanes<T>(W - 1 + kConvChunk + 2 * kLanes<T>);
 }
 
 /// Channels that a task stages at once: those that share cache lines.
@@ -62,28 +61,12 @@ struct Filters {
 
   template <class S>
   void read(const CausalConv1dProblem& p, int64_t c0, int64_t channels) {
-    if (p.float32_weight)
-      read_weights<float>(p, c0, channels);
-    else
-      read_weights<S>(p, c0, channels);
-    if (p.float32_bias)
-      read_biases<float>(p, c0, channels);
-    else
-      read_biases<S>(p, c0, channels);
-  }
-
- private:
-  template <class S>
-  void read_weights(const CausalConv1dProblem& p, int64_t c0, int64_t channels) {
-    const Rows<S> from = rows_of<S>(p.weight, 0, c0, 0);
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t w = 0; w < W; ++w) weight[c * W + w] = to_accumulate(from.at(c, w));
-  }
-  template <class S>
-  void read_biases(const CausalConv1dProblem& p, int64_t c0, int64_t channels) {
-    const Rows<S> from = rows_of<S>(p.bias, 0, c0, 0);
-    for (int64_t c = 0; c < channels; ++c)
-      bias[c] = from.data ? to_accumulate(from.at(c, 0)) : T(0);
+    with_stored<S>(p.weight.float32, [&](auto stored) {
+      const auto from = rows_of<decltype(stored)>(p.weight, 0, c0, 0);
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t w = 0; w < W; ++w) weight[c * W + w] = to_accumulate(from.at(c, w));
+    });
+    read_channels<S>(p.bias, c0, channels, bias);
   }
 };
 
@@ -104,7 +87,7 @@ FULGURITE_INLINE void weighted(const T* line, const T* weight, int64_t W,
 template <class T, class Visit>
 FULGURITE_INLINE void for_vectors(int64_t n, const Visit& visit) {
   for (int64_t i = 0; i < n; i += 4 * kLanes<T>)
-    with_count<4>((n - i + kLanes<T> - 1) / kLanes<T>, [&](auto count) { visit(i, count); });
+    with_count<4>(ceil_div(n - i, kLanes<T>), [&](auto count) { visit(i, count); });
 }
 
 }  // namespace FULGURITE_VARIANT

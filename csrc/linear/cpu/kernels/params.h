@@ -1,6 +1,7 @@
 // What the kernels of the family are told besides the problem.
 #pragma once
 
+#include "common/ceil_div.h"
 #include "linear/rules/problem.h"
 
 namespace fulgurite {
@@ -10,7 +11,7 @@ inline constexpr int64_t kConvChannels = 32;
 
 /// Tasks of forward and backward: groups of pieces, the blocks of channels of each next to each other.
 inline int64_t conv_channel_blocks(const CausalConv1dProblem& p) {
-  return (p.C + kConvChannels - 1) / kConvChannels;
+  return ceil_div(p.C, kConvChannels);
 }
 inline int64_t conv_tasks(const CausalConv1dProblem& p) {
   return p.parts.group_count * conv_channel_blocks(p);
@@ -46,7 +47,7 @@ inline constexpr int64_t kScanChannels = 32, kScanBlock = kKeptEvery;
 
 /// Tasks of one sequence, of `width` channels at most, none of which crosses a group.
 inline int64_t scan_tasks_of_sequence(const SelectiveScanProblem& p, int64_t width) {
-  return p.D == 0 ? 0 : p.G * ((p.D / p.G + width - 1) / width);
+  return p.D == 0 ? 0 : p.G * ceil_div(p.D / p.G, width);
 }
 
 struct SelectiveScanParams : SelectiveScanProblem {

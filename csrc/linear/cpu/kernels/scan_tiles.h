@@ -9,12 +9,6 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
-/// N columns, to the end of a vector.
-template <class T>
-FULGURITE_INLINE int64_t padded_states(int64_t N) {
-  return (N + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-}
-
 /// e^(δ·a), 0 for −inf; beyond float32 infinite from e^88.4 on.
 template <class V>
 FULGURITE_INLINE V decay_factor(V exponent) {
@@ -31,15 +25,6 @@ FULGURITE_INLINE V softplus(V x) {
   return max(x, V{}) + log1p;
 }
 
-/// Runs visitor(S{}) for the type that an input is stored in: `S`, or float32.
-template <class S, class Visitor>
-FULGURITE_INLINE void with_input(const Input& input, const Visitor& visitor) {
-  if (input.float32)
-    visitor(float{});
-  else
-    visitor(S{});
-}
-
 /// Channels of a task within one group, and its sequence.
 struct ScanPlace {
   int64_t sequence, group, first, channels;
@@ -47,7 +32,7 @@ struct ScanPlace {
 
   /// `width` channels at most.
   ScanPlace(const SelectiveScanProblem& p, int64_t task, int64_t width) {
-    const int64_t of_group = p.D / p.G, blocks = (of_group + width - 1) / width;
+    const int64_t of_group = p.D / p.G, blocks = ceil_div(of_group, width);
     sequence = task / (p.G * blocks);
     group = task / blocks % p.G;
     const int64_t within = task % blocks * width;
@@ -61,7 +46,7 @@ struct ScanPlace {
 template <class S, class T>
 void stage_channels(const Input& x, const ScanPlace& place, int64_t t, int64_t n, T* to,
                     int64_t ld) {
-  with_input<S>(x, [&](auto stored) {
+  with_stored<S>(x.float32, [&](auto stored) {
     using X = decltype(stored);
     const Rows<X> from = rows_of<X>(x, place.span.batch, place.first, place.span.start + t);
     stage(Rows<X>{from.data, from.position, from.channel}, n, place.channels, to, ld);
@@ -72,7 +57,7 @@ void stage_channels(const Input& x, const ScanPlace& place, int64_t t, int64_t n
 template <class S, class T>
 void stage_columns(const GroupedInput& x, const ScanPlace& place, int64_t t, int64_t n, int64_t N,
                    T* to, int64_t ld) {
-  with_input<S>(x, [&](auto stored) {
+  with_stored<S>(x.float32, [&](auto stored) {
     using X = decltype(stored);
     Rows<X> from = rows_of<X>(x, place.span.batch, 0, place.span.start + t);
     from.data += place.group * x.group;
@@ -111,15 +96,22 @@ void store_turned(const T* tile, int64_t tile_ld, int64_t rows, int64_t n, S* to
     }
 }
 
+/// The same from element `at` on, in S or float32, where it is wanted.
+template <class S, class T>
+void store_rows(void* to, bool float32, int64_t at, const T* tile, int64_t tile_ld, int64_t rows,
+                int64_t n, int64_t ld) {
+  if (!to) return;
+  with_stored<S>(float32, [&](auto stored) {
+    store_turned(tile, tile_ld, rows, n, static_cast<decltype(stored)*>(to) + at, ld);
+  });
+}
+
 /// Positions of a sequence [t, t + n) of the task's channels, from tile[i·ld + c], to a result (B,D,L).
 template <class S, class T>
 void store_channels(const SelectiveScanProblem& p, const ScanPlace& place, int64_t t, int64_t n,
                     const T* tile, int64_t ld, bool float32, void* to) {
   const int64_t at = (place.span.batch * p.D + place.first) * p.L + place.span.start + t;
-  if (float32)
-    store_turned(tile, ld, place.channels, n, static_cast<float*>(to) + at, p.L);
-  else
-    store_turned(tile, ld, place.channels, n, static_cast<S*>(to) + at, p.L);
+  store_rows<S>(to, float32, at, tile, ld, place.channels, n, p.L);
 }
 
 /// delta of a block as δ in place, and what softplus is of, where somebody wants it.
@@ -134,18 +126,6 @@ void stage_delta(const SelectiveScanProblem& p, const ScanPlace& place, int64_t 
       if (before) store(before + i * ld + c, raw);
       store(delta + i * ld + c, p.softplus ? softplus(raw) : raw);
     }
-}
-
-/// A vector of a number for each channel, zeros where it is not given.
-template <class S, class T>
-void read_channels(const Input& from, const ScanPlace& place, T* to) {
-  for (int64_t c = 0; c < (place.channels + kLanes<T> - 1) / kLanes<T> * kLanes<T>; ++c) to[c] = 0;
-  if (!from.data) return;
-  with_input<S>(from, [&](auto stored) {
-    const auto row = rows_of<decltype(stored)>(from, 0, place.first, 0);
-    for (int64_t c = 0; c < place.channels; ++c)
-      to[c] = static_cast<T>(to_accumulate(row.at(c, 0)));
-  });
 }
 
 }  // namespace FULGURITE_VARIANT

@@ -7,8 +7,8 @@
 // Task: a sequence by a block of kScanChannels channels of one group.
 // Order of sums: D u first, even n, odd n, then both together; so an output's bits do not depend on where a call begins.
 
+#include "common/silu.h"
 #include "linear/cpu/kernels/scan_tiles.h"
-#include "moe/rules/activations.h"
 #include "simd/rule_math.h"
 
 namespace fulgurite {
@@ -28,7 +28,7 @@ struct ForwardScratch {
   int64_t bytes() const { return bytes_; }
 
  private:
-  ForwardScratch(Arena arena, int64_t N) : state_ld(kLd), N_ld(padded_states<T>(N)) {
+  ForwardScratch(Arena arena, int64_t N) : state_ld(kLd), N_ld(pad_lanes<T>(N)) {
     a = arena.take<T>(N * kLd);
     x = arena.take<T>(N * kLd);
     for (T** tile : {&u, &delta, &z, &y}) *tile = arena.take<T>(kScanBlock * kLd);
@@ -68,11 +68,11 @@ void forward_task(const SelectiveScanParams& p, int64_t task, void* memory) {
   const ScanPlace place(p, task, kScanChannels);
   const ForwardScratch<T> s(memory, p);
   const int64_t states = place.sequence * p.D + place.first;
-  with_input<S>(p.A, [&](auto stored) {
+  with_stored<S>(p.A.float32, [&](auto stored) {
     stage_states(rows_of<decltype(stored)>(p.A, 0, place.first, 0), place.channels, p.N, s.a, kLd);
   });
-  read_channels<S>(p.skip, place, s.skip);
-  read_channels<S>(p.delta_bias, place, s.bias);
+  read_channels<S>(p.skip, place.first, place.channels, s.skip);
+  read_channels<S>(p.delta_bias, place.first, place.channels, s.bias);
   read_states<T>(p.initial_state, place, p.N, s.x, kLd);
   for (int64_t t = 0; t < place.span.length; t += kScanBlock) {
     const int64_t n = place.span.length - t < kScanBlock ? place.span.length - t : kScanBlock;
@@ -91,7 +91,7 @@ void forward_task(const SelectiveScanParams& p, int64_t task, void* memory) {
         const V u = load<V>(s.u + i * kLd + c), delta = load<V>(s.delta + i * kLd + c);
         V y = step(s.a + c, s.x + c, s.B + i * s.N_ld, s.C + i * s.N_ld, p.N, kLd, delta, delta * u,
                    load<V>(s.skip + c) * u);
-        if (p.z.data) y = y * Silu{}.value<VectorMath>(load<V>(s.z + i * kLd + c));
+        if (p.z.data) y = y * SiluRule{}.value<VectorMath>(load<V>(s.z + i * kLd + c));
         store(s.y + i * kLd + c, y);
       }
     store_channels<S>(p, place, t, n, s.y, kLd, false, p.out);

@@ -12,8 +12,8 @@
 // Order of sums: over n in order; over channels lane by lane along a range, over lanes once, over ranges in order; over positions from
 //   the last to the first, over sequences in order.
 
+#include "common/silu.h"
 #include "linear/cpu/kernels/scan_tiles.h"
-#include "moe/rules/activations.h"
 #include "simd/rule_math.h"
 
 namespace fulgurite {
@@ -35,7 +35,7 @@ struct BackwardScratch {
   int64_t bytes() const { return bytes_; }
 
  private:
-  BackwardScratch(Arena arena, int64_t N, int64_t range) : ld(range), N_ld(padded_states<T>(N)) {
+  BackwardScratch(Arena arena, int64_t N, int64_t range) : ld(range), N_ld(pad_lanes<T>(N)) {
     for (T** states : {&a, &G, &grad_A}) *states = arena.take<T>(N * ld);
     for (T** steps : {&e, &x, &grad_B, &grad_C})
       *steps = arena.take<T>((kScanBlock + 1) * N * kLanes<T>);
@@ -64,7 +64,7 @@ class RangeTask {
 
   void run() {
     begin();
-    const int64_t blocks = (place_.span.length + kScanBlock - 1) / kScanBlock;
+    const int64_t blocks = ceil_div(place_.span.length, kScanBlock);
     for (int64_t b = blocks - 1; b >= 0; --b) {
       const int64_t t = b * kScanBlock, left = place_.span.length - t;
       block(b, t, left < kScanBlock ? left : kScanBlock);
@@ -74,12 +74,12 @@ class RangeTask {
 
  private:
   void begin() {
-    with_input<S>(p_.A, [&](auto stored) {
+    with_stored<S>(p_.A.float32, [&](auto stored) {
       stage_states(rows_of<decltype(stored)>(p_.A, 0, place_.first, 0), place_.channels, p_.N, s_.a,
                    s_.ld);
     });
-    read_channels<S>(p_.skip, place_, s_.skip);
-    read_channels<S>(p_.delta_bias, place_, s_.bias);
+    read_channels<S>(p_.skip, place_.first, place_.channels, s_.skip);
+    read_channels<S>(p_.delta_bias, place_.first, place_.channels, s_.bias);
     read_states<T>(p_.grad_state, place_, p_.N, s_.G, s_.ld);
     for (int64_t i = 0; i < p_.N * s_.ld; ++i) s_.grad_A[i] = 0;
     for (int64_t c = 0; c < s_.ld; ++c) s_.grad_skip[c] = s_.grad_bias[c] = 0;
@@ -97,9 +97,9 @@ class RangeTask {
       again(b, c, n);
       for (int64_t i = n - 1; i >= 0; --i) position(c, i);
     }
-    store_tile(p_.grad_u, s_.grad_u, t, n, false);
-    store_tile(p_.grad_z, s_.grad_z, t, n, false);
-    store_tile(p_.grad_delta, s_.grad_delta, t, n, p_.delta.float32);
+    store_channels<S>(p_, place_, t, n, s_.grad_u, s_.ld, false, p_.grad_u);
+    store_channels<S>(p_, place_, t, n, s_.grad_z, s_.ld, false, p_.grad_z);
+    store_channels<S>(p_, place_, t, n, s_.grad_delta, s_.ld, p_.delta.float32, p_.grad_delta);
     add_columns(t, n);
   }
 
@@ -136,7 +136,7 @@ class RangeTask {
     const int64_t at = i * s_.ld + c;
     const V grad = load<V>(s_.grad_out + at);
     if (!p_.z.data) return grad;
-    const Curve<V> gate = Silu{}.curve<VectorMath>(load<V>(s_.z + at));
+    const Curve<V> gate = SiluRule{}.curve<VectorMath>(load<V>(s_.z + at));
     store(s_.grad_z + at, grad * load<V>(s_.y + i * kV) * gate.slope);
     return grad * gate.value;
   }
@@ -165,10 +165,6 @@ class RangeTask {
     store(s_.grad_delta + at, grad_delta);
     store(s_.grad_skip + c, madd(dy, u, load<V>(s_.grad_skip + c)));
     store(s_.grad_bias + c, load<V>(s_.grad_bias + c) + grad_delta);
-  }
-
-  void store_tile(void* to, const T* tile, int64_t t, int64_t n, bool float32) {
-    if (to) store_channels<S>(p_, place_, t, n, tile, s_.ld, float32, to);
   }
 
   /// dB and dC of the range, over lanes.
@@ -201,24 +197,14 @@ class RangeTask {
   const int64_t range_;
 };
 
-template <class S, class T>
-void store_rows(void* to, bool float32, int64_t at, const T* tile, int64_t ld, int64_t rows,
-                int64_t n, int64_t to_ld) {
-  if (!to) return;
-  if (float32)
-    store_turned(tile, ld, rows, n, static_cast<float*>(to) + at, to_ld);
-  else
-    store_turned(tile, ld, rows, n, static_cast<S*>(to) + at, to_ld);
-}
-
 /// The sums of a group's ranges, for a block of positions.
 template <class S>
 void columns_task(const SelectiveScanBackwardParams& p, int64_t task, void* memory) {
   using T = Accumulate<S>;
-  const int64_t blocks = (p.covered + kScanBlock - 1) / kScanBlock, t = task % blocks * kScanBlock,
+  const int64_t blocks = ceil_div(p.covered, kScanBlock), t = task % blocks * kScanBlock,
                 group = task / blocks % p.G, batch = task / (blocks * p.G),
                 n = p.covered - t < kScanBlock ? p.covered - t : kScanBlock,
-                ranges = scan_tasks_of_sequence(p, p.range) / p.G, ld = 2 * padded_states<T>(p.N);
+                ranges = scan_tasks_of_sequence(p, p.range) / p.G, ld = 2 * pad_lanes<T>(p.N);
   T* const tile = static_cast<T*>(memory);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < 2 * p.N; ++k) {
@@ -232,15 +218,6 @@ void columns_task(const SelectiveScanBackwardParams& p, int64_t task, void* memo
   const int64_t at = (batch * p.G + group) * p.N * p.L + t;
   store_rows<S>(p.grad_B, p.B.float32, at, tile, ld, p.N, n, p.L);
   store_rows<S>(p.grad_C, p.C.float32, at, tile + ld / 2, ld, p.N, n, p.L);
-}
-
-template <class S, class T>
-void store_number(void* to, bool float32, int64_t at, T value) {
-  if (!to) return;
-  if (float32)
-    static_cast<float*>(to)[at] = static_cast<float>(value);
-  else
-    static_cast<S*>(to)[at] = from_accumulate<S>(value);
 }
 
 template <class S>
@@ -276,7 +253,7 @@ void selective_scan_backward(const SelectiveScanBackwardParams& p, int64_t task,
 void selective_scan_columns_layout(const SelectiveScanBackwardParams& p, int64_t* bytes) {
   with_storage(p.dtype, [&](auto s) {
     using T = Accumulate<decltype(s)>;
-    *bytes = kScanBlock * 2 * padded_states<T>(p.N) * static_cast<int64_t>(sizeof(T));
+    *bytes = kScanBlock * 2 * pad_lanes<T>(p.N) * static_cast<int64_t>(sizeof(T));
   });
 }
 

@@ -1,4 +1,4 @@
-// Signals of any strides copied into rows of the accumulation type.
+// Signals of any strides copied into rows of the accumulation type, and numbers stored in one of two types.
 #pragma once
 
 #include "linear/rules/problem.h"
@@ -23,6 +23,36 @@ FULGURITE_INLINE Rows<S> rows_of(const Signal& signal, int64_t batch, int64_t c,
   return {static_cast<const S*>(signal.data) + batch * signal.batch + c * signal.channel +
               t * signal.position,
           signal.channel, signal.position};
+}
+
+/// Runs visitor(S{}) for the type that an input, or its gradient, is stored in: `S`, or float32.
+template <class S, class Visitor>
+FULGURITE_INLINE void with_stored(bool float32, const Visitor& visitor) {
+  if (float32)
+    visitor(float{});
+  else
+    visitor(S{});
+}
+
+/// A number for each of `channels` channels; zeros where it is not given, and to the end of a vector.
+template <class S, class T>
+void read_channels(const Input& from, int64_t first, int64_t channels, T* to) {
+  for (int64_t c = 0; c < pad_lanes<T>(channels); ++c) to[c] = 0;
+  if (!from.data) return;
+  with_stored<S>(from.float32, [&](auto stored) {
+    const auto row = rows_of<decltype(stored)>(from, 0, first, 0);
+    for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<T>(to_accumulate(row.at(c, 0)));
+  });
+}
+
+/// to[at] = value where it is wanted.
+template <class S, class T>
+FULGURITE_INLINE void store_number(void* to, bool float32, int64_t at, T value) {
+  if (!to) return;
+  with_stored<S>(float32, [&](auto stored) {
+    using X = decltype(stored);
+    static_cast<X*>(to)[at] = from_accumulate<X>(static_cast<Accumulate<X>>(value));
+  });
 }
 
 /// to[c·ld + i] = x(c, i) for n positions of `channels` channels, then zeros to the end of a vector. Where channels are
