@@ -22,6 +22,7 @@ TITLES = {
     "attention": "Attention",
     "moe": "Mixture of experts",
     "optim": "Optimizer and loss scaling",
+    "linear": "Convolutions and scans",
     "clients": "Models of other libraries",
     "demo": "The demo: a language model",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,24 +9,53 @@ import torch.nn.functional as tF
 from torch import Tensor
 
 from fulgurite.bench.harness import Case, MemoryCase, Side
+from fulgurite.bench.peak import best_seconds, name_of
 
 ops = torch.ops.fulgurite
-Convolution = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _seconds(side: Side) -> float:
-    """The fastest of three calls after a first one."""
-    side()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        side()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _faster(*sides: Side) -> Side:
-    return min(sides, key=_seconds)
+    return min(sides, key=lambda side: best_seconds(side, 4))
+
+
+class _Work:
+    """An operator's inputs, all of which want gradients: forward, and with its backward."""
+
+    def __init__(self, name: str, shape: str, inputs: list[Tensor], grad: Tensor) -> None:
+        self.name, self.shape, self.inputs, self.grad = name, shape, inputs, grad
+        self.leaves = [t.clone().requires_grad_() for t in inputs]  # clone keeps strides
+
+    def forward(self, call: Callable[..., Tensor]) -> Side:
+        return lambda: call(*self.inputs)
+
+    def train(self, call: Callable[..., Tensor]) -> Side:
+        return lambda: torch.autograd.grad(call(*self.leaves), self.leaves, self.grad)
+
+    def cases(
+        self, baseline: str, ours: Callable[..., Tensor], *plain: Callable[..., Tensor], least: int
+    ) -> Iterator[Case]:
+        for name, side in (("forward", self.forward), ("forward + backward", self.train)):
+            yield Case(
+                f"{self.name}, {name}",
+                self.shape,
+                baseline,
+                side(ours),
+                _faster(*map(side, plain)),
+                least=least,
+            )
+
+    def memory(
+        self, baseline: str, ours: Callable[..., Tensor], plain: Callable[..., Tensor]
+    ) -> MemoryCase:
+        """Forward and backward, beside the gradients."""
+        return MemoryCase(
+            f"{self.name}, forward + backward",
+            self.shape,
+            baseline,
+            self.train(ours),
+            self.train(plain),
+            kept=sum(t.nbytes for t in self.inputs),
+        )
 
 
 def _conv_ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -52,41 +80,22 @@ def _conv_shifts(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return tF.silu(out + bias[:, None])
 
 
-class _Conv:
-    """One convolution's inputs, forward and with its backward."""
-
-    def __init__(self, C: int, L: int, W: int, dtype: torch.dtype, channels_last: bool) -> None:
-        x = torch.randn(1, L, C).transpose(1, 2) if channels_last else torch.randn(1, C, L)
-        self.inputs = [x.to(dtype), torch.randn(C, W).to(dtype) / W**0.5, torch.randn(C).to(dtype)]
-        self.leaves = [t.clone().requires_grad_() for t in self.inputs]  # clone keeps strides
-        self.grad = torch.randn(1, C, L).to(dtype)
-        layout = "channels last" if channels_last else "(B,C,L)"
-        self.name = f"causal_conv1d + silu, {str(dtype)[6:]}, {layout}"
-        self.shape = f"B1 C{C} L{L} W{W}"
-
-    def forward(self, convolve: Convolution) -> Side:
-        return lambda: convolve(*self.inputs)
-
-    def train(self, convolve: Convolution) -> Side:
-        return lambda: torch.autograd.grad(convolve(*self.leaves), self.leaves, self.grad)
-
-    def kept(self) -> int:
-        """Bytes of the gradients."""
-        return sum(t.nbytes for t in self.inputs)
+def _conv(C: int, L: int, W: int, dtype: torch.dtype, channels_last: bool) -> _Work:
+    x = torch.randn(1, L, C).transpose(1, 2) if channels_last else torch.randn(1, C, L)
+    layout = "channels last" if channels_last else "(B,C,L)"
+    return _Work(
+        f"causal_conv1d + silu, {name_of(dtype)}, {layout}",
+        f"B1 C{C} L{L} W{W}",
+        [x.to(dtype), torch.randn(C, W).to(dtype) / W**0.5, torch.randn(C).to(dtype)],
+        torch.randn(1, C, L).to(dtype),
+    )
 
 
-def _convolutions(quick: bool, *lengths: int) -> Iterator[_Conv]:
+def _convolutions(quick: bool, *lengths: int) -> Iterator[_Work]:
     for dtype in (torch.float32, torch.bfloat16):
         for channels_last in (False, True):
             for L in lengths:
-                yield _Conv(256 if quick else 1536, L, 4, dtype, channels_last)
-
-
-def _conv_cases(conv: _Conv) -> Iterator[Case]:
-    baseline = "faster of conv1d, shifts"
-    for name, side in (("forward", conv.forward), ("forward + backward", conv.train)):
-        plain = _faster(side(_conv_plain), side(_conv_shifts))
-        yield Case(f"{conv.name}, {name}", conv.shape, baseline, side(_conv_ours), plain)
+                yield _conv(256 if quick else 1536, L, 4, dtype, channels_last)
 
 
 # ---- selective scan
@@ -118,67 +127,38 @@ def _scan_chunks(chunk: int) -> Callable[..., Tensor]:
     return scan
 
 
-class _Scan:
-    """One scan's inputs as Mamba's projections give them, forward and with its backward."""
-
-    def __init__(self, D: int, N: int, L: int) -> None:
-        u, delta = torch.randn(1, L, D).transpose(1, 2), torch.rand(1, L, D).transpose(1, 2) / 10
-        A = -torch.arange(1.0, N + 1).repeat(D, 1)
-        columns = torch.randn(2, 1, L, N).transpose(2, 3).unbind()
-        self.inputs = [u, delta, A, *columns, torch.ones(D)]
-        self.leaves = [t.clone().requires_grad_() for t in self.inputs]
-        self.grad = torch.randn(1, D, L)
-        self.shape = f"B1 D{D} N{N} L{L}"
-
-    def forward(self, scan: Callable[..., Tensor]) -> Side:
-        return lambda: scan(*self.inputs)
-
-    def train(self, scan: Callable[..., Tensor]) -> Side:
-        return lambda: torch.autograd.grad(scan(*self.leaves), self.leaves, self.grad)
+def _scan(D: int, N: int, L: int) -> _Work:
+    """As Mamba's projections give them."""
+    u, delta = torch.randn(1, L, D).transpose(1, 2), torch.rand(1, L, D).transpose(1, 2) / 10
+    A = -torch.arange(1.0, N + 1).repeat(D, 1)
+    columns = torch.randn(2, 1, L, N).transpose(2, 3).unbind()
+    return _Work(
+        "selective_scan, float32",
+        f"B1 D{D} N{N} L{L}",
+        [u, delta, A, *columns, torch.ones(D)],
+        torch.randn(1, D, L),
+    )
 
 
-def _scan_cases(scan: _Scan) -> Iterator[Case]:
-    for name, side in (("forward", scan.forward), ("forward + backward", scan.train)):
-        plain = _faster(side(_scan_chunks(8)), side(_scan_chunks(16)))
-        yield Case(
-            f"selective_scan, float32, {name}",
-            scan.shape,
-            "faster of chunks of 8, 16",
-            side(_scan_ours),
-            plain,
-            least=5,
-        )
-
-
-def _scans(quick: bool) -> Iterator[_Scan]:
-    yield from (_Scan(256, 16, 64),) if quick else (_Scan(1536, 16, 512), _Scan(1536, 16, 2048))
+def _scans(quick: bool) -> Iterator[_Work]:
+    yield from (_scan(256, 16, 64),) if quick else (_scan(1536, 16, 512), _scan(1536, 16, 2048))
 
 
 def cases(quick: bool) -> Iterator[Case]:
     """Convolutions of both layouts in float32 and bfloat16, then scans."""
     for conv in _convolutions(quick, *((512,) if quick else (512, 2048))):
-        yield from _conv_cases(conv)
+        yield from conv.cases(
+            "faster of conv1d, shifts", _conv_ours, _conv_plain, _conv_shifts, least=7
+        )
     for scan in _scans(quick):
-        yield from _scan_cases(scan)
+        yield from scan.cases(
+            "faster of chunks of 8, 16", _scan_ours, _scan_chunks(8), _scan_chunks(16), least=5
+        )
 
 
 def memory_cases(quick: bool) -> Iterator[MemoryCase]:
-    """Forward and backward, beside the gradients, of long convolutions and a scan."""
+    """Long convolutions and scans."""
     for conv in _convolutions(quick, 512 if quick else 8192):
-        yield MemoryCase(
-            f"{conv.name}, forward + backward",
-            conv.shape,
-            "shifts",
-            conv.train(_conv_ours),
-            conv.train(_conv_shifts),
-            kept=conv.kept(),
-        )
+        yield conv.memory("shifts", _conv_ours, _conv_shifts)
     for scan in _scans(quick):
-        yield MemoryCase(
-            "selective_scan, float32, forward + backward",
-            scan.shape,
-            "chunks of 16",
-            scan.train(_scan_ours),
-            scan.train(_scan_chunks(16)),
-            kept=sum(t.nbytes for t in scan.inputs),
-        )
+        yield scan.memory("chunks of 16", _scan_ours, _scan_chunks(16))

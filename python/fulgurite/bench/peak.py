@@ -18,7 +18,8 @@ _OF_FLOAT32 = {torch.float64: 0.5, torch.float32: 1.0, torch.bfloat16: 1.0}
 _CLOSE = 0.95  # of torch's product: the clock moves between two measurements
 
 
-def _best_seconds(call: Callable[[], Any], repeats: int) -> float:
+def best_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Of the fastest call."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -37,13 +38,13 @@ def product_rate(size: int = 512) -> float:
     a, b = torch.ones(2, size, size)
     out = torch.empty(size, size)
     with torch.no_grad():
-        return 2.0 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=out), 5)
+        return 2.0 * size**3 / best_seconds(lambda: torch.mm(a, b, out=out), 5)
 
 
 def read_bandwidth() -> float:
     """Bytes a second that torch's threads read from memory: the best of three sums."""
     numbers = torch.ones(64 << 20)
-    return 4 * numbers.numel() / _best_seconds(numbers.sum, 3)
+    return 4 * numbers.numel() / best_seconds(numbers.sum, 3)
 
 
 def product_peak(dtype: torch.dtype) -> float:

@@ -36,12 +36,13 @@ def can_be_led(cls: type) -> bool:
         vars(base).values() for base in cls.__mro__ if not base.__module__.startswith("torch.")
     )
     return any(
-        isinstance(method, FunctionType) and _mentions(method.__code__)
+        isinstance(method, FunctionType) and not NAMES.isdisjoint(names_in(method.__code__))
         for of_class in methods
         for method in of_class
     )
 
 
-def _mentions(code: CodeType) -> bool:
-    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return not NAMES.isdisjoint(code.co_names) or any(map(_mentions, inner))
+def names_in(code: CodeType) -> set[str]:
+    """Names that a function and those defined in it refer to."""
+    inner = [names_in(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*inner)

@@ -126,7 +126,7 @@ def unserved() -> dict[str, tuple[Callable[[], Any], dict[str, bool], str]]:
         "scans": (
             lambda: hf.MambaModel(hf.MambaConfig(**mamba)),
             {},
-            "scans of MambaMixer have no operator yet",
+            "scans of MambaMixer are not led yet",
         ),
         "scans, and none asked for": (
             lambda: hf.MambaModel(hf.MambaConfig(**mamba)),

@@ -17,6 +17,7 @@ from common_checks import assert_equals_reference, assert_same_bits, threads
 from fulgurite.testing import OPERATORS, Sample
 from fulgurite.testing.backend import always_spread
 from fulgurite.testing.registry import ALL_DTYPES
+from linear.packs import assert_packed_as_alone
 
 CONV = OPERATORS["causal_conv1d"]
 each_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES, ids=lambda d: str(d)[6:])
@@ -111,7 +112,6 @@ def test_packed_sequences_have_the_bits_that_they_have_alone(isa: str, dtype: to
     x, weight, bias, _ = inputs_of(2, dtype, 1, 21, total + 3, W)
     state = inputs_of(3, dtype, len(lengths), 21, 0, W)[3]
     grads = torch.randn_like(x), torch.randn_like(state)
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
 
     def run(span: slice, own: slice, **kwargs: Any) -> dict[str, Tensor]:
         leaves = [x[..., span].detach().requires_grad_(), state[own].detach().requires_grad_()]
@@ -119,18 +119,7 @@ def test_packed_sequences_have_the_bits_that_they_have_alone(isa: str, dtype: to
         found = torch.autograd.grad([out, last], leaves, [grads[0][..., span], grads[1][own]])
         return {"out": out, "state": last, "grad_x": found[0], "grad_initial_state": found[1]}
 
-    packed = run(slice(None), slice(None), cu_seqlens=offsets.int())
-    alone = [
-        run(slice(int(offsets[s]), int(offsets[s + 1])), slice(s, s + 1))
-        for s in range(len(lengths))
-    ]
-    for name, result in packed.items():
-        along = 0 if "state" in name else -1
-        expected = torch.cat([one[name] for one in alone], along)
-        if along == -1:
-            assert result[..., total:].count_nonzero() == 0
-            result = result[..., :total]
-        assert_same_bits({name: result}, {name: expected})
+    assert_packed_as_alone(lengths, run)
 
 
 @each_dtype

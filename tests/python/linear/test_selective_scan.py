@@ -17,6 +17,7 @@ from fulgurite.testing import OPERATORS, Sample
 from fulgurite.testing.backend import always_spread
 from fulgurite.testing.references import linear as reference
 from fulgurite.testing.registry import ALL_DTYPES
+from linear.packs import assert_packed_as_alone
 
 SCAN = OPERATORS["selective_scan"]
 each_dtype = pytest.mark.parametrize("dtype", ALL_DTYPES, ids=lambda d: str(d)[6:])
@@ -105,7 +106,6 @@ def test_packed_sequences_have_the_bits_that_they_have_alone(isa: str, dtype: to
     total = sum(lengths)
     inputs = inputs_of(1, dtype, 1, D, total + 3, N)
     inputs["initial_state"] = inputs_of(2, dtype, len(lengths), D, 1, N)["initial_state"]
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
     grads = torch.randn_like(inputs["u"]), torch.randn_like(inputs["initial_state"])
     own = ("u", "delta", "z", "B", "C", "initial_state")
 
@@ -115,18 +115,7 @@ def test_packed_sequences_have_the_bits_that_they_have_alone(isa: str, dtype: to
         found = gradients(call, (grads[0][..., span], grads[1][which]), **kwargs)
         return {"out": out, "state": state} | {k: found[f"grad of {k}"] for k in own}
 
-    packed = run(slice(None), slice(None), cu_seqlens=offsets.int())
-    alone = [
-        run(slice(int(offsets[s]), int(offsets[s + 1])), slice(s, s + 1))
-        for s in range(len(lengths))
-    ]
-    for name, result in packed.items():
-        along = 0 if "state" in name else -1
-        expected = torch.cat([one[name] for one in alone], along)
-        if along == -1:
-            assert result[..., total:].count_nonzero() == 0
-            result = result[..., :total]
-        assert_same_bits({name: result}, {name: expected})
+    assert_packed_as_alone(lengths, run)
 
 
 @each_dtype

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from types import CodeType
 from typing import Any
 
+from fulgurite.integrations._led import names_in
 from fulgurite.integrations.transformers.versions import wrong_version
 
 PACKAGE = "fulgurite.integrations.transformers"
@@ -38,7 +38,7 @@ SUBCLASSES = {
 }
 PLACES = {name: place for places in SUBCLASSES.values() for name, place in places.items()}
 PARTS = {name: part for part, places in SUBCLASSES.items() for name in places}
-# No operator serves these yet.
+# Not led yet.
 SCANS = {
     f"{MODELS}.mamba.modeling_mamba.MambaMixer",
     f"{MODELS}.mamba2.modeling_mamba2.Mamba2Mixer",
@@ -71,12 +71,6 @@ def own_file(file: str) -> Any:
         return importlib.import_module(f"{PACKAGE}.{file}")
     except ImportError as error:
         raise wrong_version(f"whose classes are others: {error}") from error
-
-
-def names_in(code: CodeType) -> set[str]:
-    """Names that a function and those defined in it refer to."""
-    inner = [names_in(part) for part in code.co_consts if isinstance(part, CodeType)]
-    return set(code.co_names).union(*inner)
 
 
 @functools.cache

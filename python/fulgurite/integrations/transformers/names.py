@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+from collections.abc import Callable
+from typing import Any
 
-from fulgurite.integrations.transformers import classes, flash
+from fulgurite.integrations.transformers import classes
 from fulgurite.integrations.transformers.attention import NAMES, attention
 from fulgurite.integrations.transformers.experts import OPTIONS, experts
 from fulgurite.integrations.transformers.versions import of_transformers, wrong_version
@@ -51,7 +54,20 @@ def register() -> None:
     for table, served in zip(sam_tables, (sam.SamVision, sam.SamHQVision), strict=True):
         table[PLAIN] = served
     for module, loader in loaders:
-        setattr(module, LOADER, flash.without_ours(loader))
+        setattr(module, LOADER, without_ours(loader))
+
+
+def without_ours(loader: Callable[..., Any]) -> Callable[..., Any]:
+    """The loader of flash attention packages, which has nothing to load for our names."""
+    if hasattr(loader, "before_fulgurite"):
+        return loader
+
+    @functools.wraps(loader)
+    def lazy_import_flash_attention(implementation: str | None, *args: Any, **kwargs: Any) -> Any:
+        return None if implementation in NAMES else loader(implementation, *args, **kwargs)
+
+    lazy_import_flash_attention.before_fulgurite = loader  # type: ignore[attr-defined]
+    return lazy_import_flash_attention
 
 
 def check_experts() -> None:

@@ -68,7 +68,7 @@ def apply(
         attention: every attention layer.
         experts: every layer of experts.
         routers: those of DeepSeek-V3, Mixtral, Qwen3-MoE and gpt-oss.
-        scans: Mamba's. No operator serves them yet: they stay as they are beside other parts.
+        scans: Mamba's. They are not led yet, and stay as they are beside other parts.
 
     Returns:
         what was replaced, and the way back.
@@ -158,7 +158,7 @@ def refuse(model: nn.Module, found: Found) -> None:
             f" pass {part}=False to leave them as they are{hint}"
         )
     if not found.counts():
-        why = f": scans of {', '.join(sorted(scans))} have no operator yet" if scans else ""
+        why = f": scans of {', '.join(sorted(scans))} are not led yet" if scans else ""
         raise NotImplementedError(
             f"{NAME}: expected a model with parts that can be replaced, got"
             f" {type(model).__name__}{why}{hint}"

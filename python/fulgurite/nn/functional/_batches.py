@@ -27,10 +27,15 @@ def check_are_tensors(
     query: Any, key: Any, value: Any, bias: Any, mask: Any, alibi_slopes: Any
 ) -> None:
     """Raise for the first that is none, such as a number in the place of another argument."""
-    optional = {"bias": bias, "mask": mask, "alibi_slopes": alibi_slopes}
-    given = {name: x for name, x in optional.items() if x is not None}
-    for name, x in {"query": query, "key": key, "value": value, **given}.items():
-        if not isinstance(x, Tensor):
+    for name, x, may_miss in (
+        ("query", query, False),
+        ("key", key, False),
+        ("value", value, False),
+        ("bias", bias, True),
+        ("mask", mask, True),
+        ("alibi_slopes", alibi_slopes, True),
+    ):
+        if not isinstance(x, Tensor) and not (may_miss and x is None):
             raise TypeError(f"fulgurite::attention: expected a tensor for {name}, got {x!r}")
 
 
