@@ -16,21 +16,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from fulgurite.optim import AdamW
+from optim.two_layers import model, train
 
 MODES = ("foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay", "maximize")
-
-
-def model() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 8))
-
-
-def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range = range(1)) -> None:
-    for step in steps:
-        optimizer.zero_grad()
-        generator = torch.Generator().manual_seed(step)
-        net(torch.randn(4, 16, generator=generator)).square().sum().backward()
-        optimizer.step()
 
 
 def saved_by(kind: Any, **options: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from fulgurite.amp import LossScaler
 from fulgurite.optim import AdamW
 from fulgurite.optim._states import exact_value
+from optim.two_layers import model, train
 
 
 @pytest.fixture
@@ -32,19 +33,6 @@ def one_process() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def model() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 8))
-
-
-def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range = range(1)) -> None:
-    for step in steps:
-        optimizer.zero_grad()
-        generator = torch.Generator().manual_seed(step)
-        net(torch.randn(4, 16, generator=generator)).square().sum().backward()
-        optimizer.step()
 
 
 def test_a_share_of_the_parameters_has_no_norm(one_process: None) -> None:
