@@ -110,7 +110,8 @@ class Pair:
         if "MoE" in shape:
             released.set_experts_implementation("grouped_mm")
         ours = copy.deepcopy(plain)
-        ft.apply(ours, routers="MoE" in shape)
+        text = "Swin" not in shape
+        ft.apply(ours, routers="MoE" in shape, rotary=text)
         cast = {k: x.to(dtype) if x.is_floating_point() else x for k, x in batch.items()}
         return Pair(shape, dtype, plain, ours, cast)
 

@@ -38,6 +38,32 @@ SUBCLASSES = {
 }
 PLACES = {name: place for places in SUBCLASSES.values() for name, place in places.items()}
 PARTS = {name: part for part, places in SUBCLASSES.items() for name in places}
+# Those whose positions are turned in halves, with angles that both halves share: a subclass beside
+# the name that leads their attention.
+ROTARY = {
+    f"{MODELS}.{file}.modeling_{file}.{name}Attention": f"rotary.{name}"
+    for file, name in {
+        "chameleon": "Chameleon",
+        "gemma": "Gemma",
+        "gemma2": "Gemma2",
+        "gemma3": "Gemma3",
+        "gpt_oss": "GptOss",
+        "granite": "Granite",
+        "granitemoe": "GraniteMoe",
+        "llama": "Llama",
+        "ministral": "Ministral",
+        "mistral": "Mistral",
+        "mixtral": "Mixtral",
+        "olmoe": "Olmoe",
+        "phi": "Phi",
+        "qwen2": "Qwen2",
+        "qwen2_moe": "Qwen2Moe",
+        "qwen3": "Qwen3",
+        "qwen3_moe": "Qwen3Moe",
+        "smollm3": "SmolLM3",
+        "starcoder2": "Starcoder2",
+    }.items()
+}
 # Not led yet.
 SCANS = {
     f"{MODELS}.mamba.modeling_mamba.MambaMixer",
@@ -58,7 +84,16 @@ def released(cls: type) -> type:
 
 def subclass_for(cls: type) -> Any:
     """The subclass in this package that serves a class, or None."""
-    place = PLACES.get(full_name(cls))
+    return at(PLACES.get(full_name(cls)))
+
+
+def rotary_subclass_for(cls: type) -> Any:
+    """The subclass that rotates the queries and keys of a class, or None."""
+    return at(ROTARY.get(full_name(cls)))
+
+
+def at(place: str | None) -> Any:
+    """The class of this package at FILE.NAME."""
     if place is None:
         return None
     file, name = place.split(".")
@@ -86,6 +121,11 @@ def names_of(cls: type) -> set[str]:
     return set().union(
         *(names_in(f.__code__) | names_in(inspect.unwrap(f).__code__) for f in methods)
     )
+
+
+def rotates(cls: type) -> bool:
+    """Whether an attention layer turns queries and keys by their positions, as released."""
+    return any("apply_rotary_pos_emb" in name for name in names_of(cls))
 
 
 def asks_table(cls: type) -> bool:

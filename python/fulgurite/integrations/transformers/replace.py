@@ -42,9 +42,9 @@ class Found:
     not_served: dict[str, set[str]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
-        modules = [module for module, _ in self.by_class]
+        modules = dict.fromkeys(module for module, _ in self.by_class)
         for named in self.by_name.values():
-            modules += named
+            modules |= dict.fromkeys(named)
         return dict(Counter(classes.released(type(module)).__name__ for module in modules))
 
 
@@ -55,6 +55,7 @@ def apply(
     experts: bool = True,
     routers: bool = False,
     scans: bool = True,
+    rotary: bool = False,
 ) -> Applied:
     """Lead a model of transformers to fulgurite's operators, in place.
 
@@ -69,6 +70,7 @@ def apply(
         experts: every layer of experts.
         routers: those of DeepSeek-V3, Mixtral, Qwen3-MoE and gpt-oss.
         scans: Mamba's. They are not led yet, and stay as they are beside other parts.
+        rotary: the rotary positions of attention layers, of Llama's kind.
 
     Returns:
         what was replaced, and the way back.
@@ -84,6 +86,8 @@ def apply(
     register()
     wanted = {"attention": attention, "experts": experts, "routers": routers, "scans": scans}
     found = find(model, wanted)
+    if rotary:
+        find_rotary(model, found)
     refuse(model, found)
     before = state_of(model, found)
     try:
@@ -144,6 +148,17 @@ def find(model: nn.Module, wanted: dict[str, bool]) -> Found:
         elif part == "routers" or module not in served_above:
             found.not_served.setdefault(part, set()).add(cls.__name__)
     return found
+
+
+def find_rotary(model: nn.Module, found: Found) -> None:
+    """Attention layers that turn queries and keys, whoever computes their attention."""
+    for module in model.modules():
+        cls = classes.released(type(module))
+        served = classes.rotary_subclass_for(cls)
+        if served is not None:
+            found.by_class.append((module, served))
+        elif classes.part_of(cls) == "attention" and classes.rotates(cls):
+            found.not_served.setdefault("rotary", set()).add(cls.__name__)
 
 
 def refuse(model: nn.Module, found: Found) -> None:
