@@ -23,6 +23,7 @@ TITLES = {
     "moe": "Mixture of experts",
     "optim": "Optimizer and loss scaling",
     "linear": "Convolutions and scans",
+    "norm": "Norms",
     "clients": "Models of other libraries",
     "demo": "The demo: a language model",
 }

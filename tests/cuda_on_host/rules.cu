@@ -19,6 +19,7 @@
 #include "moe/rules/problem.h"
 #include "moe/rules/route_weights.h"
 #include "moe/rules/scores.h"
+#include "norm/rules/problem.h"
 #include "optim/rules/dynamic_map.h"
 #include "optim/rules/operands.h"
 #include "optim/rules/problem.h"

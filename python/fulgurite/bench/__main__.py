@@ -28,7 +28,7 @@ from fulgurite.bench.harness import (
 )
 from fulgurite.bench.machine import machine
 
-FAMILIES = ["attention", "moe", "optim", "linear", "clients"]
+FAMILIES = ["attention", "moe", "optim", "linear", "norm", "clients"]
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -79,9 +79,10 @@ def swin(quick: bool) -> tuple[nn.Module, Batch]:
     return SwinForImageClassification(config), {"pixel_values": images, "labels": labels}
 
 
+MORE = "with norms, rotary"  # what apply leads besides, where the shape says so
 MODELS = {
-    f"Llama H512 S{TOKENS} B{BATCH}": llama,
-    f"Qwen3-MoE H512 E32 k4 S{TOKENS} B{BATCH}": qwen3_moe,
+    f"Llama H512 S{TOKENS} B{BATCH}, {MORE}": llama,
+    f"Qwen3-MoE H512 E32 k4 S{TOKENS} B{BATCH}, {MORE}": qwen3_moe,
     f"Swin-T 224² B{IMAGES}": swin,
 }
 
@@ -110,8 +111,8 @@ class Pair:
         if "MoE" in shape:
             released.set_experts_implementation("grouped_mm")
         ours = copy.deepcopy(plain)
-        text = "Swin" not in shape
-        ft.apply(ours, routers="MoE" in shape, rotary=text)
+        more = MORE in shape
+        ft.apply(ours, routers="MoE" in shape, rotary=more, norms=more)
         cast = {k: x.to(dtype) if x.is_floating_point() else x for k, x in batch.items()}
         return Pair(shape, dtype, plain, ours, cast)
 

@@ -98,7 +98,7 @@ def test_parts_of_a_training_step_follow_its_layers() -> None:
     assert set(without_backward) == set(found)
 
 
-@pytest.mark.parametrize("family", ["attention", "moe", "optim", "linear", "clients"])
+@pytest.mark.parametrize("family", ["attention", "moe", "optim", "linear", "norm", "clients"])
 def test_a_quick_run_leaves_its_rows(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,8 @@ def released(cls: type) -> type:
 
 def subclass_for(cls: type) -> Any:
     """The subclass in this package that serves a class, or None."""
+    if part_of(cls) == "norms":
+        return own_file("norms").subclass_of(cls)
     return at(PLACES.get(full_name(cls)))
 
 
@@ -148,6 +150,8 @@ def part_of(cls: type) -> str | None:
         return "attention"
     if "_experts_implementation" in refers or name.endswith("Experts"):
         return "experts"
+    if cls.__module__.startswith(f"{MODELS}.") and name.endswith(("RMSNorm", "LayerNorm")):
+        return "norms"
     return "routers" if name.endswith("Router") else None
 
 

@@ -56,6 +56,7 @@ def apply(
     routers: bool = False,
     scans: bool = True,
     rotary: bool = False,
+    norms: bool = False,
 ) -> Applied:
     """Lead a model of transformers to fulgurite's operators, in place.
 
@@ -71,6 +72,7 @@ def apply(
         routers: those of DeepSeek-V3, Mixtral, Qwen3-MoE and gpt-oss.
         scans: Mamba's. They are not led yet, and stay as they are beside other parts.
         rotary: the rotary positions of attention layers, of Llama's kind.
+        norms: RMS norms of every class that computes what Llama's, Gemma's, gpt-oss's or T5's does.
 
     Returns:
         what was replaced, and the way back.
@@ -84,7 +86,13 @@ def apply(
     if not isinstance(model, nn.Module):
         raise TypeError(f"{NAME}: expected a torch.nn.Module, got {type(model).__name__}")
     register()
-    wanted = {"attention": attention, "experts": experts, "routers": routers, "scans": scans}
+    wanted = {
+        "attention": attention,
+        "experts": experts,
+        "routers": routers,
+        "scans": scans,
+        "norms": norms,
+    }
     found = find(model, wanted)
     if rotary:
         find_rotary(model, found)
@@ -145,6 +153,8 @@ def find(model: nn.Module, wanted: dict[str, bool]) -> Found:
             found.by_name[part].append(module)
             if part == "experts" and getattr(module, "has_post_expert_norm", False):
                 found.not_served.setdefault(part, set()).add(cls.__name__)
+        elif part == "norms" and not cls.__name__.endswith("RMSNorm"):
+            continue  # a LayerNorm is none unless its formula says so
         elif part == "routers" or module not in served_above:
             found.not_served.setdefault(part, set()).add(cls.__name__)
     return found

@@ -17,6 +17,7 @@ from fulgurite.nn.functional.moe import (
 )
 from fulgurite.nn.functional.moe_expert_choice import moe_route_expert_choice
 from fulgurite.nn.functional.moe_experts import moe_experts, moe_grouped_mm
+from fulgurite.nn.functional.norms import rms_norm
 from fulgurite.nn.functional.scans import causal_conv1d, selective_scan
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "moe_route_expert_choice",
     "moe_update_bias_",
     "moe_z_loss",
+    "rms_norm",
     "rope",
     "selective_scan",
 ]

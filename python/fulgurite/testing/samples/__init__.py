@@ -19,6 +19,7 @@ FAMILIES = (
     "optim",
     "amp",
     "linear",
+    "norm",
 )
 
 for _family in FAMILIES:
