@@ -202,20 +202,10 @@ class Mamba(nn.Module):
         sizes = [self.dt_rank, self.state_size, self.state_size]
         delta, B, C = self.x_proj(u).split(sizes, dim=-1)
         delta = nn.functional.linear(delta, self.dt_proj.weight)
-        y, states = F.selective_scan(
-            u.transpose(1, 2),
-            delta.transpose(1, 2),
-            -self.A_log.to(states_dtype(self.A_log)).exp(),
-            B.transpose(1, 2),
-            C.transpose(1, 2),
-            D=self.D,
-            z=z.transpose(1, 2),
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
-            initial_state=states,
-            cu_seqlens=cu_seqlens,
+        y, states = gated_scan(
+            u, z, delta, B, C, self.A_log, self.D, self.dt_proj.bias, states, cu_seqlens
         )
-        out: Tensor = self.out_proj(y.transpose(1, 2))
+        out: Tensor = self.out_proj(y)
         return out, inputs, states
 
     @classmethod
@@ -236,6 +226,35 @@ class Mamba(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, state_size={self.state_size}, dt_rank={self.dt_rank}"
+
+
+def gated_scan(
+    u: Tensor,
+    z: Tensor,
+    delta: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    delta_bias: Tensor | None,
+    states: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The scan of u (B, L, C), all of whose companions have channels, or states, last too."""
+    y, states = F.selective_scan(
+        u.transpose(1, 2),
+        delta.transpose(1, 2),
+        -A_log.to(states_dtype(A_log)).exp(),
+        B.transpose(1, 2),
+        C.transpose(1, 2),
+        D=D,
+        z=z.transpose(1, 2),
+        delta_bias=delta_bias,
+        delta_softplus=True,
+        initial_state=states,
+        cu_seqlens=cu_seqlens,
+    )
+    return y.transpose(1, 2), states
 
 
 def states_dtype(x: Tensor) -> torch.dtype:
