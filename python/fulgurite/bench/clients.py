@@ -1,8 +1,9 @@
 """Training steps of released models of transformers, before and after ``apply``.
 
 The released class runs with its best implementations: attention by ``sdpa``, experts by
-``grouped_mm``. Both sides have the same weights and see the same batch; a step is forward, loss and
-backward, without the optimizer. Eager against eager, and both compiled.
+``grouped_mm``, a scan by the class's own PyTorch path. Both sides have the same weights and see the
+same batch; a step is forward, loss and backward, without the optimizer. Eager against eager, and
+both compiled.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ TEXT: dict[str, Any] = {
     "use_cache": False,
 }
 BATCH, TOKENS, IMAGES = 1, 1024, 2
+SCANNED = 128  # tokens: the released scan's backward takes a time that grows with their square
 
 
 def _text(make: Callable[[Any], nn.Module], config: Any, quick: bool) -> tuple[nn.Module, Batch]:
@@ -79,11 +81,26 @@ def swin(quick: bool) -> tuple[nn.Module, Batch]:
     return SwinForImageClassification(config), {"pixel_values": images, "labels": labels}
 
 
+def mamba(quick: bool) -> tuple[nn.Module, Batch]:
+    """512 channels of 16 states."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(
+        vocab_size=2048,
+        hidden_size=64 if quick else 256,
+        num_hidden_layers=1 if quick else 2,
+        use_cache=False,
+    )
+    ids = torch.randint(config.vocab_size, (1, 16 if quick else SCANNED))
+    return MambaForCausalLM(config), {"input_ids": ids, "labels": ids}
+
+
 MORE = "with norms, rotary"  # what apply leads besides, where the shape says so
 MODELS = {
     f"Llama H512 S{TOKENS} B{BATCH}, {MORE}": llama,
     f"Qwen3-MoE H512 E32 k4 S{TOKENS} B{BATCH}, {MORE}": qwen3_moe,
     f"Swin-T 224² B{IMAGES}": swin,
+    f"Mamba H256 N16 S{SCANNED} B1": mamba,
 }
 
 
@@ -98,8 +115,23 @@ class Pair:
     batch: Batch
 
     @property
+    def scans(self) -> bool:
+        return "Mamba" in self.shape
+
+    @property
     def baseline(self) -> str:
+        if self.scans:
+            return "released scan"
         return "sdpa, grouped_mm" if "MoE" in self.shape else "sdpa"
+
+    @property
+    def work(self) -> str:
+        return f"training step{' with scans' if self.scans else ''} {name_of(self.dtype)}"
+
+    @property
+    def least(self) -> int:
+        """Pairs, fewer where a released step takes seconds."""
+        return 3 if self.scans else 15
 
     @staticmethod
     def made(shape: str, dtype: torch.dtype, quick: bool) -> Pair:
@@ -107,7 +139,8 @@ class Pair:
         plain, batch = MODELS[shape](quick)
         plain = plain.to(dtype).train()
         released: Any = plain
-        released.set_attn_implementation("sdpa")
+        if "Mamba" not in shape:
+            released.set_attn_implementation("sdpa")
         if "MoE" in shape:
             released.set_experts_implementation("grouped_mm")
         ours = copy.deepcopy(plain)
@@ -145,14 +178,13 @@ def _pairs(quick: bool) -> Iterator[Pair]:
 def cases(quick: bool) -> Iterator[Case]:
     """Eager, with where its time goes, and compiled."""
     for pair in _pairs(quick):
-        work = f"training step {name_of(pair.dtype)}"
         yield Case(
-            f"{work}, eager",
+            f"{pair.work}, eager",
             pair.shape,
             pair.baseline,
             lambda p=pair: p.step(p.ours),  # type: ignore[misc]
             lambda p=pair: p.step(p.plain),  # type: ignore[misc]
-            least=15,
+            least=pair.least,
             parts=pair.profiled,
         )
         if quick:
@@ -160,12 +192,12 @@ def cases(quick: bool) -> Iterator[Case]:
         torch._dynamo.reset()
         ours, plain = torch.compile(pair.ours), torch.compile(pair.plain)
         yield Case(
-            f"{work}, compiled",
+            f"{pair.work}, compiled",
             pair.shape,
             pair.baseline,
             lambda p=pair, m=ours: p.step(m),  # type: ignore[misc]
             lambda p=pair, m=plain: p.step(m),  # type: ignore[misc]
-            least=15,
+            least=pair.least,
         )
 
 
@@ -173,7 +205,7 @@ def memory_cases(quick: bool) -> Iterator[MemoryCase]:
     """An eager step, beside its gradients."""
     for pair in _pairs(quick):
         yield MemoryCase(
-            f"training step {name_of(pair.dtype)}, eager",
+            f"{pair.work}, eager",
             pair.shape,
             pair.baseline,
             lambda p=pair: p.step(p.ours),  # type: ignore[misc]

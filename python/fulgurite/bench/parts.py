@@ -22,6 +22,7 @@ BACKWARD = "autograd::engine::evaluate_function"
 # The first that the end of a class's name matches; what no layer of these holds is the rest.
 LAYERS = {
     ("Attention",): "around attention",
+    ("Mixer",): "scans",
     ("Experts",): "experts",
     ("Router", "SparseMoeBlock"): "routing",
     ("Linear",): "projections",

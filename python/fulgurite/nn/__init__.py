@@ -16,6 +16,7 @@ from fulgurite.nn.layout import (
     strided_mask,
 )
 from fulgurite.nn.load import LoadStatistics
+from fulgurite.nn.mamba import Mamba
 from fulgurite.nn.moe import MoE
 from fulgurite.nn.norm import RMSNorm
 from fulgurite.nn.position import (
@@ -33,6 +34,7 @@ from fulgurite.nn.rotary import (
 )
 from fulgurite.nn.router import Router
 from fulgurite.nn.routing import routing
+from fulgurite.nn.short_convolution import ShortConvolution
 from fulgurite.nn.tree import tree_depths, tree_mask, tree_parents
 from fulgurite.nn.window import shifted_window_mask, window_partition, window_reverse
 from fulgurite.nn.window_bias import (
@@ -46,10 +48,12 @@ __all__ = [
     "Attention",
     "ContinuousPositionBias",
     "LoadStatistics",
+    "Mamba",
     "MoE",
     "RMSNorm",
     "RelativePositionBias",
     "Router",
+    "ShortConvolution",
     "WindowPositionBias",
     "alibi_slopes",
     "aux_losses",

@@ -35,7 +35,7 @@ def traces(model: nn.Module) -> list[set[str]]:
     return [set(vars(module)) for module in model.modules()]
 
 
-@pytest.mark.parametrize("name", ["mixtral", "swinv2"])
+@pytest.mark.parametrize("name", ["mamba", "mixtral", "swinv2"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_either_of_two_calls_leads_back(name: str, order: tuple[int, int]) -> None:
     model, inputs = made(name)
@@ -95,7 +95,7 @@ def test_a_layer_of_a_led_model_leaves_the_model_led() -> None:
     assert state(model) == released
 
 
-@pytest.mark.parametrize("name", ["mixtral", "swinv2"])
+@pytest.mark.parametrize("name", ["mamba", "mixtral", "swinv2"])
 def test_a_copy_leads_back_the_copy(name: str) -> None:
     model, inputs = made(name)
     copied, applied = copy.deepcopy((model, ft.apply(model)))

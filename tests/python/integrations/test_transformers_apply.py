@@ -124,9 +124,9 @@ def unserved() -> dict[str, tuple[Callable[[], Any], dict[str, bool], str]]:
             "got LlamaModel",
         ),
         "scans": (
-            lambda: hf.MambaModel(hf.MambaConfig(**mamba)),
+            lambda: hf.Mamba2Model(hf.Mamba2Config(**mamba, num_heads=4, head_dim=8)),
             {},
-            "scans of MambaMixer are not led yet",
+            "scans of Mamba2Mixer cannot be replaced: pass scans=False",
         ),
         "scans, and none asked for": (
             lambda: hf.MambaModel(hf.MambaConfig(**mamba)),

@@ -24,8 +24,8 @@ def generated(model: Any, inputs: dict[str, Any], **options: Any) -> Tensor:
 
 
 GENERATING = (
-    "chameleon", "deepseek_v3", "gpt_oss", "mistral", "mixtral", "qwen2_vl", "qwen3_moe", "switch",
-    "t5",
+    "chameleon", "deepseek_v3", "falcon_mamba", "gpt_oss", "jamba", "mistral", "mixtral",
+    "qwen2_vl", "qwen3_moe", "switch", "t5",
 )  # fmt: skip
 DECODERS = ("switch", "t5")  # behind an encoder
 
@@ -43,7 +43,7 @@ def prompts(name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("implementation", ["fulgurite", FLASH])
 @pytest.mark.parametrize(
-    "name", ["llama", *(pytest.param(name, marks=pytest.mark.full) for name in GENERATING)]
+    "name", ["llama", "mamba", *(pytest.param(name, marks=pytest.mark.full) for name in GENERATING)]
 )
 def test_generation_from_caches(name: str, implementation: str) -> None:
     if (name, implementation) == ("gpt_oss", FLASH):

@@ -1,6 +1,6 @@
 """Models of transformers before and after apply(): numbers, gradients, operators, copies.
 
-Three classes always; the others exhaustively (``FULGURITE_FULL=1``).
+Four classes always; the others exhaustively (``FULGURITE_FULL=1``).
 """
 
 from __future__ import annotations
@@ -24,13 +24,21 @@ from integrations.transformers_models import (
 )
 from seen import Seen
 
+# What mixes positions, and its gradients.
+MIXING = ("attention", "attention_varlen", "selective_scan", "_selective_scan_forward")
+BACKWARD = ("_attention_backward", "_attention_varlen_backward", "_selective_scan_backward")
+TAKES_NAMES_ALONE = ("falcon_mamba", "jamba", "mamba", "swinv2")  # and stays as it is
+SOFTMAX_OF_ROUTERS = {"jamba": 2, "switch": 4}  # that are not replaced
 ROUTED = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe")
 REPLACED = {
     "chameleon": {"ChameleonAttention": 2},
     "deepseek_v3": {"DeepseekV3Attention": 2, "DeepseekV3Experts": 1, "DeepseekV3TopkRouter": 1},
+    "falcon_mamba": {"FalconMambaMixer": 2},
     "detr": {"DetrSelfAttention": 4, "DetrCrossAttention": 2},
     "gpt_oss": {"GptOssAttention": 2, "GptOssExperts": 2, "GptOssTopKRouter": 2},
+    "jamba": {"JambaAttention": 1, "JambaExperts": 1, "JambaMambaMixer": 1},
     "llama": {"LlamaAttention": 2},
+    "mamba": {"MambaMixer": 2},
     "mistral": {"MistralAttention": 2},
     "mixtral": {"MixtralAttention": 2, "MixtralExperts": 2, "MixtralTopKRouter": 2},
     "qwen2_vl": {"Qwen2VLAttention": 2, "VisionAttention": 2},
@@ -50,7 +58,7 @@ def each_model(*quick: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", [pytest.param(n, marks=marks[n]) for n in MODELS])
 
 
-names = each_model("llama", "qwen3_moe", "swinv2")
+names = each_model("llama", "qwen3_moe", "swinv2", "mamba")
 
 
 def applied(name: str) -> tuple[Any, dict[str, Any], Outcome, ft.Applied]:
@@ -83,6 +91,10 @@ def test_operators_of_a_training_step(name: str) -> None:
     layers = sum(count for cls, count in done.replaced.items() if "Attention" in cls)
     experts = sum(n for cls, n in done.replaced.items() if cls.endswith(("Experts", "SparseMLP")))
     routers = sum(count for cls, count in done.replaced.items() if cls.endswith("Router"))
+    scans = sum(count for cls, count in done.replaced.items() if cls.endswith("Mixer"))
+    assert seen.count("selective_scan", "_selective_scan_forward") == scans
+    assert seen.count("causal_conv1d") == scans
+    assert seen.count("_selective_scan_backward", "_causal_conv1d_backward") == 2 * scans
     assert seen.count("attention", "attention_varlen") >= layers
     assert seen.count("_attention_backward", "_attention_varlen_backward") >= layers
     assert seen.count("moe_experts", "_moe_experts_forward") == experts
@@ -90,8 +102,7 @@ def test_operators_of_a_training_step(name: str) -> None:
     assert seen.count("moe_route") == seen.count("_moe_route_backward") == routers
     torchs = ("scaled_dot_product", "grouped_mm", "index_add")
     assert not [n for n in seen.names if any(word in n for word in torchs)]
-    # Switch's router is not replaced.
-    assert sum("_softmax" in n for n in seen.names) == (4 if name == "switch" else 0)
+    assert sum("_softmax" in n for n in seen.names) == SOFTMAX_OF_ROUTERS.get(name, 0)
 
 
 @names
@@ -105,13 +116,13 @@ def test_copies(name: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     names = dict.fromkeys(("attn_implementation", "experts_implementation"), "fulgurite")
     again = type(model).from_pretrained(tmp_path, dtype=torch.float64, **names).eval()
-    if name == "swinv2":  # takes the name, and stays eager
+    if name in TAKES_NAMES_ALONE:
         ft.apply(again)
     with Seen() as seen, torch.no_grad():
         torch.testing.assert_close(
             again(**inputs)[0], model.eval()(**inputs)[0], rtol=1e-5, atol=1e-5
         )
-    assert seen.count("attention") > 0
+    assert seen.count(*MIXING) > 0
     assert not any("grouped_mm" in n or "scaled_dot" in n for n in seen.names)
 
 
@@ -121,7 +132,7 @@ def test_gradient_checkpointing(name: str) -> None:
     model.gradient_checkpointing_enable()
     with Seen() as seen:
         assert_alike(outcome(model.train(), inputs), expected)
-    assert seen.count("attention") > seen.count("_attention_backward")
+    assert seen.count(*MIXING) > seen.count(*BACKWARD)
 
 
 @each_model("qwen3_moe")
@@ -180,4 +191,4 @@ def test_autocast(name: str) -> None:
         out, grads = distances()
     assert out <= 1.25 * of_out
     assert grads <= 2 * of_grads
-    assert seen.count("attention", "attention_varlen") > 0
+    assert seen.count(*MIXING) > 0

@@ -39,6 +39,13 @@ def tokens() -> Inputs:
     return {"input_ids": torch.randint(3, 50, (2, 11))}
 
 
+def padded_tokens() -> Inputs:
+    """With padding on the left of the second."""
+    keep = torch.ones(2, 11, dtype=torch.int64)
+    keep[1, :3] = 0
+    return tokens() | {"attention_mask": keep}
+
+
 def encoder_and_decoder() -> Inputs:
     keep = torch.ones(2, 11, dtype=torch.int64)
     keep[1, 8:] = 0
@@ -246,12 +253,39 @@ def chameleon() -> Any:
     }
 
 
+def mamba(kind: str = "Mamba") -> Any:
+    config = getattr(hf, f"{kind}Config")(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4, use_cache=False
+    )
+    return getattr(hf, f"{kind}ForCausalLM")(config), padded_tokens()
+
+
+def falcon_mamba() -> Any:
+    return mamba("FalconMamba")
+
+
+def jamba() -> Any:
+    """A layer of Mamba, and one of attention with experts."""
+    config = hf.JambaConfig(
+        **TEXT,
+        num_experts=4,
+        num_experts_per_tok=2,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        mamba_d_state=4,
+        mamba_dt_rank=3,
+    )
+    return hf.JambaForCausalLM(config), tokens()
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     f.__name__: f
     for f in (
         llama, qwen3_moe, swinv2, mistral, mixtral, deepseek_v3, gpt_oss, t5, switch, swin, detr,
         sam_vision, sam_vision_sdpa,
-        sam_hq_vision, qwen2_vl, chameleon,
+        sam_hq_vision, qwen2_vl, chameleon, mamba, falcon_mamba, jamba,
     )
 }  # fmt: skip
 

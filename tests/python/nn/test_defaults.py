@@ -17,6 +17,8 @@ import fulgurite.nn.functional as F
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "Attention": lambda: fnn.Attention(16, 2, qk_norm=True),
     "RMSNorm": lambda: fnn.RMSNorm(8),
+    "ShortConvolution": lambda: fnn.ShortConvolution(8, bias=True),
+    "Mamba": lambda: fnn.Mamba(8, 4, bias=True),
     "Router": lambda: fnn.Router(8, 4, 2, bias=True, score="sigmoid", selection_bias=True),
     "MoE": lambda: fnn.MoE(
         8, 6, 4, 2, score="sigmoid", bias_update_rate=0.1, expert_bias=True, z_loss_weight=0.1,
@@ -106,6 +108,18 @@ def run(module: nn.Module) -> list[Tensor]:
             cache = module.make_cache(2, 6)
             decoded = module.decode(x, *cache, cos, sin)
         results = [module(x, cos, sin), decoded, *cache]
+    elif isinstance(module, fnn.Mamba):
+        x = torch.randn(2, 5, 8, **of)
+        with torch.no_grad():
+            cache = module.make_cache(2)
+            stepped = module.step(x, *cache)
+        results = [module(x), stepped, *cache]
+    elif isinstance(module, fnn.ShortConvolution):
+        x = torch.randn(2, 5, 8, **of)
+        with torch.no_grad():
+            inputs = module.make_cache(2)
+            stepped = module.step(x, inputs)
+        results = [module(x), stepped, inputs]
     elif isinstance(module, fnn.RMSNorm):
         results = [module(torch.randn(3, 8, **of))]
     elif isinstance(module, (fnn.MoE, fnn.Router)):

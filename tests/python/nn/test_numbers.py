@@ -37,6 +37,7 @@ ATTENTION = made(fn.Attention, dim=16, num_heads=4)
 MOE = made(fn.MoE, dim=8, hidden_dim=4, num_experts=4, top_k=2)
 OAI = made(MOE, activation="swiglu_oai")
 ROUTER = made(fn.Router, dim=8, num_experts=4, top_k=2)
+MAMBA = made(fn.Mamba, dim=8)
 SCALER = made(LossScaler, device="cpu")
 TABLE = made(fn.rotary_table, length=3, dim=4)
 INTERPOLATED = made(fn.rotary_table_interpolated, length=3, dim=4, factor=2.0)
@@ -53,6 +54,8 @@ INTEGERS: list[tuple[Callable[..., Any], str, int]] = [  # the first that is too
     (MOE, "num_shared_experts", -1),
     *((ROUTER, name, 0) for name in ("dim", "num_experts", "top_k", "num_groups", "top_groups")),
     (ROUTER, "capacity", -1),
+    *((MAMBA, name, 0) for name in ("dim", "state_size", "width", "channels", "dt_rank")),
+    *((made(fn.ShortConvolution, channels=4), name, 0) for name in ("channels", "width")),
     *((SCALER, name, 0) for name in ("growth_interval", "hysteresis")),
     *((table, "length", -1) for table in (TABLE, INTERPOLATED, NTK, YARN)),
     *((table, "dim", 0) for table in (TABLE, INTERPOLATED, NTK, YARN, GRID)),
@@ -89,6 +92,8 @@ FLOATS: list[tuple[Callable[..., Any], str, list[float]]] = [
         "eps", "jitter", "bias_update_rate", "balance_loss_weight", "z_loss_weight",
         "capacity_factor")),
     (ROUTER, "routed_scale", []),
+    (MAMBA, "dt_min", [0.0, -1.0]),
+    (MAMBA, "dt_max", [1e-4]),
     (SCALER, "init_scale", [0.0, -1.0, 1e39, 1e-60]),
     (SCALER, "growth_factor", [1.0, 0.5, -2.0]),
     (SCALER, "backoff_factor", [1.0, 0.0, -0.5]),
@@ -196,7 +201,8 @@ def nested() -> Tensor:
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.filterwarnings("ignore:Sparse", "ignore:.*quantized tensor")
 @pytest.mark.parametrize(
-    "module", [fn.Attention(8, 2), fn.MoE(8, 4, 4, 2), fn.Router(8, 4, 2), fn.RMSNorm(8)],
+    "module", [fn.Attention(8, 2), fn.MoE(8, 4, 4, 2), fn.Router(8, 4, 2), fn.RMSNorm(8),
+               fn.Mamba(8), fn.ShortConvolution(8)],
     ids=lambda module: type(module).__name__,
 )  # fmt: skip
 def test_modules_ask_for_dense_floating_point_inputs(module: nn.Module) -> None:

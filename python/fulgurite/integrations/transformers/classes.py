@@ -29,6 +29,11 @@ SUBCLASSES = {
     "experts": {
         f"{SWITCH}.SwitchTransformersSparseMLP": "switch.SwitchSparseMLP",
     },
+    "scans": {
+        f"{MODELS}.mamba.modeling_mamba.MambaMixer": "mamba.Mamba",
+        f"{MODELS}.falcon_mamba.modeling_falcon_mamba.FalconMambaMixer": "mamba.FalconMamba",
+        f"{MODELS}.jamba.modeling_jamba.JambaMambaMixer": "mamba.Jamba",
+    },
     "routers": {
         f"{MODELS}.deepseek_v3.modeling_deepseek_v3.DeepseekV3TopkRouter": "routers.DeepseekV3",
         f"{MODELS}.gpt_oss.modeling_gpt_oss.GptOssTopKRouter": "routers.GptOss",
@@ -38,6 +43,8 @@ SUBCLASSES = {
 }
 PLACES = {name: place for places in SUBCLASSES.values() for name, place in places.items()}
 PARTS = {name: part for part, places in SUBCLASSES.items() for name in places}
+# Without a subclass yet.
+PARTS[f"{MODELS}.mamba2.modeling_mamba2.Mamba2Mixer"] = "scans"
 # Those whose positions are turned in halves, with angles that both halves share: a subclass beside
 # the name that leads their attention.
 ROTARY = {
@@ -63,11 +70,6 @@ ROTARY = {
         "smollm3": "SmolLM3",
         "starcoder2": "Starcoder2",
     }.items()
-}
-# Not led yet.
-SCANS = {
-    f"{MODELS}.mamba.modeling_mamba.MambaMixer",
-    f"{MODELS}.mamba2.modeling_mamba2.Mamba2Mixer",
 }
 
 
@@ -141,8 +143,6 @@ def part_of(cls: type) -> str | None:
     name, refers = cls.__name__, names_of(cls)
     if full_name(cls) in PARTS:
         return PARTS[full_name(cls)]
-    if full_name(cls) in SCANS:
-        return "scans"
     if "ALL_ATTENTION_FUNCTIONS" in refers:
         return "attention"
     own_scores = refers & {"softmax", "Softmax", "scaled_dot_product_attention"}

@@ -16,8 +16,8 @@ def refuse_hooks(layer: nn.Module, place: str) -> None:
             raise NotImplementedError(f"{place}: expected a layer without hooks, got {hooks}")
 
 
-def refuse_adapted(layer: Any, place: str, bias: bool = False) -> None:
-    """Raise for a layer that computes more than its weight, and its bias where ``bias``, says.
+def refuse_derived(layer: Any, place: str) -> None:
+    """Raise for a layer that computes more than its weight and its bias say.
 
     A parametrization (``torch.nn.utils.parametrize``) is in the weight that is read.
     """
@@ -27,6 +27,11 @@ def refuse_adapted(layer: Any, place: str, bias: bool = False) -> None:
             f"{place}: expected a plain nn.Linear, got {type(layer).__module__}.{name}: merge the"
             " adapter, or dequantize, or leave this layer as it is released"
         )
+
+
+def refuse_adapted(layer: Any, place: str, bias: bool = False) -> None:
+    """The same for a layer that is not called; its bias raises, too, but where ``bias``."""
+    refuse_derived(layer, place)
     refuse_hooks(layer, place)
     if not bias and layer.bias is not None:
         raise NotImplementedError(f"{place}: expected a layer without bias")

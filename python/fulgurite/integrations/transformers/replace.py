@@ -70,7 +70,7 @@ def apply(
         attention: every attention layer.
         experts: every layer of experts.
         routers: those of DeepSeek-V3, Mixtral, Qwen3-MoE and gpt-oss.
-        scans: Mamba's. They are not led yet, and stay as they are beside other parts.
+        scans: mixers of Mamba, Falcon Mamba and Jamba.
         rotary: the rotary positions of attention layers, of Llama's kind.
         norms: RMS norms of every class that computes what Llama's, Gemma's, gpt-oss's or T5's does.
 
@@ -173,7 +173,6 @@ def find_rotary(model: nn.Module, found: Found) -> None:
 
 def refuse(model: nn.Module, found: Found) -> None:
     """Raise for parts that cannot be served, and for a model without parts."""
-    scans = found.not_served.pop("scans", set())
     packages = {type(module).__module__.partition(".")[0] for module in model.modules()}
     others = [f"; {OTHERS[name]} leads models of {name}" for name in OTHERS if name in packages]
     hint = "".join(others)
@@ -183,10 +182,9 @@ def refuse(model: nn.Module, found: Found) -> None:
             f" pass {part}=False to leave them as they are{hint}"
         )
     if not found.counts():
-        why = f": scans of {', '.join(sorted(scans))} are not led yet" if scans else ""
         raise NotImplementedError(
             f"{NAME}: expected a model with parts that can be replaced, got"
-            f" {type(model).__name__}{why}{hint}"
+            f" {type(model).__name__}{hint}"
         )
 
 
