@@ -55,9 +55,7 @@ class RMSNorm(nn.RMSNorm):
             rows, weight = x.to(torch.float64), weight.to(torch.float64)
         if dims > 1:
             if x.shape[-dims:] != weight.shape:
-                raise RuntimeError(
-                    f"RMSNorm: expected x of shape [..., *{self.normalized_shape}], got"
-                    f" {list(x.shape)}"
-                )
+                sizes = ", ".join([str(size) for size in weight.shape])
+                raise RuntimeError(f"RMSNorm: expected x of shape [..., {sizes}], got {x.shape}")
             rows, weight = rows.flatten(-dims), weight.flatten()
         return rms_norm(rows, weight, _eps(self.eps, float64)).view(x.shape).to(x.dtype)

@@ -54,19 +54,15 @@ void forward_task(const RmsNormParams& p, int64_t task, void* memory) {
   using T = Accumulate<S>;
   const ForwardScratch<S> s(memory, p);
   const T* const weight = factors<S>(p, s.factors);
-  int64_t row = task * p.rows_per_task;
-  const int64_t last = row + p.rows_per_task < p.rows ? row + p.rows_per_task : p.rows;
-  walk_rows<2>(p.walk, p.layouts, row, last,
-               [&](const int64_t* offsets, const int64_t* strides, int64_t n) {
-                 const S* from = static_cast<const S*>(p.x) + offsets[0];
-                 for (int64_t i = 0; i < n; ++i, ++row, from += strides[0]) {
-                   const S* const x = neighbours(from, p.x_stride, p.H, s.row);
-                   const T mean = sum_of_squares(x, p.H) / static_cast<T>(p.H),
-                           rstd = 1 / sqrt(mean + static_cast<T>(p.eps));
-                   scale(x, rstd, weight, p.H, static_cast<S*>(p.out) + row * p.H);
-                   if (p.rstd) static_cast<T*>(p.rstd)[row] = rstd;
-                 }
-               });
+  const int64_t first = task * p.rows_per_task,
+                last = first + p.rows_per_task < p.rows ? first + p.rows_per_task : p.rows;
+  each_row(p, first, last, [&](int64_t row, int64_t at, int64_t) {
+    const S* const x = neighbours(static_cast<const S*>(p.x) + at, p.x_stride, p.H, s.row);
+    const T mean = sum_of_squares(x, p.H) / static_cast<T>(p.H),
+            rstd = 1 / sqrt(mean + static_cast<T>(p.eps));
+    scale(x, rstd, weight, p.H, static_cast<S*>(p.out) + row * p.H);
+    if (p.rstd) static_cast<T*>(p.rstd)[row] = rstd;
+  });
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Gradients of rms_norm. With w_i = weight_i + weight_shift and c = Σ_i dout_i·w_i·x_i of a row,
-//   dx_i = rstd·(dout_i·w_i − x_i·(rstd²·c / H))      dweight_i = Σ_rows dout_i·(x_i·rstd)
+//   dx_i = rstd·(dout_i·w_i − x_i·rstd²·(c / H))      dweight_i = Σ_rows dout_i·(x_i·rstd)
 //
 // Reads: x, weight, grad_out, of any strides; rstd.
 // Writes: grad_x; sums of a block of rows, which rms_norm_sums adds up to grad_weight.
@@ -42,7 +42,7 @@ FULGURITE_INLINE T along_row(const S* x, const S* grad, const T* factors, int64_
   return total(sums);
 }
 
-/// grad_x of a row, `slope` = rstd²·c / H, and its part of grad_weight; `sums` goes on to the end of a vector.
+/// grad_x of a row, `slope` = rstd²·(c / H), and its part of grad_weight; `sums` goes on to the end of a vector.
 template <bool kX, bool kWeight, class S, class T>
 FULGURITE_INLINE void spread(const S* x, const S* grad, const T* factors, T rstd, T slope,
                              int64_t n, S* grad_x, T* sums) {
@@ -64,23 +64,18 @@ void backward_block(const RmsNormBackwardParams& p, int64_t block, void* memory)
   T* const sums = static_cast<T*>(p.sums) + (kWeight ? block * rms_norm_padded(p.H) : 0);
   if constexpr (kWeight)
     for (int64_t i = 0; i < rms_norm_padded(p.H); ++i) sums[i] = 0;
-  int64_t row = block * p.rows_per_block;
-  const int64_t last = row + p.rows_per_block < p.rows ? row + p.rows_per_block : p.rows;
-  walk_rows<2>(
-      p.walk, p.layouts, row, last, [&](const int64_t* offsets, const int64_t* strides, int64_t n) {
-        const S *x_row = static_cast<const S*>(p.x) + offsets[0],
-                *grad_row = static_cast<const S*>(p.grad_out) + offsets[1];
-        for (int64_t i = 0; i < n; ++i, ++row, x_row += strides[0], grad_row += strides[1]) {
-          const S *const x = neighbours(x_row, p.x_stride, p.H, s.x), *const grad = neighbours(
-                                                                          grad_row,
-                                                                          p.grad_out_stride, p.H,
-                                                                          s.grad_out);
-          const T rstd = static_cast<const T*>(p.rstd)[row],
-                  c = kX ? along_row(x, grad, weight, p.H) : T(0);
-          spread<kX, kWeight>(x, grad, weight, rstd, rstd * rstd * (c / static_cast<T>(p.H)), p.H,
-                              static_cast<S*>(p.grad_x) + (kX ? row * p.H : 0), sums);
-        }
-      });
+  const int64_t first = block * p.rows_per_block,
+                last = first + p.rows_per_block < p.rows ? first + p.rows_per_block : p.rows;
+  each_row(p, first, last, [&](int64_t row, int64_t x_at, int64_t grad_at) {
+    const S* const x = neighbours(static_cast<const S*>(p.x) + x_at, p.x_stride, p.H, s.x);
+    const S* const grad =
+        neighbours(static_cast<const S*>(p.grad_out) + grad_at, p.grad_out_stride, p.H, s.grad_out);
+    const T rstd = static_cast<const T*>(p.rstd)[row],
+            c = kX ? along_row(x, grad, weight, p.H) : T(0),
+            slope = rstd * (rstd * (c / static_cast<T>(p.H)));
+    S* const grad_x = static_cast<S*>(p.grad_x) + (kX ? row * p.H : 0);
+    spread<kX, kWeight>(x, grad, weight, rstd, slope, p.H, grad_x, sums);
+  });
 }
 
 /// Without sums nothing is added up, without grad_x nothing is stored.

@@ -30,6 +30,17 @@ FULGURITE_INLINE Element<V> total(const V (&sums)[kSums]) {
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
+/// Calls visit(row, x, grad_out) for rows [first, last), with the offsets that they begin at.
+template <class Visit>
+FULGURITE_INLINE void each_row(const RmsNormProblem& p, int64_t first, int64_t last,
+                               const Visit& visit) {
+  walk_rows<2>(p.walk, p.layouts, first, last,
+               [&](const int64_t* offsets, const int64_t* strides, int64_t n) {
+                 for (int64_t i = 0; i < n; ++i)
+                   visit(first++, offsets[0] + i * strides[0], offsets[1] + i * strides[1]);
+               });
+}
+
 /// A row whose elements are neighbours: where it lies, or copied.
 template <class S>
 FULGURITE_INLINE const S* neighbours(const S* row, int64_t stride, int64_t n, S* copy) {
