@@ -23,7 +23,7 @@ class StatsPlan {
   }
 
   struct Total {
-    double sum;         // of the gradients' sums, each of its blocks' in order
+    double sum;         // of the gradients' sums, each of its blocks', by stats_tree.h
     int64_t first_bad;  // gradient with a bad block; −1: none
   };
   Total total(const double* sums, const bool* bad) const;
