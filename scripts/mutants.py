@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECK = Path(__file__).with_name("check_kernel.sh")
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
 STATEMENT = re.compile(
     r"\b(?:__syncthreads|__syncwarp|cux::(?:barrier_sync|barrier_arrive|cp_async_commit|cp_async_wait<\d+>))"
     r"\([^()]*\);"
@@ -94,10 +95,15 @@ def is_noticed(mutant: Mutant, kernel: Path, test: Path, build: Path) -> bool:
         shutil.copy(test, folder)
         lines = kernel.read_text().splitlines()
         lines[mutant.number] = mutant.now
-        Path(folder, kernel.name).write_text("\n".join(lines) + "\n")
+        # One of the library's is found under its name, before the library's own.
+        inside = kernel.relative_to(CSRC) if kernel.is_relative_to(CSRC) else kernel.name
+        changed = Path(folder, inside)
+        changed.parent.mkdir(parents=True, exist_ok=True)
+        changed.write_text("\n".join(lines) + "\n")
         shutil.copy(build / "executor.o", folder)
         environment = {**os.environ, "CUX_BUILD": folder, "CUX_ARCH": "80"}
-        command = [str(CHECK), str(Path(folder, test.name)), f"-I{kernel.parent}"]
+        found = [f"-iquote{folder}", f"-I{kernel.parent}", f"-I{test.parent}"]
+        command = [str(CHECK), str(Path(folder, test.name)), *found]
         try:
             ran = subprocess.run(command, env=environment, capture_output=True, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
