@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "amp/rules/problem.h"
+#include "amp/rules/stats_tree.h"
 #include "common/ceil_div.h"
 
 namespace fulgurite {
@@ -17,16 +18,14 @@ int64_t StatsPlan::gradient_of(int64_t slot) const {
 }
 
 StatsPlan::Total StatsPlan::total(const double* sums, const bool* bad) const {
-  Total total{0, -1};
-  for (size_t t = 0; t + 1 < first_.size(); ++t) {
-    double sum = 0;
-    for (int64_t slot = first_[t]; slot < first_[t + 1]; ++slot) {
-      sum += sums[slot];
-      if (bad[slot] && total.first_bad < 0) total.first_bad = static_cast<int64_t>(t);
-    }
-    total.sum += sum;
-  }
-  return total;
+  const auto gradients = static_cast<int64_t>(first_.size()) - 1;
+  const double sum = tree_sum(gradients, [&](int64_t t) {
+    const int64_t first = first_[static_cast<size_t>(t)], next = first_[static_cast<size_t>(t) + 1];
+    return tree_sum(next - first, [&](int64_t block) { return sums[first + block]; });
+  });
+  const bool* const end = bad + slots();
+  const bool* const first_bad = std::find(bad, end, true);
+  return {sum, first_bad == end ? -1 : gradient_of(first_bad - bad)};
 }
 
 }  // namespace fulgurite

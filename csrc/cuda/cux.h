@@ -9,7 +9,8 @@
 //   cp_async16, cp_async_commit, cp_async_wait<n>   16 bytes from global to shared memory beside other work
 //   ldmatrix_x4, ldmatrix_x4_trans, mma_m16n8k16    tensor cores: bfloat16 or float16 products, float32 sums
 //   barrier_sync, barrier_arrive    barriers 1 to 15 of some warps of a block
-//   pack2, ex2, lg2                 two numbers of 16 bits in a word; 2^x and log2 x, approximately
+//   pack2, unpack2                  two numbers of 16 bits in a word
+//   ex2, lg2                        2^x and log2 x, approximately
 #pragma once
 
 #include <cstdint>
@@ -156,6 +157,20 @@ __device__ __forceinline__ uint32_t pack2<Half>(float low, float high) {
   uint32_t word;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
   return word;
+}
+/// Exact.
+template <class T>
+__device__ __forceinline__ void unpack2(uint32_t word, float& low, float& high);
+template <>
+__device__ __forceinline__ void unpack2<BFloat16>(uint32_t word, float& low, float& high) {
+  low = __uint_as_float(word << 16);
+  high = __uint_as_float(word & 0xffff0000u);
+}
+template <>
+__device__ __forceinline__ void unpack2<Half>(uint32_t word, float& low, float& high) {
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+      : "=f"(low), "=f"(high)
+      : "r"(word));
 }
 __device__ __forceinline__ float ex2(float x) {
   float y;

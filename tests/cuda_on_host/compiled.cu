@@ -17,6 +17,8 @@ __global__ void other_functions(float* data) {
   }
   cux::ldmatrix_x4_trans(r, values + 4 * (threadIdx.x % 32));
   cux::store_global(data, cux::load_global4(data + 1));
+  cux::unpack2<cux::BFloat16>(r[0], data[20], data[21]);
+  cux::unpack2<cux::Half>(r[1], data[22], data[23]);
   cux::store_global(data + 2, cux::load_global8(data + 4));
   cux::store_global(data + 8, cux::load_global16(data + 12));
   cux::store_global(data + 16,

@@ -3,6 +3,7 @@
 #include "amp/rules/choices.h"
 #include "amp/rules/problem.h"
 #include "amp/rules/scale.h"
+#include "amp/rules/stats_tree.h"
 #include "attention/rules/activations.h"
 #include "attention/rules/choices.h"
 #include "attention/rules/problem.h"

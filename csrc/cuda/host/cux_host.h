@@ -86,6 +86,13 @@ uint32_t pack2(float low, float high) {
   constexpr auto rounded = std::is_same_v<T, BFloat16> ? host::bfloat16_of : host::float16_of;
   return rounded(low) | static_cast<uint32_t>(rounded(high)) << 16;
 }
+template <class T>
+void unpack2(uint32_t word, float& low, float& high) {
+  constexpr auto widened =
+      std::is_same_v<T, BFloat16> ? host::float_of_bfloat16 : host::float_of_float16;
+  low = widened(static_cast<uint16_t>(word));
+  high = widened(static_cast<uint16_t>(word >> 16));
+}
 inline float ex2(float x) { return std::exp2(x); }
 inline float lg2(float x) { return std::log2(x); }
 

@@ -10,6 +10,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 #define threadIdx (::cux::host::current_thread->thread)
 #define blockIdx (::cux::host::current_thread->block)

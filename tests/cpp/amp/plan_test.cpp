@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "amp/rules/problem.h"
+#include "amp/rules/stats_tree.h"
 #include "catch.h"
 
 namespace {
@@ -40,13 +41,25 @@ TEST_CASE("sums are added gradient by gradient, and the first bad one is named")
   const StatsPlan plan(kNumels);
   const double sums[] = {1, 0x1p60, -0x1p60, 1, 3, 4, 5};
   bool bad[7] = {};
-  const double in_order = ((((0.0 + 1) + 0x1p60) + (-0x1p60 + 1)) + ((3.0 + 4) + 5));
-  CHECK(plan.total(sums, bad).sum == in_order);
+  // Gradients 1, 2, 4 and 5 of the list, where 4 meets 0, 5 meets 1, and then 2 meets 0.
+  CHECK(plan.total(sums, bad).sum == ((-0x1p60 + 1) + 0x1p60) + (1.0 + ((3.0 + 5) + 4)));
   CHECK(plan.total(sums, bad).first_bad == -1);
   bad[6] = bad[3] = true;
   CHECK(plan.total(sums, bad).first_bad == 4);
   bad[0] = true;
   CHECK(plan.total(sums, bad).first_bad == 1);
+}
+
+TEST_CASE("a sum takes every 16th number, then halves") {
+  for (const int64_t n : {0, 1, 15, 16, 17, 100}) {
+    const auto at = [](int64_t i) { return i % 3 == 0 ? 0x1p53 : 1.0 + static_cast<double>(i); };
+    double lanes[16] = {};
+    for (int64_t i = 0; i < n; ++i) lanes[i % 16] += at(i);
+    double halves[8], quarters[4];
+    for (int k = 0; k < 8; ++k) halves[k] = lanes[k] + lanes[k + 8];
+    for (int k = 0; k < 4; ++k) quarters[k] = halves[k] + halves[k + 4];
+    CHECK(fulgurite::tree_sum(n, at) == (quarters[0] + quarters[2]) + (quarters[1] + quarters[3]));
+  }
 }
 
 TEST_CASE("a list without gradients has no slots") {

@@ -5,16 +5,15 @@
 // Reads: gradients of any strides.
 // Writes: grad_stats a sum for each block and whether it has a NaN or Inf; unscale the gradients, and says whether one was not finite.
 // Task: grad_stats some blocks of kStatsBlock elements of one tensor, in logical order; unscale a range of positions (simd/walk.h).
-// Order of sums: one tree for every machine: 16 lanes within a block, halved lane by lane; the caller adds blocks and tensors in order.
+// Order of sums: the tree of rules/stats_tree.h; the caller adds blocks and tensors.
 
 #include "amp/cpu/kernels/params.h"
+#include "amp/rules/stats_tree.h"
 #include "simd/convert.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 namespace {
-
-constexpr int kTreeLanes = 16;
 
 /// Runs visitor(S{}) for the storage type S of dtype.
 template <class Visitor>
@@ -70,11 +69,8 @@ void block_stats(const S* x, int64_t n, double inv_scale, double& sum, bool& bad
   constexpr int W = kLanes<double>, kPieces = kTreeLanes / W;
   V lanes[kPieces] = {};
   const auto add = [&](const S* p) {
-    for (int k = 0; k < kPieces; ++k) {
-      const V raw = load_double(p + k * W);
-      const V g = raw * inv_scale;
-      lanes[k] = lanes[k] + g * g;
-    }
+    for (int k = 0; k < kPieces; ++k)
+      lanes[k] = lanes[k] + scaled_square(load_double(p + k * W), inv_scale);
   };
   int64_t i = 0;
   for (; i + kTreeLanes <= n; i += kTreeLanes) add(x + i);
@@ -85,9 +81,7 @@ void block_stats(const S* x, int64_t n, double inv_scale, double& sum, bool& bad
   }
   double tree[kTreeLanes];
   for (int k = 0; k < kPieces; ++k) store(tree + k * W, lanes[k]);
-  for (int half = kTreeLanes / 2; half > 0; half /= 2)
-    for (int k = 0; k < half; ++k) tree[k] += tree[k + half];
-  sum = tree[0];
+  sum = sum_of_lanes(tree);
   // What is not finite makes the sum so; a sum may also overflow, or the scale be 0, by itself.
   bad = !(sum <= __DBL_MAX__) && has_not_finite(x, n);
 }
