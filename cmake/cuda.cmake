@@ -59,6 +59,10 @@ list(TRANSFORM FULGURITE_CUDA_KERNELS PREPEND ${PROJECT_SOURCE_DIR}/csrc/ OUTPUT
 list(TRANSFORM _kernels APPEND .cu)
 add_library(fulgurite_cuda_kernels OBJECT ${_kernels})
 fulgurite_cuda_options(fulgurite_cuda_kernels)
+# What ptxas says of each kernel lies beside the object: scripts/cuda_budgets.py compares it with cuda-budgets.json.
+target_compile_options(fulgurite_cuda_kernels PRIVATE -Xptxas=-v)
+set_target_properties(fulgurite_cuda_kernels PROPERTIES
+  CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/scripts/keep_ptxas_info.sh;${CMAKE_CUDA_COMPILER_LAUNCHER}")
 
 # CUDA's runtime is inside the library (CMake links the static one) and hidden, so that it meets no other copy and none has to be
 # installed. It looks for the driver when it is first called.
