@@ -1,4 +1,4 @@
-# make demo | test | build | wheel | lint | bench | bench-cpp | test-full | test-neon | test-clients | docs.
+# make demo | test | build | wheel | lint | bench | bench-cpp | cuda-all | test-full | test-neon | test-clients | docs.
 # Everything lives in the tree: .venv, build.
 #   ARGS="--quick"   options for the demo and the benchmarks
 #   TORCH=2.15.0     another torch, in an environment and a build folder of its own
@@ -25,7 +25,7 @@ export FULGURITE_BUILD_DIR := $(BUILD)
 SOURCES := python tests examples setup.py docs/_ext $(wildcard docs/*.py)
 CXX_SOURCES = $(shell git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-.PHONY: demo test test-full test-neon test-clients bench bench-cpp build build-tests wheel lint lint-quick docs clean FORCE
+.PHONY: demo test test-full test-neon test-clients bench bench-cpp cuda-all build build-tests wheel lint lint-quick docs clean FORCE
 .DELETE_ON_ERROR:
 
 demo: build $(VENV)/.demo
@@ -76,6 +76,13 @@ wheel: $(VENV)/.wheel
 	wheel=$$(scripts/wheel.sh dist $(foreach torch,$(TORCHES),build$(call torch_suffix,$(torch)))) && \
 	  scripts/try_wheel.sh $(PYTHON) $$wheel $(TORCHES)
 
+# The kernels alone for every architecture that is released: counts into cuda-budgets.json and the page made from it.
+cuda-all: $(VENV)/.torch
+	cmake -S . -B $(BUILD)-cuda-all -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DFULGURITE_WERROR=$(WERROR) \
+	  -DFULGURITE_CUDA=ON '-DFULGURITE_CUDA_ARCHS=80;86;89;90;100;120'
+	cmake --build $(BUILD)-cuda-all --parallel $(JOBS) --target fulgurite_cuda_kernels
+	python scripts/cuda_budgets.py $(BUILD)-cuda-all --write
+
 # clang-tidy reads the list of what is compiled, so that has to name files, not units of them. Kernels stand in it once for each
 # instruction set; these two have all types and nearly every branch of csrc/simd.
 lint: lint-quick
@@ -93,7 +100,7 @@ docs: build $(VENV)/.docs $(VENV)/.demo
 	python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-sanitize $(BUILD)-tidy docs/_build
+	rm -rf $(BUILD) $(BUILD)-sanitize $(BUILD)-tidy $(BUILD)-cuda-all docs/_build
 
 # ---- the environment ----
 $(VENV)/.torch: requirements/torch.txt requirements/build.txt

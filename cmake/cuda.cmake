@@ -2,6 +2,11 @@
 set(FULGURITE_EXECUTOR barriers checker copies counts executor fiber instrument machine memory report settings shared_memory
     tensor_cores)
 
+# Files of csrc: kernels, without torch, and the torch side. nvcc and g++ make the library's half for cards of them, and g++ alone
+# the libraries of tests/cuda_on_host, whose kernels run on the host.
+set(FULGURITE_CUDA_KERNELS cuda/table amp/cuda/instances/amp)
+set(FULGURITE_CUDA_TORCH_SIDE cuda/call amp/cuda/amp_cuda)
+
 # The CUDA half: FULGURITE_CUDA=AUTO builds it where nvcc is found. It needs no CUDA build of torch: kernels see no header of
 # torch, and the library takes streams and memory from libc10.
 set(FULGURITE_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (where nvcc is found), ON or OFF")
@@ -35,6 +40,10 @@ enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 knows no later one for nvcc 13
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+set(FULGURITE_CUDA_TARGETS ${CMAKE_CUDA_ARCHITECTURES})
+list(TRANSFORM FULGURITE_CUDA_TARGETS REPLACE "^([0-9]+)-real$" "sm_\\1")
+list(TRANSFORM FULGURITE_CUDA_TARGETS REPLACE "^([0-9]+)-virtual$" "compute_\\1")
+list(JOIN FULGURITE_CUDA_TARGETS " " FULGURITE_CUDA_TARGETS)
 message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
 
 # -fmad=false: every fused multiply-add is written as one, as on the CPU. nvcc contracts a·b + c·d otherwise, and the execution
@@ -44,4 +53,20 @@ function(fulgurite_cuda_options target)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xcompiler=-Wall,-Wextra,-Wno-unused-parameter>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${FULGURITE_WERROR}>>:-Werror=all-warnings -Xcompiler=-Werror>)
+endfunction()
+
+list(TRANSFORM FULGURITE_CUDA_KERNELS PREPEND ${PROJECT_SOURCE_DIR}/csrc/ OUTPUT_VARIABLE _kernels)
+list(TRANSFORM _kernels APPEND .cu)
+add_library(fulgurite_cuda_kernels OBJECT ${_kernels})
+fulgurite_cuda_options(fulgurite_cuda_kernels)
+# What ptxas says of each kernel lies beside the object: scripts/cuda_budgets.py compares it with cuda-budgets.json.
+target_compile_options(fulgurite_cuda_kernels PRIVATE -Xptxas=-v)
+set_target_properties(fulgurite_cuda_kernels PROPERTIES
+  CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/scripts/keep_ptxas_info.sh;${CMAKE_CUDA_COMPILER_LAUNCHER}")
+
+# CUDA's runtime is inside the library (CMake links the static one) and hidden, so that it meets no other copy and none has to be
+# installed. It looks for the driver when it is first called.
+function(fulgurite_link_cuda target)
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:fulgurite_cuda_kernels>)
+  target_link_options(${target} PRIVATE -Wl,--exclude-libs,libcudart_static.a)
 endfunction()

@@ -12,23 +12,18 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
-  fulgurite::define(
-      m,
-      "grad_stats(Tensor[] grads, *, Tensor? inv_scale=None) -> (Tensor found_inf, Tensor norm_sq, "
-      "Tensor first_bad)");
-  fulgurite::define(
-      m,
-      "clip_multiplier(Tensor norm_sq, float max_norm, *, Tensor? inv_scale=None, float eps=1e-6) "
-      "-> Tensor");
-  fulgurite::define(m,
-                    "unscale_(Tensor(a!)[] grads, Tensor(b!) found_inf, Tensor inv_scale) -> ()");
-  fulgurite::define(
-      m,
-      "update_scale_(Tensor(a!) scale, Tensor(b!) growth_tracker, Tensor(c!) hysteresis, "
-      "Tensor(d!) counters, Tensor found_inf, *, "
-      "float growth_factor=2.0, float backoff_factor=0.5, int growth_interval=2000, int "
-      "max_hysteresis=1, str refill=\"clean\", "
-      "float min_scale=0.0, float? max_scale=None) -> ()");
+  for (const char* schema : {
+           "grad_stats(Tensor[] grads, *, Tensor? inv_scale=None) -> (Tensor found_inf, Tensor "
+           "norm_sq, Tensor first_bad)",
+           "clip_multiplier(Tensor norm_sq, float max_norm, *, Tensor? inv_scale=None, float "
+           "eps=1e-6) -> Tensor",
+           "unscale_(Tensor(a!)[] grads, Tensor(b!) found_inf, Tensor inv_scale) -> ()",
+           "update_scale_(Tensor(a!) scale, Tensor(b!) growth_tracker, Tensor(c!) hysteresis, "
+           "Tensor(d!) counters, Tensor found_inf, *, float growth_factor=2.0, float "
+           "backoff_factor=0.5, int growth_interval=2000, int max_hysteresis=1, str "
+           "refill=\"clean\", float min_scale=0.0, float? max_scale=None) -> ()",
+       })
+    fulgurite::define(m, schema, fulgurite::OnCuda::kKernels);
 }
 
 namespace fulgurite {

@@ -12,6 +12,8 @@ class StatsPlan {
   explicit StatsPlan(const std::vector<int64_t>& numels);
 
   int64_t slots() const { return first_.back(); }
+  /// The slot of each gradient's first block; one more for the end.
+  const std::vector<int64_t>& first() const { return first_; }
   /// Calls visit(gradient, block of it, slot) for the slots [first, last).
   template <class Visit>
   void for_slots(int64_t first, int64_t last, const Visit& visit) const {
@@ -31,7 +33,7 @@ class StatsPlan {
  private:
   int64_t gradient_of(int64_t slot) const;
 
-  std::vector<int64_t> first_;  // slot of each gradient's first block; one more for the end
+  std::vector<int64_t> first_;
 };
 
 }  // namespace fulgurite

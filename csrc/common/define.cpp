@@ -60,7 +60,7 @@ void refuse_cuda(const c10::OperatorHandle& handle, torch::jit::Stack*) {
 void define(torch::Library& m, const std::string& schema, OnCuda on_cuda) {
   m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
   const std::string name = schema.substr(0, schema.find('('));
-  if (on_cuda == OnCuda::kNothing)
+  if (on_cuda == OnCuda::kNothing || (on_cuda == OnCuda::kKernels && !FULGURITE_WITH_CUDA))
     m.impl(name.c_str(),
            torch::dispatch(c10::DispatchKey::CUDA,
                            torch::CppFunction::makeFromBoxedFunction<&refuse_cuda>()));

@@ -9,6 +9,7 @@ namespace fulgurite {
 /// What computes on CUDA tensors.
 enum class OnCuda {
   kNothing,    // no kernel yet: a call says so
+  kKernels,    // kernels of its family, where CUDA is built
   kComposite,  // operations of ATen, which run on every device
 };
 

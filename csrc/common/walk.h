@@ -59,6 +59,7 @@ class WalkList {
 
   const Walk* walks() const { return walks_.data(); }
   const int64_t* layouts() const { return layouts_.data(); }
+  size_t layout_entries() const { return layouts_.size(); }
   int64_t count() const { return static_cast<int64_t>(walks_.size()); }
   int64_t positions() const { return positions_; }
   int64_t elements() const { return elements_; }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/cux.h"
+#include "cuda/stream.h"
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -11,9 +12,6 @@
 
 namespace cux {
 
-/// What went wrong, or null.
-using Error = const char*;
-
 /// The card that a launch goes to.
 struct Device {
   int architecture;  // 80 for sm_80
@@ -22,8 +20,6 @@ struct Device {
 };
 
 #if defined(__CUDACC__)
-
-using Stream = void*;  // a cudaStream_t
 
 inline Error error_of(cudaError_t status) {
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
@@ -59,8 +55,6 @@ Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t s
 }
 
 #else
-
-using Stream = void*;
 
 /// The card of CUX_ARCH.
 inline Error device(Device& d) {

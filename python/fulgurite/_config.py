@@ -17,6 +17,12 @@ def runtime() -> Runtime:
     return Runtime()
 
 
+def cuda_targets() -> list[str]:
+    """What kernels of CUDA are compiled for, ``["sm_80", …]``; empty where there are none."""
+    rows = runtime().kernel_table()
+    return next((row["variants"] for row in rows if row["device"] == "cuda"), [])
+
+
 def show_config() -> str:
     """Build, instruction set and kernels, as text.
 
@@ -31,7 +37,7 @@ def show_config() -> str:
         f"running with torch {torch.__version__}",
         f"instruction set: {c.get_isa()} (this machine has {', '.join(c.available_isas())}; "
         "FULGURITE_ISA overrides)",
-        "CUDA: not built",
+        f"CUDA: {' '.join(cuda_targets()) or 'not built'}",
         "kernels:",
     ]
     for kernel in c.kernel_table():
@@ -49,10 +55,11 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> li
 
     Returns:
         One dict for each kernel that ran, in the order of the kernel table: ``kernel`` (name),
-        ``isa`` (the instruction set whose variant ran), ``calls``, ``tasks`` (independent pieces
-        of work) and ``threads`` (that the last call was spread over); for kernels that work in
-        tiles of queries by keys also ``tile`` (rows and columns) and ``skipped`` (the share of
-        tiles that no query keeps), else None. Calls made elsewhere at the same time are counted.
+        ``isa`` (the instruction set whose variant ran, or ``cuda``), ``calls``, ``tasks``
+        (independent pieces of work) and ``threads`` (that the last call was spread over); for
+        kernels that work in tiles of queries by keys also ``tile`` (rows and columns) and
+        ``skipped`` (the share of tiles that no query keeps), else None. Calls made elsewhere at
+        the same time are counted.
 
     Example:
         >>> import torch, fulgurite
@@ -62,21 +69,22 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> li
     """
     c = runtime()
     run = getattr(torch.ops.fulgurite, function) if isinstance(function, str) else function
-    before = {row["name"]: row for row in c.kernel_table()}
+    before = {(row["device"], row["name"]): row for row in c.kernel_table()}
     run(*args, **kwargs)
     ran = []
     for row in c.kernel_table():
-        calls = row["calls"] - before[row["name"]]["calls"]
+        old = before[row["device"], row["name"]]
+        calls = row["calls"] - old["calls"]
         if not calls:
             continue
-        tiles = row["tiles"] - before[row["name"]]["tiles"]
-        skipped = row["tiles_skipped"] - before[row["name"]]["tiles_skipped"]
+        tiles = row["tiles"] - old["tiles"]
+        skipped = row["tiles_skipped"] - old["tiles_skipped"]
         ran.append(
             {
                 "kernel": row["name"],
                 "isa": row["ran"],
                 "calls": calls,
-                "tasks": row["tasks"] - before[row["name"]]["tasks"],
+                "tasks": row["tasks"] - old["tasks"],
                 "threads": row["threads"],
                 "tile": row["tile"] if tiles else None,
                 "skipped": skipped / tiles if tiles else None,

@@ -1,10 +1,11 @@
 """Loads the libfulgurite.so for the running torch, which registers the operators, and the optional
-module ``_C``.
+module ``_C``. The variable FULGURITE_LIBRARY names another library to load in its place.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -51,7 +52,8 @@ def choose(folder: Path, running: str) -> Path:
 
 def load() -> ModuleType | None:
     """Load the library; return ``_C``, or None where it was not built."""
-    library = choose(_FOLDER, torch.__version__)
+    named = os.environ.get("FULGURITE_LIBRARY")
+    library = Path(named) if named else choose(_FOLDER, torch.__version__)
     try:
         torch.ops.load_library(str(library))
     except OSError as error:

@@ -23,6 +23,7 @@ from fulgurite.testing.backend import current
 
 FULL = os.environ.get("FULGURITE_FULL") == "1"
 DEVICE = current().device  # that the operators are tested on
+DTYPES = current().dtypes  # with kernels there
 Results = dict[str, Tensor]
 
 

@@ -1,18 +1,14 @@
 // Loss scaling on the CPU, torch side.
 #include "amp/check.h"
 #include "amp/cpu/kernels/params.h"
-#include "amp/plan.h"
-#include "amp/rules/scale.h"
-#include "common/check_choice.h"
-#include "common/dtype.h"
-#include "common/walk.h"
+#include "amp/grad_list.h"
+#include "amp/scale_rule.h"
 #include "cpu/tasks.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>
-#include <limits>
 #include <memory>
 
 namespace fulgurite {
@@ -33,55 +29,28 @@ Tensor scalar_result(T value, at::ScalarType dtype, const Tensor& like) {
   return result;
 }
 
-/// The walks of a list and what its kernels are told.
-class Gradients {
- public:
-  Gradients(TensorList grads, WalkOrder order, double inv_scale)
-      : walks_(order), inv_scale_(inv_scale) {
-    walks_.reserve(grads.size());
-    tensors_.reserve(grads.size());
-  }
-  void add(const Tensor& grad, void* data) {
-    walks_.add({&grad});
-    tensors_.push_back({data, kernel_dtype(grad.scalar_type())});
-  }
-  GradientsProblem problem() const {
-    return {walks_.walks(), walks_.layouts(), tensors_.data(), walks_.count(), inv_scale_};
-  }
-  int64_t positions() const { return walks_.positions(); }
-  int64_t elements() const { return walks_.elements(); }
-
- private:
-  WalkList<1> walks_;
-  std::vector<GradTensor> tensors_;
-  double inv_scale_;
-};
-
-StatsPlan stats_plan(TensorList grads) {
-  std::vector<int64_t> numels;
-  numels.reserve(grads.size());
-  for (const Tensor& grad : grads) numels.push_back(grad.numel());
-  return StatsPlan(numels);
+GradientsProblem problem_of(const GradList& list, double inv_scale) {
+  return {list.walks().walks(), list.walks().layouts(), list.tensors(), list.count(), inv_scale};
 }
 
 std::tuple<Tensor, Tensor, Tensor> grad_stats_cpu(const GradStatsArgs& args) {
   check_grad_stats(args);
   const auto& [grads, inv_scale] = args;
-  Gradients list(grads, WalkOrder::kLogical, inv_scale ? scalar(*inv_scale) : 1.0);
-  for (const Tensor& grad : grads) list.add(grad, const_cast<void*>(grad.const_data_ptr()));
-  const StatsPlan plan = stats_plan(grads);
+  const GradList list(grads, WalkOrder::kLogical, GradAccess::kRead);
+  const StatsPlan plan = list.stats_plan();
   const auto sums = std::make_unique<double[]>(plan.slots());
   const auto bad = std::make_unique<bool[]>(plan.slots());
-  const GradStatsParams p{list.problem(), sums.get(), bad.get()};
+  const GradStatsParams p{problem_of(list, inv_scale ? scalar(*inv_scale) : 1.0), sums.get(),
+                          bad.get()};
   const auto stats = amp_grad_stats_kernel.get(Dtype::kFloat32);
-  run_tasks(amp_grad_stats_kernel, {ceil_div(plan.slots(), kBlocksPerTask), 4 * list.elements()},
-            [&](int64_t task, void*) {
-              const int64_t first = task * kBlocksPerTask;
-              plan.for_slots(first, std::min(plan.slots(), first + kBlocksPerTask),
-                             [&](int64_t tensor, int64_t block, int64_t slot) {
-                               stats(p, tensor, block, slot);
-                             });
-            });
+  run_tasks(
+      amp_grad_stats_kernel, {ceil_div(plan.slots(), kBlocksPerTask), 4 * list.walks().elements()},
+      [&](int64_t task, void*) {
+        const int64_t first = task * kBlocksPerTask;
+        plan.for_slots(
+            first, std::min(plan.slots(), first + kBlocksPerTask),
+            [&](int64_t tensor, int64_t block, int64_t slot) { stats(p, tensor, block, slot); });
+      });
   const StatsPlan::Total total = plan.total(sums.get(), bad.get());
   const Tensor& like = grads.empty() ? *inv_scale : grads[0];
   return {scalar_result<float>(total.first_bad >= 0, at::kFloat, like),
@@ -101,13 +70,12 @@ void unscale_cpu(const UnscaleArgs& args) {
   check_unscale(args);
   const auto& [grads, found_inf, inv_scale] = args;
   check_unscale_memory(grads);
-  Gradients list(grads, WalkOrder::kMemory, scalar(inv_scale));
-  for (const Tensor& grad : grads) list.add(grad, grad.mutable_data_ptr());
-  const GradientsProblem p = list.problem();
+  const GradList list(grads, WalkOrder::kMemory, GradAccess::kWrite);
+  const GradientsProblem p = problem_of(list, scalar(inv_scale));
   std::atomic<bool> bad{false};
   const auto unscale = amp_unscale_kernel.get(Dtype::kFloat32);
   run_tasks(amp_unscale_kernel,
-            {ceil_div(list.positions(), kPositionsPerTask), 4 * list.elements()},
+            {ceil_div(list.walks().positions(), kPositionsPerTask), 4 * list.walks().elements()},
             [&](int64_t task, void*) {
               if (unscale(p, task * kPositionsPerTask, (task + 1) * kPositionsPerTask))
                 bad.store(true, std::memory_order_relaxed);
@@ -117,13 +85,7 @@ void unscale_cpu(const UnscaleArgs& args) {
 
 void update_scale_cpu(const UpdateScaleArgs& a) {
   check_update_scale(a);
-  const ScaleRule rule{a.growth_factor,
-                       a.backoff_factor,
-                       a.growth_interval,
-                       static_cast<int32_t>(a.max_hysteresis),
-                       choice_of(kRefills, a.refill),
-                       a.min_scale,
-                       a.max_scale.value_or(std::numeric_limits<double>::infinity())};
+  const ScaleRule rule = scale_rule(a);
   float& scale = *a.scale.mutable_data_ptr<float>();
   int32_t& tracker = *a.growth_tracker.mutable_data_ptr<int32_t>();
   int32_t& hysteresis = *a.hysteresis.mutable_data_ptr<int32_t>();

@@ -74,6 +74,12 @@ void written_by_host(const void* data, size_t bytes) {
   buffer->from_host.emplace_back(offset, offset + bytes);
 }
 
+void written_by_nobody(const void* data) {
+  Buffer* const buffer = buffer_at(reinterpret_cast<uintptr_t>(data));
+  if (!buffer) std::abort();
+  buffer->from_host.clear();
+}
+
 bool Buffer::is_from_host(size_t offset) const {
   return std::any_of(from_host.begin(), from_host.end(), [&](const auto& range) {
     return offset >= range.first && offset < range.second;

@@ -19,6 +19,8 @@ void* allocate_sparse(size_t bytes);
 void release(void* buffer);
 /// The host has written [data, data + bytes), so kernels may read it.
 void written_by_host(const void* data, size_t bytes);
+/// A buffer of which that was said in vain: only kernels have written to it.
+void written_by_nobody(const void* buffer);
 
 struct Page {
   static constexpr size_t kBytes = 1024;

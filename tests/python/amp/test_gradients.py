@@ -81,7 +81,7 @@ def test_bits_of_the_norm(dtype: torch.dtype) -> None:
 def test_unscale_is_torchs(isa: str, dtype: torch.dtype, inv_scale: float) -> None:
     generator = torch.Generator().manual_seed(1)
     for bad in (False, True):
-        grads = [torch.randn(n, generator=generator, dtype=dtype) for n in (1, 7, 64, 5000)]
+        grads = [torch.randn(n, generator=generator, dtype=dtype) for n in (1, 7, 64, 20_001)]
         if bad:
             grads[2][63] = math.nan
         ours, torchs = [g.clone() for g in grads], [g.clone() for g in grads]
@@ -112,6 +112,16 @@ def test_unscale_keeps_an_older_flag_and_writes_through_strides(isa: str) -> Non
     torch.ops.fulgurite.unscale_([view], found, torch.tensor(0.5))
     assert torch.equal(view, (grad * 0.5).permute(2, 0, 1))
     assert found.item() == 1.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [1, 3, 8])
+def test_unscale_at_any_address(isa: str, dtype: torch.dtype, offset: int) -> None:
+    whole = torch.arange(9000, dtype=dtype) / 64
+    expected = whole.clone()
+    expected[offset:-offset] *= 0.5
+    torch.ops.fulgurite.unscale_([whole[offset:-offset]], torch.zeros(()), torch.tensor(0.5))
+    assert torch.equal(whole, expected)
 
 
 def test_clip_multiplier() -> None:

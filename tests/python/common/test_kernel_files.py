@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[3] / "csrc"
-KERNELS = sorted([*SOURCES.glob("**/cpu/kernels/*.cpp"), SOURCES / "simd" / "unpacked.cpp"])
+KERNELS = sorted(
+    [
+        *SOURCES.glob("**/cpu/kernels/*.cpp"),
+        *(p for p in SOURCES.glob("**/cuda/kernels/*.cuh") if "__global__" in p.read_text()),
+        SOURCES / "simd" / "unpacked.cpp",
+    ]
+)
 LINES = ["Reads", "Writes", "Task", "Order of sums"]
 
 
