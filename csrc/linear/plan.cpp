@@ -10,8 +10,9 @@ void SequencePlan::add_batch(int64_t B, int64_t L) {
   for (int64_t b = 0; b < B; ++b) add(b, 0, L);
 }
 
-void SequencePlan::add_pack(const std::vector<int64_t>& offsets) {
-  for (size_t s = 0; s + 1 < offsets.size(); ++s) add(0, offsets[s], offsets[s + 1] - offsets[s]);
+void SequencePlan::add_pack(const std::vector<int64_t>& offsets, int64_t batch) {
+  for (size_t s = 0; s + 1 < offsets.size(); ++s)
+    add(batch, offsets[s], offsets[s + 1] - offsets[s]);
 }
 
 void SequencePlan::add(int64_t batch, int64_t start, int64_t length) {

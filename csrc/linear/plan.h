@@ -15,8 +15,8 @@ class SequencePlan {
  public:
   /// Every batch entry a sequence of L positions.
   void add_batch(int64_t B, int64_t L);
-  /// Sequences of a pack: offsets rise from 0.
-  void add_pack(const std::vector<int64_t>& offsets);
+  /// Sequences of a pack, which is one batch entry: offsets rise from 0.
+  void add_pack(const std::vector<int64_t>& offsets, int64_t batch = 0);
 
   int64_t sequences() const { return static_cast<int64_t>(spans_.size()); }
   /// Blocks of kKeptEvery positions, of all sequences.

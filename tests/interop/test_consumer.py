@@ -31,6 +31,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm, self.moe_norm = RMSNorm(width), RMSNorm(width)
         self.filters = nn.Parameter(torch.randn(width, 4) / 2)
+        self.projection = nn.Parameter(F.orthogonal_projection(width, width))
         self.attention = Attention(width, heads, num_kv_heads=2, window=8)
         self.moe = MoE(
             width,
@@ -50,6 +51,7 @@ class Block(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         mixed, _ = F.causal_conv1d(x.transpose(1, 2), self.filters, activation="silu")
         x = x + mixed.transpose(1, 2)
+        x = x + F.favor_features(x.unsqueeze(1), self.projection, is_query=True).squeeze(1)
         x = x + self.attention(self.attention_norm(x), self.cos, self.sin)
         return x + self.moe(self.moe_norm(x))
 

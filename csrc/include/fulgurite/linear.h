@@ -1,4 +1,5 @@
-// Causal convolutions and scans, for C++ programs. Shapes, semantics and errors: docs/ops/causal_conv1d.md, selective_scan.md.
+// Causal convolutions, scans and random features, for C++ programs. Shapes, semantics and errors: docs/ops/causal_conv1d.md,
+// selective_scan.md, favor_features.md.
 //
 // Legend: B batch, C channels (D of a scan), L positions, W width of the convolution, N states of a channel, G groups.
 #pragma once
@@ -37,5 +38,15 @@ struct SelectiveScanOptions {
 FULGURITE_API std::tuple<at::Tensor, at::Tensor> selective_scan(
     const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
     const at::Tensor& C, const SelectiveScanOptions& options = {});
+
+struct FavorFeaturesOptions {
+  double eps = 1e-4;
+  std::string kind = "positive";         // positive, hyperbolic
+  std::optional<at::Tensor> cu_seqlens;  // (sequences+1), as of causal_conv1d
+};
+
+/// x (B,H,N,D), projection (m,D) -> features (B,H,N,m), or (B,H,N,2m) where they are hyperbolic. Differentiable.
+FULGURITE_API at::Tensor favor_features(const at::Tensor& x, const at::Tensor& projection,
+                                        bool is_query, const FavorFeaturesOptions& options = {});
 
 }  // namespace fulgurite

@@ -11,4 +11,10 @@ inline constexpr Named<ConvActivation> kConvActivations[] = {
     {"silu", ConvActivation::kSilu},
 };
 
+enum class FavorKind : int { kPositive, kHyperbolic };
+inline constexpr Named<FavorKind> kFavorKinds[] = {
+    {"positive", FavorKind::kPositive},
+    {"hyperbolic", FavorKind::kHyperbolic},
+};
+
 }  // namespace fulgurite

@@ -1,4 +1,4 @@
-"""Convolutions and scans against the best plain PyTorch ways to the same results."""
+"""Convolutions, scans and features against the best plain PyTorch ways to the same results."""
 
 from __future__ import annotations
 
@@ -92,10 +92,13 @@ def _conv(C: int, L: int, W: int, dtype: torch.dtype, channels_last: bool) -> _W
 
 
 def _convolutions(quick: bool, *lengths: int) -> Iterator[_Work]:
+    if quick:
+        yield _conv(256, 512, 4, torch.bfloat16, channels_last=True)
+        return
     for dtype in (torch.float32, torch.bfloat16):
         for channels_last in (False, True):
             for L in lengths:
-                yield _conv(256 if quick else 1536, L, 4, dtype, channels_last)
+                yield _conv(1536, L, 4, dtype, channels_last)
 
 
 # ---- selective scan
@@ -144,9 +147,41 @@ def _scans(quick: bool) -> Iterator[_Work]:
     yield from (_scan(256, 16, 64),) if quick else (_scan(1536, 16, 512), _scan(1536, 16, 2048))
 
 
+# ---- random features
+
+
+def _features_ours(is_query: bool) -> Callable[..., Tensor]:
+    return lambda x, projection: ops.favor_features(x, projection, is_query=is_query)
+
+
+def _features_plain(is_query: bool) -> Callable[..., Tensor]:
+    """A product, then elementwise, in place where nothing is recorded."""
+
+    def features(x: Tensor, projection: Tensor) -> Tensor:
+        scaled: Tensor = x * x.shape[-1] ** -0.25
+        p: Tensor = scaled @ projection.T
+        most = p.detach().amax((-1,) if is_query else (-2, -1), keepdim=True)
+        exponent = p - (scaled.square().sum(-1, keepdim=True) / 2 + most)
+        share: float = projection.shape[0] ** -0.5
+        if exponent.requires_grad:
+            return (exponent.exp() + 1e-4) * share
+        return exponent.exp_().add_(1e-4).mul_(share)
+
+    return features
+
+
+def _features(is_query: bool, N: int, D: int) -> _Work:
+    return _Work(
+        f"favor_features of {'queries' if is_query else 'keys'}, float32",
+        f"B1 H8 N{N} D{D} M256",
+        [torch.randn(1, 8, N, D), torch.randn(256, D)],
+        torch.randn(1, 8, N, 256),
+    )
+
+
 def cases(quick: bool) -> Iterator[Case]:
-    """Convolutions of both layouts in float32 and bfloat16, then scans."""
-    for conv in _convolutions(quick, *((512,) if quick else (512, 2048))):
+    """Convolutions of both layouts in float32 and bfloat16, scans, then random features."""
+    for conv in _convolutions(quick, 512, 2048):
         yield from conv.cases(
             "faster of conv1d, shifts", _conv_ours, _conv_plain, _conv_shifts, least=7
         )
@@ -154,11 +189,22 @@ def cases(quick: bool) -> Iterator[Case]:
         yield from scan.cases(
             "faster of chunks of 8, 16", _scan_ours, _scan_chunks(8), _scan_chunks(16), least=5
         )
+    for is_query in (True, False):
+        for N, D in ((64, 64),) if quick else ((512, 64), (2048, 64), (2048, 128), (8192, 64)):
+            yield from _features(is_query, N, D).cases(
+                "product, elementwise",
+                _features_ours(is_query),
+                _features_plain(is_query),
+                least=7,
+            )
 
 
 def memory_cases(quick: bool) -> Iterator[MemoryCase]:
-    """Long convolutions and scans."""
-    for conv in _convolutions(quick, 512 if quick else 8192):
+    """Long convolutions, scans, and features of keys."""
+    for conv in _convolutions(quick, 8192):
         yield conv.memory("shifts", _conv_ours, _conv_shifts)
     for scan in _scans(quick):
         yield scan.memory("chunks of 16", _scan_ours, _scan_chunks(16))
+    if not quick:
+        work = _features(False, 8192, 64)
+        yield work.memory("product, elementwise", _features_ours(False), _features_plain(False))

@@ -70,6 +70,8 @@ class Operator:
         dtypes: the dtypes that ``samples`` serves.
         differentiable: the arguments that have gradients, by position or keyword.
         mutates: the arguments that are written, a tensor or a list each.
+        constants: whether gradients take a part of the result for a constant that finite
+            differences see move, so that gradcheck has nothing to say.
         exact: the same bits on every instruction set.
         autocast: "lower" casts float32 to the autocast dtype, "float32" casts 16 bit to float32,
             None leaves everything as it is.
@@ -84,6 +86,7 @@ class Operator:
     dtypes: tuple[torch.dtype, ...] = ALL_DTYPES
     differentiable: tuple[int | str, ...] = ()
     mutates: tuple[int | str, ...] = ()
+    constants: bool = False
     exact: bool = False
     autocast: str | None = None
     autocast_args: tuple[int | str, ...] = ()

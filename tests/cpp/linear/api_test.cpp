@@ -1,10 +1,13 @@
 // The C++ functions, with torch's C++ autograd.
+#include <ATen/ops/amax.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
 
 #include "fulgurite/linear.h"
 
@@ -37,4 +40,22 @@ TEST_CASE("a causal convolution trains in C++, and goes on from its state") {
   const auto [second, last] = fulgurite::causal_conv1d(x.slice(2, 4), weight, conv);
   REQUIRE(at::cat({first, second}, 2).equal(out));
   REQUIRE(last.equal(state));
+}
+
+TEST_CASE("random features train in C++") {
+  const auto options = at::TensorOptions(at::kDouble);
+  const Tensor x = at::randn({2, 3, 5, 4}, options).requires_grad_(),
+               projection = at::randn({6, 4}, options).requires_grad_();
+  fulgurite::FavorFeaturesOptions features;
+  features.eps = 0.01;
+  const Tensor out = fulgurite::favor_features(x, projection, /*is_query=*/true, features);
+  const Tensor scaled = x / std::sqrt(2.0), p = scaled.matmul(projection.t()),
+               most = p.detach().amax({-1}, true);
+  const Tensor expected =
+      ((p - scaled.square().sum({-1}, true) / 2 - most).exp() + 0.01) / std::sqrt(6.0);
+  REQUIRE(out.allclose(expected, 1e-12, 1e-12));
+  const std::vector<Tensor> inputs{x, projection};
+  const auto grads = torch::autograd::grad({out.square().sum()}, inputs, {}, true);
+  const auto plain = torch::autograd::grad({expected.square().sum()}, inputs);
+  for (size_t i = 0; i < inputs.size(); ++i) REQUIRE(grads[i].allclose(plain[i], 1e-10, 1e-10));
 }

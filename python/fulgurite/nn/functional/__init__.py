@@ -6,6 +6,7 @@ from fulgurite.nn.functional.attention_cache import (
     attention_merge,
     attention_varlen,
 )
+from fulgurite.nn.functional.features import favor_features, orthogonal_projection
 from fulgurite.nn.functional.moe import (
     moe_balance_loss,
     moe_combine,
@@ -26,6 +27,7 @@ __all__ = [
     "attention_merge",
     "attention_varlen",
     "causal_conv1d",
+    "favor_features",
     "moe_balance_loss",
     "moe_combine",
     "moe_experts",
@@ -36,6 +38,7 @@ __all__ = [
     "moe_route_expert_choice",
     "moe_update_bias_",
     "moe_z_loss",
+    "orthogonal_projection",
     "rms_norm",
     "rope",
     "selective_scan",

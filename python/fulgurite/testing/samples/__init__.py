@@ -19,6 +19,7 @@ FAMILIES = (
     "optim",
     "amp",
     "linear",
+    "favor",
     "norm",
 )
 
