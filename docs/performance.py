@@ -22,7 +22,7 @@ TITLES = {
     "attention": "Attention",
     "moe": "Mixture of experts",
     "optim": "Optimizer and loss scaling",
-    "linear": "Convolutions and scans",
+    "linear": "Convolutions, scans, linear attention",
     "clients": "Models of other libraries",
     "demo": "The demo: a language model",
 }

@@ -6,6 +6,7 @@ from fulgurite.nn.functional.attention_cache import (
     attention_merge,
     attention_varlen,
 )
+from fulgurite.nn.functional.linear_attention import linear_attention
 from fulgurite.nn.functional.moe import (
     moe_balance_loss,
     moe_combine,
@@ -25,6 +26,7 @@ __all__ = [
     "attention_merge",
     "attention_varlen",
     "causal_conv1d",
+    "linear_attention",
     "moe_balance_loss",
     "moe_combine",
     "moe_experts",

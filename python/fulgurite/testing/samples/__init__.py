@@ -19,6 +19,7 @@ FAMILIES = (
     "optim",
     "amp",
     "linear",
+    "linear_attention",
 )
 
 for _family in FAMILIES:
