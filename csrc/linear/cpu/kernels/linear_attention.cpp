@@ -37,6 +37,7 @@ class ForwardTask {
     for (T** rows : {&q_, &k_, &w_}) *rows = arena_.take<T>(chunk * ld_);
     keys_ = arena_.take<T>(p.D * pairs_ld_);
     values_ = arena_.take<T>(chunk * columns_);
+    panels_ = arena_.take<T>(chunk * columns_);
     out_ = arena_.take<T>(chunk * columns_);
     pairs_ = arena_.take<T>(chunk * pairs_ld_);
     factors_ = arena_.take<T>(ld_);
@@ -107,64 +108,100 @@ class ForwardTask {
                   p_.columns(), p_.normalize && first_ == 0);
   }
 
-  void stage_values(int64_t t, int64_t count) {
-    const Strided<S> v = rows<S>(p_.value, head_, t).columns_from(first_);
-    if (!p_.normalize) return pack_rows<T>(v, count, own_, values_);
-    for (int64_t i = 0; i < count; ++i) store(out_ + (i + 1) * columns_ - kWidth<V>, V{});
-    stage_rows(v, count, own_, out_, columns_);
-    for (int64_t i = 0; i < count; ++i) out_[i * columns_ + own_] = 1;
-    pack_rows<T>(Strided<T>{out_, columns_, 1}, count, columns_, values_);
+  Strided<S> queries(int64_t t) const { return rows<S>(p_.query, head_ / p_.group(), t); }
+  Strided<S> keys(int64_t t) const { return rows<S>(p_.key, head_ / p_.group(), t); }
+  Strided<S> values(int64_t t) const { return rows<S>(p_.value, head_, t).columns_from(first_); }
+
+  void take_values(int64_t t, int64_t count) {
+    if (!p_.normalize) {
+      x_ = take_rows(values(t), count, own_, values_, columns_);
+    } else {
+      for (int64_t i = 0; i < count; ++i) store(values_ + (i + 1) * columns_ - kWidth<V>, V{});
+      stage_rows(values(t), count, own_, values_, columns_);
+      for (int64_t i = 0; i < count; ++i) values_[i * columns_ + own_] = 1;
+      x_ = {values_, columns_};
+    }
+    x_panels_ = take_panels(x_, count, columns_, panels_);
   }
-  PanelsB<T> values(int64_t count) const { return {values_, count, columns_}; }
+  /// Feature by feature keys and queries are changed where they are.
+  void take_operands(int64_t t, int64_t count) {
+    if (per_feature()) {
+      stage_rows(queries(t), count, p_.D, q_, ld_);
+      stage_rows(keys(t), count, p_.D, k_, ld_);
+      query_ = {q_, ld_};
+      key_ = {k_, ld_};
+    } else {
+      query_ = take_rows(queries(t), count, p_.D, q_, ld_);
+      if (p_.causal) key_ = take_rows(keys(t), count, p_.D, k_, ld_);
+    }
+    if (p_.causal) take_values(t, count);
+  }
+  void prefetch(int64_t t) const {
+    const int64_t left = span_.queries - t, count = left < p_.grid.chunk ? left : p_.grid.chunk;
+    prefetch_rows(queries(t), count, p_.D);
+    if (!p_.causal) return;
+    prefetch_rows(keys(t), count, p_.D);
+    prefetch_rows(values(t), count, own_);
+  }
 
   /// Keys that decay with nothing on their way into the state.
   void write_keys(int64_t t, int64_t count) {
-    stage_rows(rows<S>(p_.key, head_ / p_.group(), t), count, p_.D, k_, ld_);
-    stage_values(t, count);
-    advance(count, k_, nullptr);
+    const RowsOf<T> k = take_rows(keys(t), count, p_.D, k_, ld_);
+    take_values(t, count);
+    advance(count, k, nullptr);
   }
 
-  void advance(int64_t count, const T* keys, const T* factors) {
+  void advance(int64_t count, RowsOf<T> keys, const T* factors) {
     if (!factors) {
       for (int64_t d = 0; d < p_.D; ++d) factors_[d] = position_.all;
       factors = factors_;
     }
-    advance_state<false>(p_.D, columns_, count, MatrixA<T>{keys, 1, ld_}, values(count), factors,
-                         state_, state_);
+    advance_state<false>(p_.D, columns_, count, keys.transposed(), x_panels_, factors, state_,
+                         state_);
   }
 
   void chunk(int64_t t, int64_t count) {
     const ChunkReads reads(p_, count);
     const T scale = static_cast<T>(p_.normalize ? 1 : p_.scale);
-    stage_rows(rows<S>(p_.query, head_ / p_.group(), t), count, p_.D, q_, ld_);
-    if (p_.causal) {
-      stage_rows(rows<S>(p_.key, head_ / p_.group(), t), count, p_.D, k_, ld_);
-      stage_values(t, count);
-    }
+    take_operands(t, count);
+    prefetch(t + count);
     const int64_t at = span_.batch * p_.log_decay.batch + head_ * p_.log_decay.head +
                        (span_.start + t) * p_.log_decay.position;
-    if (p_.decay == DecayKind::kPosition) position_.template load<S>(p_.log_decay, at, reads);
+    const bool per_position = p_.decay == DecayKind::kPosition, held = p_.grid.held > 0;
+    if (per_position) position_.template load<S>(p_.log_decay, at, reads);
     if (per_feature()) decays_.template load<S>(p_.log_decay, at, p_.D, reads);
     if (in_pairs()) score_pairs(reads, scale);
-    const T* keys = k_;
-    if (per_feature()) {
-      if (p_.grid.held == 0) multiply_rows(q_, decays_.cum, count, p_.D, ld_, q_);
-      multiply_rows(k_, decays_.rest, count, p_.D, ld_, w_);
-      keys = w_;
-    } else if (p_.decay == DecayKind::kPosition) {
-      scale_rows(k_, count, p_.D, ld_, position_.rest, T(1), k_);
+    if (per_feature() && !held) multiply_rows(query_, decays_.cum, count, p_.D, q_, ld_);
+    RowsOf<T> query = query_, key = key_;
+    if ((per_position && !held) || scale != 1) {
+      scale_rows(query_, count, p_.D, per_position && !held ? position_.cum : nullptr, scale, q_,
+                 ld_);
+      query = {q_, ld_};
     }
-    const bool decayed = p_.decay == DecayKind::kPosition && p_.grid.held == 0;
-    scale_rows(q_, count, p_.D, ld_, decayed ? position_.cum : nullptr, scale, q_);
-    multiply<T>(count, columns_, p_.D, MatrixA<T>{q_, ld_, 1}, PanelsB<T>{held_, p_.D, columns_},
-                out_, columns_);
+    read_state(query, t, count, reads);
+    if (!p_.causal) return;
+    if (per_feature()) multiply_rows(key_, decays_.rest, count, p_.D, w_, ld_);
+    if (per_position) scale_rows(key_, count, p_.D, position_.rest, T(1), k_, ld_);
+    if (per_feature() || per_position) key = {per_feature() ? w_ : k_, ld_};
+    advance(count, key, per_feature() ? decays_.all : nullptr);
+  }
+
+  void read_state(RowsOf<T> query, int64_t t, int64_t count, const ChunkReads& reads) {
+    T* out = out_;
+    int64_t ld = columns_;
+    const int64_t row = (span_.batch * p_.H + head_) * p_.N + span_.start + t;
+    if constexpr (std::is_same_v<S, T>)
+      if (!p_.normalize && own_ == columns_) {
+        out = static_cast<T*>(p_.out) + row * p_.Dv + first_;
+        ld = p_.Dv;
+      }
+    multiply<T>(count, columns_, p_.D, query.matrix(), PanelsB<T>{held_, p_.D, columns_}, out, ld);
     if (in_pairs()) {
-      const bool alone = !all_finite(values_, count * columns_);
-      add_triangle<T>(count, columns_, count, MatrixA<T>{pairs_, pairs_ld_, 1}, values(count),
-                      nullptr, ends_of_sums(reads), alone, out_, columns_);
+      const bool alone = !all_finite(x_, count, columns_);
+      add_triangle<T>(count, columns_, count, MatrixA<T>{pairs_, pairs_ld_, 1}, x_panels_, nullptr,
+                      ends_of_sums(reads), alone, out, ld);
     }
-    store_out(t, count);
-    if (p_.causal) advance(count, keys, per_feature() ? decays_.all : nullptr);
+    if (out == out_) store_out(row, count);
   }
 
   /// A bonus lets a query see its own key.
@@ -179,10 +216,11 @@ class ForwardTask {
     if (per_feature()) {
       ascend(reads, p_.D, ld_, q_, k_, decays_.a, w_, pairs_ld_, pairs_, static_cast<T*>(nullptr),
              static_cast<T*>(nullptr));
-      scale_rows(pairs_, count, pairs_ld_, pairs_ld_, static_cast<T*>(nullptr), scale, pairs_);
+      scale_rows<T>({pairs_, pairs_ld_}, count, pairs_ld_, static_cast<T*>(nullptr), scale,
+                 pairs_, pairs_ld_);
     } else {
-      pack_transposed<T>(Strided<T>{k_, ld_, 1}, count, p_.D, keys_);
-      multiply_pairs<T>(count, p_.D, MatrixA<T>{q_, ld_, 1},
+      pack_transposed<T>(Strided<T>{key_.data, key_.ld, 1}, count, p_.D, keys_);
+      multiply_pairs<T>(count, p_.D, query_.matrix(),
                         PanelsB<T>{keys_, p_.D, pad_columns<T>(count)}, reads.ends, pairs_,
                         pairs_ld_);
       decay_pairs(pairs_, pairs_ld_, reads,
@@ -191,7 +229,8 @@ class ForwardTask {
     if (!p_.bonus.data) return;
     load_bonus();
     for (int64_t i = 0; i < count; ++i)
-      pairs_[i * pairs_ld_ + i] = scale * dot(q_ + i * ld_, factors_, k_ + i * ld_, p_.D);
+      pairs_[i * pairs_ld_ + i] =
+          scale * dot(query_.from(i).data, factors_, key_.from(i).data, p_.D);
   }
   void load_bonus() {
     with_stored<S>(p_.bonus.float32, [&](auto stored) {
@@ -202,8 +241,7 @@ class ForwardTask {
     });
   }
 
-  void store_out(int64_t t, int64_t count) {
-    const int64_t row = (span_.batch * p_.H + head_) * p_.N + span_.start + t;
+  void store_out(int64_t row, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       T factor = 1;
       if (p_.normalize) {
@@ -223,7 +261,9 @@ class ForwardTask {
   LinearSpan span_;
   int64_t sequence_, head_, first_, own_, columns_, ld_, pairs_ld_;
   int64_t ends_[kLinearChunk];
-  T *state_, *held_, *q_, *k_, *w_, *keys_, *values_, *out_, *pairs_, *factors_;
+  RowsOf<T> query_, key_, x_;  // of the chunk
+  PanelsB<T> x_panels_;
+  T *state_, *held_, *q_, *k_, *w_, *keys_, *values_, *panels_, *out_, *pairs_, *factors_;
 };
 
 }  // namespace

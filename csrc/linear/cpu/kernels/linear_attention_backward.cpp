@@ -33,6 +33,7 @@ class BackwardTask {
   void run() {
     span_ = p_.spans[part_.sequence];
     for (int64_t d = 0; d < m_.ld; ++d) m_.ones[d] = m_.all[d] = 1;
+    factor_ = scale_later() ? static_cast<T>(p_.scale) : T(1);
     for (head_ = part_.first_head; head_ < part_.first_head + part_.heads; ++head_) {
       start_head();
       if (p_.causal)
@@ -112,44 +113,91 @@ class BackwardTask {
 
   // ---- operands
 
-  void stage_keys(int64_t t, int64_t count) {
-    stage_rows(rows<S>(p_.key, key_head(), t, part_.d0), count, part_.features, m_.k, m_.ld);
-    if (part_.of_features) {
-      start_last_vectors(m_.v, count);
-      stage_rows(rows<S>(p_.value, head_, t, 0), count, p_.Dv, m_.v, m_.values_ld);
-      for (int64_t i = 0; i < count && p_.normalize; ++i) m_.v[i * m_.values_ld + p_.Dv] = 1;
+  Strided<S> queries(int64_t t) const { return rows<S>(p_.query, key_head(), t, part_.d0); }
+  Strided<S> keys(int64_t t) const { return rows<S>(p_.key, key_head(), t, part_.d0); }
+  Strided<S> values(int64_t t) const { return rows<S>(p_.value, head_, t, 0); }
+  Strided<S> grads_of(int64_t t) const { return rows<S>(p_.grad_out, head_, t, part_.v0); }
+
+  /// Kernels that go feature by feature have all their rows at one distance.
+  RowsOf<T> take(Strided<S> from, int64_t count, int64_t n, T* copy, int64_t ld) const {
+    if (!per_feature()) return take_rows(from, count, n, copy, ld);
+    stage_rows(from, count, n, copy, ld);
+    return {copy, ld};
+  }
+
+  void take_keys(int64_t t, int64_t count) {
+    k_ = take(keys(t), count, part_.features, m_.k, m_.ld);
+    if (!part_.of_features) return;
+    if (!p_.normalize) {
+      v_ = take_rows(values(t), count, p_.Dv, m_.v, m_.values_ld);
+      return;
     }
+    start_last_vectors(m_.v, count);
+    stage_rows(values(t), count, p_.Dv, m_.v, m_.values_ld);
+    for (int64_t i = 0; i < count; ++i) m_.v[i * m_.values_ld + p_.Dv] = 1;
+    v_ = {m_.v, m_.values_ld};
   }
   /// The column that normalising adds may begin a vector of its own.
   void start_last_vectors(T* to, int64_t count) const {
-    for (int64_t i = 0; i < count && p_.normalize; ++i)
-      store(to + (i + 1) * m_.values_ld - kWidth<V>, V{});
+    for (int64_t i = 0; i < count; ++i) store(to + (i + 1) * m_.values_ld - kWidth<V>, V{});
   }
 
-  void stage_decays(int64_t t, const ChunkReads& reads) {
+  void load_decays_of(int64_t t, const ChunkReads& reads) {
     const HeadsInput& x = p_.log_decay;
     const int64_t at = span_.batch * x.batch + head_ * x.head + (span_.start + t) * x.position;
-    const int64_t count = reads.count;
     if (per_position()) {
       position_.template load<S>(x, at, reads);
       fill(m_.all, m_.ld, position_.all);
-      scale_rows(m_.k, count, m_.ld, m_.ld, position_.rest, T(1), m_.rest_k);
     } else if (per_feature()) {
       decays_.template load<S>(x, at + part_.d0 * x.feature, part_.features, reads);
       for (int64_t d = 0; d < m_.ld; ++d) m_.all[d] = decays_.all[d];
-      multiply_rows(m_.k, decays_.rest, count, m_.ld, m_.ld, m_.rest_k);
     }
   }
-  const T* rest_k() const { return p_.decay == DecayKind::kNone ? m_.k : m_.rest_k; }
-  const T* read_q() const {
-    return p_.decay == DecayKind::kNone || p_.grid.held > 0 ? m_.q : m_.read_q;
+
+  /// rest∘k as rows, and as an operand B.
+  RowsOf<T> rest_rows(int64_t count) {
+    if (p_.decay == DecayKind::kNone) return k_;
+    if (per_feature())
+      multiply_rows(k_, decays_.rest, count, m_.ld, m_.rest_k, m_.ld);
+    else
+      scale_rows(k_, count, m_.ld, position_.rest, T(1), m_.rest_k, m_.ld);
+    return {m_.rest_k, m_.ld};
+  }
+  PanelsB<T> rest_panels(int64_t count) {
+    if (per_position())
+      return pack_scaled<T>(k_, count, part_.features, position_.rest, T(1), m_.panels);
+    return take_panels(rest_rows(count), count, part_.features, m_.panels);
+  }
+  const T* cum() const { return per_position() && p_.grid.held == 0 ? position_.cum : nullptr; }
+  /// factor·cum∘q as rows, and as an operand B.
+  RowsOf<T> read_rows(int64_t count) {
+    if (per_feature() && p_.grid.held == 0)
+      multiply_rows(q_, decays_.cum, count, m_.ld, m_.read_q, m_.ld);
+    else if (cum() || factor_ != 1)
+      scale_rows(q_, count, m_.ld, cum(), factor_, m_.read_q, m_.ld);
+    else
+      return q_;
+    return {m_.read_q, m_.ld};
+  }
+  PanelsB<T> read_panels(int64_t count) {
+    if (!per_feature() && (cum() || factor_ != 1))
+      return pack_scaled<T>(q_, count, part_.features, cum(), factor_, m_.panels);
+    return take_panels(read_rows(count), count, part_.features, m_.panels);
   }
 
-  void stage_queries(int64_t t, int64_t count) {
-    stage_rows(rows<S>(p_.query, key_head(), t, part_.d0), count, part_.features, m_.q, m_.ld);
+  /// Whether g is the gradient of out as it is given, and what is made of g is scaled instead.
+  bool scale_later() const { return !p_.normalize && !per_feature(); }
+
+  void take_queries(int64_t t, int64_t count) {
+    q_ = take(queries(t), count, part_.features, m_.q, m_.ld);
+    g_ = {m_.g, m_.values_ld};
     if (!p_.grad_out.data) return fill(m_.g, count * m_.values_ld, 0);
-    start_last_vectors(m_.g, count);
-    stage_rows(rows<S>(p_.grad_out, head_, t, part_.v0), count, part_.values, m_.g, m_.values_ld);
+    if (scale_later()) {
+      g_ = take_rows(grads_of(t), count, part_.values, m_.g, m_.values_ld);
+      return;
+    }
+    if (p_.normalize) start_last_vectors(m_.g, count);
+    stage_rows(grads_of(t), count, part_.values, m_.g, m_.values_ld);
     const int64_t at = (span_.batch * p_.H + head_) * p_.N + span_.start + t;
     for (int64_t i = 0; i < count; ++i) {
       T* const g = m_.g + i * m_.values_ld;
@@ -161,9 +209,18 @@ class BackwardTask {
         of_sum = -dot(g, m_.row, part_.values) * inverse;
         factor *= inverse;
       }
-      scale_rows(g, 1, part_.values, m_.values_ld, static_cast<T*>(nullptr), factor, g);
+      scale_rows<T>(g_.from(i), 1, part_.values, nullptr, factor, g, m_.values_ld);
       if (m_.columns > part_.values) g[part_.values] = of_sum;
     }
+  }
+
+  void prefetch(int64_t t) const {
+    if (t < 0) return;
+    const int64_t count = p_.grid.chunk < span_.queries - t ? p_.grid.chunk : span_.queries - t;
+    prefetch_rows(queries(t), count, part_.features);
+    if (p_.grad_out.data) prefetch_rows(grads_of(t), count, part_.values);
+    prefetch_rows(keys(t), count, part_.features);
+    if (part_.of_features) prefetch_rows(values(t), count, p_.Dv);
   }
 
   // ---- pairs of positions
@@ -171,7 +228,7 @@ class BackwardTask {
   /// q·k of all features.
   void score_pairs(int64_t t, const ChunkReads& reads) {
     const int64_t count = reads.count;
-    MatrixA<T> q{m_.q, m_.ld, 1};
+    MatrixA<T> q = q_.matrix();
     if (part_.features < p_.D) {
       q = {m_.whole_q, pad_columns<T>(p_.D), 1};
       stage_rows(rows<S>(p_.query, key_head(), t, 0), count, p_.D, m_.whole_q, q.row_stride);
@@ -184,13 +241,13 @@ class BackwardTask {
   /// w = P∘(g·v), without P where that is of each feature.
   void weigh_pairs(const ChunkReads& reads) {
     const int64_t count = reads.count;
-    pack_transposed<T>(Strided<T>{m_.v, m_.values_ld, 1}, count, m_.columns, m_.values);
-    multiply_pairs<T>(count, m_.columns, MatrixA<T>{m_.g, m_.values_ld, 1},
+    pack_transposed<T>(Strided<T>{v_.data, v_.ld, 1}, count, m_.columns, m_.values);
+    multiply_pairs<T>(count, m_.columns, g_.matrix(),
                       PanelsB<T>{m_.values, m_.columns, pad_columns<T>(count)}, reads.ends,
                       m_.weights, m_.pairs_ld);
-    decay_pairs(m_.weights, m_.pairs_ld, reads, per_position() ? position_.a : nullptr, T(1));
+    decay_pairs(m_.weights, m_.pairs_ld, reads, per_position() ? position_.a : nullptr, factor_);
     for (int64_t i = 0; i < count && p_.bonus.data; ++i)
-      own_[i] = dot(m_.g + i * m_.values_ld, m_.v + i * m_.values_ld, m_.columns);
+      own_[i] = factor_ * dot(g_.from(i).data, v_.from(i).data, m_.columns);
   }
 
   // ---- gradients of a chunk
@@ -200,57 +257,67 @@ class BackwardTask {
 
   void query_gradients(int64_t t, const ChunkReads& reads, const T* state) {
     const int64_t count = reads.count, n = part_.features;
-    multiply<T>(count, n, m_.columns, MatrixA<T>{m_.g, m_.values_ld, 1}, turned_state(state),
-                m_.grads, m_.ld);
-    if (in_pairs() && per_position())
-      scale_rows(m_.grads, count, m_.ld, m_.ld, position_.cum, T(1), m_.grads);
-    if (in_pairs() && per_feature())
-      multiply_rows(m_.grads, decays_.cum, count, m_.ld, m_.ld, m_.grads);
-    if (of_decays()) sum_features(m_.q, count, m_.of_read);
+    place_grads(t, p_.N, p_.grad_query);
+    multiply<T>(count, n, m_.columns, g_.matrix(), turned_state(state), grads_.data, grads_.ld);
+    if (per_feature() && in_pairs())
+      multiply_rows<T>(made(), decays_.cum, count, m_.ld, grads_.data, grads_.ld);
+    else if (cum() || factor_ != 1)
+      scale_rows<T>(made(), count, m_.ld, cum(), factor_, grads_.data, grads_.ld);
+    if (of_decays()) sum_features(q_, count, m_.of_read);
     if (in_pairs() && p_.grad_query) {
-      if (per_feature()) {
-        ascend(reads, n, m_.ld, m_.q, m_.k, decays_.a, m_.read_q, m_.pairs_ld,
-               static_cast<T*>(nullptr), m_.weights, m_.grads);
-      } else {
-        pack_rows<T>(Strided<T>{m_.k, m_.ld, 1}, count, n, m_.panels);
+      if (per_feature())
+        ascend<T>(reads, n, m_.ld, m_.q, m_.k, decays_.a, m_.read_q, m_.pairs_ld, nullptr,
+                  m_.weights, grads_.data);
+      else
         add_triangle<T>(count, n, count, MatrixA<T>{m_.weights, m_.pairs_ld, 1},
-                        PanelsB<T>{m_.panels, count, m_.ld}, nullptr, reads.ends,
-                        !all_finite(m_.k, count * m_.ld), m_.grads, m_.ld);
-      }
-      add_bonus(count, m_.k);
+                        take_panels(k_, count, n, m_.panels), nullptr, reads.ends,
+                        !all_finite(k_, count, n), grads_.data, grads_.ld);
+      add_bonus(count, k_);
     }
     if (p_.grad_query) deliver(t, count, p_.N, p_.grad_query, p_.query_sums);
   }
 
   void key_gradients(int64_t t, const ChunkReads& reads) {
     const int64_t count = reads.count, n = part_.features;
-    multiply<T>(count, n, m_.columns, MatrixA<T>{m_.v, m_.values_ld, 1},
-                turned_state(m_.state_grad), m_.grads, m_.ld);
-    if (per_position()) scale_rows(m_.grads, count, m_.ld, m_.ld, position_.rest, T(1), m_.grads);
-    if (per_feature()) multiply_rows(m_.grads, decays_.rest, count, m_.ld, m_.ld, m_.grads);
-    if (of_decays()) sum_features(m_.k, count, m_.of_rest);
+    place_grads(t, p_.M, p_.grad_key);
+    multiply<T>(count, n, m_.columns, v_.matrix(), turned_state(m_.state_grad), grads_.data,
+                grads_.ld);
+    if (per_position())
+      scale_rows<T>(made(), count, m_.ld, position_.rest, T(1), grads_.data, grads_.ld);
+    if (per_feature()) multiply_rows<T>(made(), decays_.rest, count, m_.ld, grads_.data, grads_.ld);
+    if (of_decays()) sum_features(k_, count, m_.of_rest);
     if (in_pairs()) {
-      if (per_feature()) {
-        descend(reads, n, m_.ld, m_.q, m_.k, decays_.a, m_.pairs_ld, m_.weights, m_.grads,
+      if (per_feature())
+        descend(reads, n, m_.ld, m_.q, m_.k, decays_.a, m_.pairs_ld, m_.weights, grads_.data,
                 m_.passed);
-      } else if (p_.grad_key) {
-        pack_rows<T>(Strided<T>{m_.q, m_.ld, 1}, count, n, m_.panels);
+      else if (p_.grad_key)
         add_triangle<T>(count, n, count, MatrixA<T>{m_.weights, 1, m_.pairs_ld},
-                        PanelsB<T>{m_.panels, count, m_.ld}, reads.begins, nullptr,
-                        !all_finite(m_.q, count * m_.ld), m_.grads, m_.ld);
-      }
-      add_bonus(count, m_.q);
+                        take_panels(q_, count, n, m_.panels), reads.begins, nullptr,
+                        !all_finite(q_, count, n), grads_.data, grads_.ld);
+      add_bonus(count, q_);
     }
     if (p_.grad_key) deliver(t, count, p_.M, p_.grad_key, p_.key_sums);
   }
 
+  /// Gradients of a head alone are made where they belong, if they are as wide there.
+  void place_grads(int64_t t, int64_t positions, void* grad) {
+    grads_ = {m_.grads, m_.ld};
+    if constexpr (std::is_same_v<S, T>)
+      if (grad && part_.heads == 1 && m_.ld == part_.features && !per_feature())
+        grads_ = {static_cast<T*>(grad) + row_of_keys(t, positions) * p_.D + part_.d0, p_.D};
+  }
+  RowsOf<T> made() const { return {grads_.data, grads_.ld}; }
+  int64_t row_of_keys(int64_t t, int64_t positions) const {
+    return (span_.batch * p_.Hk + key_head()) * positions + span_.start + t;
+  }
+
   /// grads_i += (g_i·v_i) u∘x_i
-  void add_bonus(int64_t count, const T* x) {
+  void add_bonus(int64_t count, RowsOf<T> x) {
     if (!p_.bonus.data) return;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t d = 0; d < m_.ld; d += kWidth<V>) {
-        T* const to = m_.grads + i * m_.ld + d;
-        const V own = load<V>(x + i * m_.ld + d) * own_[i];
+        T* const to = grads_.data + i * grads_.ld + d;
+        const V own = load<V>(x.data + i * x.ld + d) * own_[i];
         store(to, madd(own, load<V>(m_.bonus + d), load<V>(to)));
       }
   }
@@ -258,28 +325,28 @@ class BackwardTask {
     for (int64_t d = 0; d < m_.ld; d += kWidth<V>) {
       V sum{};
       for (int64_t i = 0; i < count; ++i)
-        sum = madd(load<V>(m_.q + i * m_.ld + d) * own_[i], load<V>(m_.k + i * m_.ld + d), sum);
+        sum = madd(load<V>(q_.from(i).data + d) * own_[i], load<V>(k_.from(i).data + d), sum);
       store(m_.bonus_sums + d, load<V>(m_.bonus_sums + d) + sum);
     }
   }
 
   /// grads∘x, of each feature; or summed over each unit of them: (units, positions).
-  void sum_features(const T* x, int64_t count, T* to) const {
-    if (per_feature()) return multiply_rows(m_.grads, x, count, m_.ld, m_.ld, to);
+  void sum_features(RowsOf<T> x, int64_t count, T* to) const {
+    if (per_feature()) return multiply_rows<T>(made(), x.data, count, m_.ld, to, m_.ld);
     for (int64_t d = 0; d < part_.features; d += kFeatureUnit, to += p_.grid.chunk) {
       const int64_t n = m_.ld - d < kFeatureUnit ? m_.ld - d : kFeatureUnit;
       for (int64_t i = 0; i < count; ++i)
-        to[i] = dot(m_.grads + i * m_.ld + d, x + i * m_.ld + d, n);
+        to[i] = dot(made().from(i).data + d, x.from(i).data + d, n);
     }
   }
 
   void deliver(int64_t t, int64_t count, int64_t positions, void* grad, void* some_heads) const {
+    if (grads_.data != m_.grads) return;
     const bool first = head_ == part_.first_head,
                last = head_ + 1 == part_.first_head + part_.heads;
-    const int64_t row = (span_.batch * p_.Hk + key_head()) * positions + span_.start + t;
     T* const sums = static_cast<T*>(some_heads);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t at = (row + i) * p_.D + part_.d0;
+      const int64_t at = (row_of_keys(t, positions) + i) * p_.D + part_.d0;
       T* const from = m_.grads + i * m_.ld;
       for (int64_t d = 0; d < part_.features && !first; d += kWidth<V>)
         store(from + d, load_first<V>(sums + at + d, part_.features - d) + load<V>(from + d));
@@ -292,28 +359,33 @@ class BackwardTask {
 
   void value_gradients(int64_t t, const ChunkReads& reads) {
     const int64_t count = reads.count, n = part_.values;
+    const int64_t row = (span_.batch * p_.H + head_) * p_.M + span_.start + t;
+    T* to = m_.value_grad;
+    int64_t ld = m_.value_columns;
+    if constexpr (std::is_same_v<S, T>)
+      if (ld == n) {
+        to = static_cast<T*>(p_.grad_value) + row * p_.Dv + part_.v0;
+        ld = p_.Dv;
+      }
     if (part_.of_features) turn_state(m_.state_grad, p_.D, m_.columns, m_.value_state);
-    multiply<T>(count, n, p_.D, MatrixA<T>{rest_k(), m_.ld, 1},
-                PanelsB<T>{m_.value_state, p_.D, m_.values_ld}, m_.value_grad, m_.value_columns);
+    multiply<T>(count, n, p_.D, rest_rows(count).matrix(),
+                PanelsB<T>{m_.value_state, p_.D, m_.values_ld}, to, ld);
     if (in_pairs()) {
-      pack_rows<T>(Strided<T>{m_.g, m_.values_ld, 1}, count, n, m_.g_panels);
       int64_t begins[kLinearChunk];
       for (int64_t j = 0; j < count; ++j) begins[j] = p_.bonus.data ? j : reads.begins[j];
       add_triangle<T>(count, n, count, MatrixA<T>{m_.scores, 1, m_.pairs_ld},
-                      PanelsB<T>{m_.g_panels, count, m_.value_columns}, begins, nullptr,
-                      !all_finite(m_.g, count * m_.values_ld), m_.value_grad, m_.value_columns);
+                      take_panels(g_, count, n, m_.g_panels), begins, nullptr,
+                      !all_finite(g_, count, n), to, ld);
     }
-    const int64_t row = (span_.batch * p_.H + head_) * p_.M + span_.start + t;
-    for (int64_t i = 0; i < count; ++i)
-      store_row(static_cast<S*>(p_.grad_value) + (row + i) * p_.Dv + part_.v0,
-                m_.value_grad + i * m_.value_columns, n);
+    for (int64_t i = 0; i < count && to == m_.value_grad; ++i)
+      store_row(static_cast<S*>(p_.grad_value) + (row + i) * p_.Dv + part_.v0, to + i * ld, n);
   }
 
   // ---- log_decay
 
   void decay_gradients(int64_t t, const ChunkReads& reads, const T* state) {
     column_products(state, m_.state_grad, m_.columns, m_.ld, m_.products);
-    multiply_rows(m_.products, m_.all, 1, m_.ld, m_.ld, m_.products);
+    multiply_rows<T>({m_.products, m_.ld}, m_.all, 1, m_.ld, m_.products, m_.ld);
     if (per_feature())
       feature_decay_gradients(t, reads);
     else
@@ -369,18 +441,10 @@ class BackwardTask {
 
   // ---- the state's gradient before the chunk
 
-  void step_back(int64_t t, const ChunkReads& reads) {
-    const int64_t count = reads.count;
-    if (read_q() == m_.read_q) {
-      if (per_feature())
-        multiply_rows(m_.q, decays_.cum, count, m_.ld, m_.ld, m_.read_q);
-      else
-        scale_rows(m_.q, count, m_.ld, m_.ld, position_.cum, T(1), m_.read_q);
-    }
-    const bool held = p_.grid.held > 0;
+  void step_back(int64_t t, int64_t count) {
     T* const grad = part_.of_features ? m_.state_grad : m_.value_state;
     T* const read = part_.of_features ? m_.read_grad : m_.value_read;
-    if (!held) return add_reads(count, m_.all, grad);
+    if (p_.grid.held == 0) return add_reads(count, m_.all, grad);
     add_reads(count, m_.ones, read);
     const int64_t n = part_.of_features ? state_size() : p_.D * m_.values_ld;
     decay_state(grad);
@@ -388,17 +452,14 @@ class BackwardTask {
     for (int64_t i = 0; i < n; ++i) grad[i] += read[i];
     fill(read, n, 0);
   }
-  /// grad = factors∘grad + Σ_i (read_q)_i g_iᵀ
+  /// grad = factors∘grad + Σ_i (cum_i q_i) g_iᵀ
   void add_reads(int64_t count, const T* factors, T* grad) {
-    if (part_.of_features) {
-      pack_rows<T>(Strided<T>{read_q(), m_.ld, 1}, count, part_.features, m_.panels);
-      advance_state<true>(m_.columns, m_.ld, count, MatrixA<T>{m_.g, 1, m_.values_ld},
-                          PanelsB<T>{m_.panels, count, m_.ld}, factors, grad, grad);
-    } else {
-      pack_rows<T>(Strided<T>{m_.g, m_.values_ld, 1}, count, part_.values, m_.g_panels);
-      advance_state<false>(p_.D, m_.values_ld, count, MatrixA<T>{read_q(), 1, m_.ld},
-                           PanelsB<T>{m_.g_panels, count, m_.values_ld}, factors, grad, grad);
-    }
+    if (part_.of_features)
+      advance_state<true>(m_.columns, m_.ld, count, g_.transposed(), read_panels(count), factors,
+                          grad, grad);
+    else
+      advance_state<false>(p_.D, m_.values_ld, count, read_rows(count).transposed(),
+                           take_panels(g_, count, part_.values, m_.g_panels), factors, grad, grad);
   }
   void decay_state(T* grad) {
     if (part_.of_features)
@@ -425,12 +486,10 @@ class BackwardTask {
     T* state = m_.states;
     for (int64_t t = begin, next; (next = p_.grid.chunk_end(t, span_.queries)) < end; t = next) {
       const ChunkReads reads(p_, next - t);
-      stage_keys(t, next - t);
-      stage_decays(t, reads);
-      pack_rows<T>(Strided<T>{rest_k(), m_.ld, 1}, next - t, part_.features, m_.panels);
-      advance_state<true>(m_.columns, m_.ld, next - t, MatrixA<T>{m_.v, 1, m_.values_ld},
-                          PanelsB<T>{m_.panels, next - t, m_.ld}, m_.all, state,
-                          state + state_size());
+      take_keys(t, next - t);
+      load_decays_of(t, reads);
+      advance_state<true>(m_.columns, m_.ld, next - t, v_.transposed(), rest_panels(next - t),
+                          m_.all, state, state + state_size());
       state += state_size();
     }
     const int64_t held = p_.grid.held;
@@ -460,9 +519,10 @@ class BackwardTask {
 
   void chunk(int64_t t, int64_t count, const T* state, const T* read) {
     const ChunkReads reads(p_, count);
-    stage_queries(t, count);
-    stage_keys(t, count);
-    stage_decays(t, reads);
+    take_queries(t, count);
+    take_keys(t, count);
+    prefetch(t - p_.grid.chunk);
+    load_decays_of(t, reads);
     const bool values = part_.of_values && p_.grad_value, features = part_.of_features;
     const bool decay_pairs_too = features && per_position() && of_decays() && part_.d0 == 0;
     if (in_pairs()) {
@@ -478,7 +538,7 @@ class BackwardTask {
       if (of_decays()) decay_gradients(t, reads, state);
     }
     if (values) value_gradients(t, reads);
-    step_back(t, reads);
+    step_back(t, count);
   }
 
   /// scores become P∘(q·k), a query's own key by the bonus.
@@ -487,9 +547,10 @@ class BackwardTask {
       ascend(reads, p_.D, m_.ld, m_.q, m_.k, decays_.a, m_.read_q, m_.pairs_ld, m_.scores,
              static_cast<T*>(nullptr), static_cast<T*>(nullptr));
     else
-      decay_pairs(m_.scores, m_.pairs_ld, reads, per_position() ? position_.a : nullptr, T(1));
+      decay_pairs(m_.scores, m_.pairs_ld, reads, per_position() ? position_.a : nullptr, factor_);
     for (int64_t i = 0; i < reads.count && p_.bonus.data; ++i)
-      m_.scores[i * m_.pairs_ld + i] = dot(m_.q + i * m_.ld, m_.bonus, m_.k + i * m_.ld, m_.ld);
+      m_.scores[i * m_.pairs_ld + i] =
+          factor_ * dot(q_.from(i).data, m_.bonus, k_.from(i).data, m_.ld);
   }
 
   /// All queries read the last state.
@@ -498,13 +559,13 @@ class BackwardTask {
     if (part_.of_features && p_.grad_query) load_kept(part_.sequence, m_.states);
     for (int64_t t = 0; t < span_.queries; t += most) {
       const ChunkReads reads(p_, span_.queries - t < most ? span_.queries - t : most);
-      stage_queries(t, reads.count);
+      take_queries(t, reads.count);
       if (part_.of_features && p_.grad_query) query_gradients(t, reads, m_.states);
       add_reads(reads.count, m_.ones, part_.of_features ? m_.state_grad : m_.value_state);
     }
     for (int64_t t = 0; t < span_.keys; t += most) {
       const ChunkReads reads(p_, span_.keys - t < most ? span_.keys - t : most);
-      stage_keys(t, reads.count);
+      take_keys(t, reads.count);
       if (part_.of_features && p_.grad_key) key_gradients(t, reads);
       if (part_.of_values && p_.grad_value) value_gradients(t, reads);
     }
@@ -518,7 +579,14 @@ class BackwardTask {
   PositionDecays<T> position_;
   LinearSpan span_;
   int64_t head_;
-  T own_[kLinearChunk];  // g_i·v_i
+  struct Grads {
+    T* data;
+    int64_t ld;
+  };
+  RowsOf<T> q_, k_, v_, g_;  // of the chunk
+  T factor_;                 // of what is made of g
+  Grads grads_;              // of queries, or of keys, in the making
+  T own_[kLinearChunk];      // factor·g_i·v_i
 };
 
 }  // namespace

@@ -47,7 +47,7 @@ struct BackwardScratch {
   int64_t columns;  // of value, staged: normalising adds one to tasks of features
   int64_t ld, values_ld, pairs_ld, value_columns;
   T *q, *k, *read_q, *rest_k, *whole_q;  // read_q: cum∘q, rest_k: rest∘k, whole_q: of all features
-  T *g, *v, *row;                        // g: the gradient of what out is before it is scaled
+  T *g, *v, *row;                        // g: of the gradient of out
   T *keys, *values, *panels;             // packed
   T *scores, *weights;                   // q·k and g·v, with what decays lie between
   T* grads;                              // of queries, or of keys
@@ -67,7 +67,7 @@ struct BackwardScratch {
     const auto take = [&](bool wanted, int64_t n) { return wanted ? arena.take<T>(n) : nullptr; };
     q = take(true, chunk * ld);
     k = take(true, chunk * ld);
-    read_q = take(p.decay != DecayKind::kNone, chunk * ld);
+    read_q = take(true, chunk * ld);
     rest_k = take(p.decay != DecayKind::kNone, chunk * ld);
     whole_q = take(D < p.D, chunk * pad_columns<T>(p.D));
     g = take(true, chunk * values_ld);

@@ -15,6 +15,67 @@ FULGURITE_INLINE int64_t panel_index(int64_t k, int64_t n, int64_t depth, int64_
   return base * depth + k * panel_width<T>(base, columns) + n - base;
 }
 
+/// Rows of the accumulation type, `ld` apart, read to the end of a vector.
+template <class T>
+struct RowsOf {
+  const T* data;
+  int64_t ld;
+
+  MatrixA<T> matrix() const { return {data, ld, 1}; }
+  MatrixA<T> transposed() const { return {data, 1, ld}; }
+  RowsOf from(int64_t i) const { return {data + i * ld, ld}; }
+};
+
+/// Rows of n numbers, zeros to the end of a vector.
+template <class S, class T>
+void stage_rows(Strided<S> from, int64_t rows, int64_t n, T* to, int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i)
+    for_row<T>(from.data + i * from.row_stride, from.column_stride, n,
+               [row = to + i * ld](int64_t c, Native<T> v) { store(row + c, v); });
+}
+
+/// Rows of n numbers: where they stand, if kernels can read them there, else a copy, zeros to the end of a vector.
+template <class S, class T>
+RowsOf<T> take_rows(Strided<S> from, int64_t rows, int64_t n, T* copy, int64_t ld) {
+  if constexpr (std::is_same_v<S, T>)
+    if (from.column_stride == 1 && n % kLanes<T> == 0) return {from.data, from.row_stride};
+  stage_rows(from, rows, n, copy, ld);
+  return {copy, ld};
+}
+
+/// Rows as an operand B: rows of one panel that lie without gaps are one already.
+template <class T>
+PanelsB<T> take_panels(RowsOf<T> from, int64_t rows, int64_t n, T* panels) {
+  const int64_t columns = pad_columns<T>(n);
+  if (columns <= kPanelColumns<T> && from.ld == columns) return {from.data, rows, columns};
+  pack_rows<T>(Strided<T>{from.data, from.ld, 1}, rows, n, panels);
+  return {panels, rows, columns};
+}
+
+/// Rows times by[i], where it is given, and `scale`, as an operand B.
+template <class T>
+PanelsB<T> pack_scaled(RowsOf<T> from, int64_t rows, int64_t n, const T* by, T scale, T* panels) {
+  using V = Native<T>;
+  const int64_t columns = pad_columns<T>(n);
+  for (int64_t i = 0; i < rows; ++i) {
+    const T factor = by ? by[i] * scale : scale;
+    for (int64_t c = 0; c < columns; c += kWidth<V>)
+      store(panels + packed_at<T>(i, c, rows, columns),
+            load<V>(from.data + i * from.ld + c) * factor);
+  }
+  return {panels, rows, columns};
+}
+
+/// Asks for rows of n numbers that are read soon.
+template <class S>
+void prefetch_rows(Strided<S> from, int64_t rows, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(S);
+  if (from.column_stride != 1) return;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < n; c += kLine)
+      __builtin_prefetch(from.data + i * from.row_stride + c, 0, 2);
+}
+
 /// C = A·B, all of it.
 template <class T>
 FULGURITE_INLINE void multiply(int64_t M, int64_t N, int64_t K, MatrixA<T> a, PanelsB<T> b, T* c,
@@ -26,10 +87,17 @@ FULGURITE_INLINE void multiply(int64_t M, int64_t N, int64_t K, MatrixA<T> a, Pa
 template <class T>
 __attribute__((noinline)) void multiply_pairs(int64_t count, int64_t K, MatrixA<T> a, PanelsB<T> b,
                                               const int64_t* ends, T* c, int64_t ldc) {
-  if (K == 0) return multiply(count, b.columns, K, a, b, c, ldc);
-  gemm<T>(count, count, a, b, c, ldc, false, [=](int64_t, int64_t m1, int64_t n0, int64_t) {
-    return Depth{0, n0 < ends[m1 - 1] ? K : 0};
-  });
+  constexpr int W = kLanes<T>;
+  for (int64_t n = 0; n < b.columns; n += kPanelColumns<T>)
+    for_strips(count, [&](auto rows, int64_t m) {
+      constexpr int MR = decltype(rows)::value;
+      const int64_t vectors = ceil_div(ends[m + MR - 1] - n, W);
+      if (vectors <= 0) return;
+      gemm_vectors<MR>(
+          vectors < panel_width<T>(n, b.columns) / W ? vectors : panel_width<T>(n, b.columns) / W,
+          MatrixA<T>{a.data + m * a.row_stride, a.row_stride, a.step_stride}, panel_of(b, n), K,
+          c + m * ldc + n, ldc, false);
+    });
 }
 
 /// C += A·B where row m of A has numbers from begins[m] to ends[m] (null: from 0, to K), both rising with m, and zeros elsewhere.
@@ -101,40 +169,34 @@ __attribute__((noinline)) void turn_state(const T* from, int64_t rows, int64_t c
     }
 }
 
-/// Rows of n numbers, zeros to the end of a vector.
-template <class S, class T>
-void stage_rows(Strided<S> from, int64_t rows, int64_t n, T* to, int64_t ld) {
-  for (int64_t i = 0; i < rows; ++i)
-    for_row<T>(from.data + i * from.row_stride, from.column_stride, n,
-               [row = to + i * ld](int64_t c, Native<T> v) { store(row + c, v); });
-}
-
 /// to = from·(by[i]·scale), where `by` is given; rows of whole vectors.
 template <class T>
-void scale_rows(const T* from, int64_t rows, int64_t n, int64_t ld, const T* by, T scale, T* to) {
+void scale_rows(RowsOf<T> from, int64_t rows, int64_t n, const T* by, T scale, T* to, int64_t ld) {
   using V = Native<T>;
   for (int64_t i = 0; i < rows; ++i) {
     const T factor = by ? by[i] * scale : scale;
     for (int64_t c = 0; c < n; c += kWidth<V>)
-      store(to + i * ld + c, load<V>(from + i * ld + c) * factor);
+      store(to + i * ld + c, load<V>(from.data + i * from.ld + c) * factor);
   }
 }
 
-/// to = from∘by, rows of whole vectors.
+/// to = from∘by, rows of whole vectors; `by` has rows of ld as `to` has.
 template <class T>
-void multiply_rows(const T* from, const T* by, int64_t rows, int64_t n, int64_t ld, T* to) {
+void multiply_rows(RowsOf<T> from, const T* by, int64_t rows, int64_t n, T* to, int64_t ld) {
   using V = Native<T>;
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t c = 0; c < n; c += kWidth<V>)
-      store(to + i * ld + c, load<V>(from + i * ld + c) * load<V>(by + i * ld + c));
+      store(to + i * ld + c, load<V>(from.data + i * from.ld + c) * load<V>(by + i * ld + c));
 }
 
-/// Whether n numbers, whole vectors, are all finite.
+/// Whether rows of n numbers, read to the end of a vector, are all finite.
 template <class T>
-bool all_finite(const T* x, int64_t n) {
+bool all_finite(RowsOf<T> x, int64_t rows, int64_t n) {
   using V = Native<T>;
   V zeros{};
-  for (int64_t i = 0; i < n; i += kWidth<V>) zeros = madd(load<V>(x + i), V{}, zeros);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < n; c += kWidth<V>)
+      zeros = madd(load<V>(x.data + i * x.ld + c), V{}, zeros);
   return sum(zeros) == T(0);
 }
 
