@@ -22,7 +22,7 @@ TITLES = {
     "attention": "Attention",
     "moe": "Mixture of experts",
     "optim": "Optimizer and loss scaling",
-    "linear": "Convolutions, scans and random features",
+    "linear": "Convolutions, scans, linear attention",
     "norm": "Norms",
     "clients": "Models of other libraries",
     "demo": "The demo: a language model",

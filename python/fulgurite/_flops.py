@@ -163,6 +163,33 @@ def _grouped_mm_backward(
     return (of_x + of_weight) * _grouped_mm(x, weight, offsets)
 
 
+def _state_products(query: Tensor, key: Tensor, value: Tensor, read: int, written: int) -> int:
+    """Products of D by Dv numbers, for every query and for every key."""
+    B, H, M, Dv = value.shape
+    return 2 * B * H * query.size(-1) * Dv * (read * query.size(2) + written * M)
+
+
+def _linear_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> int:
+    """Keys are written into the state, queries read it."""
+    return _state_products(query, key, value, 1, 1)
+
+
+def _linear_attention_backward(
+    grad_out: Tensor | None,
+    grad_state: Tensor | None,
+    grad_norm: Tensor | None,
+    out: Tensor | None,
+    kept: Tensor,
+    denominators: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    **_: Any,
+) -> int:
+    """States once more; the gradients of query and of states; those of key and of value."""
+    return _state_products(query, key, value, 2, 3)
+
+
 FORMULAS: dict[str, Formula] = {
     "attention": _attention,
     "_attention_backward": _attention_backward,
@@ -175,6 +202,9 @@ FORMULAS: dict[str, Formula] = {
     "_moe_experts_backward": _experts_backward,
     "moe_grouped_mm": _grouped_mm,
     "_moe_grouped_mm_backward": _grouped_mm_backward,
+    "linear_attention": _linear_attention,
+    "_linear_attention_forward": _linear_attention,
+    "_linear_attention_backward": _linear_attention_backward,
 }
 
 

@@ -12,6 +12,7 @@
 #include "attention/rules/tile_scores.h"
 #include "linear/rules/choices.h"
 #include "linear/rules/favor_problem.h"
+#include "linear/rules/linear_attention.h"
 #include "linear/rules/problem.h"
 #include "moe/rules/activations.h"
 #include "moe/rules/balance.h"

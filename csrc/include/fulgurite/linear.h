@@ -1,7 +1,8 @@
-// Causal convolutions, scans and random features, for C++ programs. Shapes, semantics and errors: docs/ops/causal_conv1d.md,
-// selective_scan.md, favor_features.md.
+// Causal convolutions, scans, random features and linear attention, for C++ programs. Shapes, semantics and errors:
+// docs/ops/causal_conv1d.md, selective_scan.md, favor_features.md, linear_attention.md.
 //
-// Legend: B batch, C channels (D of a scan), L positions, W width of the convolution, N states of a channel, G groups.
+// Legend: B batch, C channels (D of a scan), L positions, W width of the convolution, N states of a channel, G groups. Of linear
+// attention: H heads, Hk of query and key, N queries, M keys, D width of query and key, Dv of value.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -48,5 +49,23 @@ struct FavorFeaturesOptions {
 /// x (B,H,N,D), projection (m,D) -> features (B,H,N,m), or (B,H,N,2m) where they are hyperbolic. Differentiable.
 FULGURITE_API at::Tensor favor_features(const at::Tensor& x, const at::Tensor& projection,
                                         bool is_query, const FavorFeaturesOptions& options = {});
+
+struct LinearAttentionOptions {
+  std::optional<at::Tensor> log_decay;  // (H), (B,H,N) or (B,H,N,D)
+  std::optional<at::Tensor> bonus;      // (H,D)
+  double scale = 1.0;
+  bool causal = true;
+  bool normalize = false;
+  double eps = 1e-6;
+  int64_t exclusive_chunk = 0;
+  std::optional<at::Tensor> initial_state;  // (B,H,D,Dv)
+  std::optional<at::Tensor> initial_norm;   // (B,H,D)
+  std::optional<at::Tensor> cu_seqlens;     // (sequences+1), as of causal_conv1d
+};
+
+/// query (B,Hk,N,D), key (B,Hk,M,D), value (B,H,M,Dv) -> out (B,H,N,Dv), state (B,H,D,Dv), norm (B,H,D). Differentiable.
+FULGURITE_API std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_attention(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const LinearAttentionOptions& options = {});
 
 }  // namespace fulgurite

@@ -37,7 +37,7 @@ def test_every_operator_that_multiplies_matrices_has_a_formula() -> None:
     """The others: routing, sums and updates, elementwise or sorting."""
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names()
              if name.startswith("fulgurite::")}  # fmt: skip
-    families = ("attention", "moe_experts", "moe_grouped_mm")
+    families = ("attention", "moe_experts", "moe_grouped_mm", "linear_attention")
     multiply = {name for name in names if name.lstrip("_").startswith(families)}
     others = {"attention_merge", "_attention_merge_backward", "_attention_dropout_keep"}
     assert multiply - others == set(FORMULAS)
@@ -158,6 +158,14 @@ def test_grouped_mm() -> None:
     assert counted(lambda: ops.moe_grouped_mm(x, weight, offsets).sum().backward()) == 3 * once
     plain = x.detach()
     assert counted(lambda: ops.moe_grouped_mm(plain, weight, offsets).sum().backward()) == 2 * once
+
+
+def test_linear_attention_counts_its_state() -> None:
+    q, k, v = leaves((B, HKV, N, D), (B, HKV, N, D), (B, H, N, DV))
+    once = 2 * B * H * N * D * DV
+    plain = [t.detach() for t in (q, k, v)]
+    assert counted(lambda: ops.linear_attention(*plain)) == 2 * once
+    assert counted(lambda: ops.linear_attention(q, k, v)[0].sum().backward()) == 7 * once
 
 
 def test_elementwise_operators_count_nothing() -> None:

@@ -7,6 +7,7 @@ from fulgurite.nn.functional.attention_cache import (
     attention_varlen,
 )
 from fulgurite.nn.functional.features import favor_features, orthogonal_projection
+from fulgurite.nn.functional.linear_attention import linear_attention
 from fulgurite.nn.functional.moe import (
     moe_balance_loss,
     moe_combine,
@@ -28,6 +29,7 @@ __all__ = [
     "attention_varlen",
     "causal_conv1d",
     "favor_features",
+    "linear_attention",
     "moe_balance_loss",
     "moe_combine",
     "moe_experts",

@@ -21,6 +21,7 @@ FAMILIES = (
     "linear",
     "favor",
     "norm",
+    "linear_attention",
 )
 
 for _family in FAMILIES:
