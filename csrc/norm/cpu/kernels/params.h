@@ -10,7 +10,7 @@ namespace fulgurite {
 inline int64_t rms_norm_rows_per_task(int64_t H) { return H < 16384 ? 16384 / H : 1; }
 
 /// Rows of a backward's task. A sum over each is kept: of many rows there are at most this many.
-inline constexpr int64_t kNormBlocks = 128;
+inline constexpr int64_t kNormBlocks = 64;
 inline int64_t rms_norm_rows_per_block(int64_t H, int64_t rows) {
   const int64_t least = rms_norm_rows_per_task(H), most = ceil_div(rows, kNormBlocks);
   return least > most ? least : most;

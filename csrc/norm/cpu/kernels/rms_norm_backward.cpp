@@ -94,15 +94,19 @@ void sums_of_columns(const RmsNormBackwardParams& p, int64_t first, int64_t last
   using T = Accumulate<S>;
   using V = Native<T>;
   const int64_t blocks = ceil_div(p.rows, p.rows_per_block), ld = rms_norm_padded(p.H);
-  for (int64_t i = first; i < last; i += kWidth<V>) {
-    V all{};
-    for (int64_t b = 0; b < blocks; ++b) all += load<V>(static_cast<const T*>(p.sums) + b * ld + i);
-    with_weight<S>(p.weight_dtype, [&](auto stored) {
-      using X = decltype(stored);
-      for (int64_t k = 0; k < kWidth<V> && i + k < last; ++k)
-        static_cast<X*>(p.grad_weight)[i + k] = from_accumulate<X>(all[k]);
+  for (int64_t i = first; i < last; i += kSums * kWidth<V>)
+    with_count<kSums>(ceil_div(last - i, kWidth<V>), [&](auto count) {
+      V all[count] = {};
+      for (int64_t b = 0; b < blocks; ++b)
+        for (int k = 0; k < count; ++k)
+          all[k] += load<V>(static_cast<const T*>(p.sums) + b * ld + i + k * kWidth<V>);
+      with_weight<S>(p.weight_dtype, [&](auto stored) {
+        using X = decltype(stored);
+        for (int64_t k = 0; k < count * kWidth<V> && i + k < last; ++k)
+          static_cast<X*>(p.grad_weight)[i + k] =
+              from_accumulate<X>(all[k / kWidth<V>][k % kWidth<V>]);
+      });
     });
-  }
 }
 
 }  // namespace
