@@ -1,4 +1,4 @@
-"""Models of transformers on fulgurite's operators: attention, experts, routers, scans.
+"""Models of transformers on fulgurite's operators: attention, experts, routers, scans, norms.
 
 :func:`register` puts names into transformers' tables, for ``from_pretrained(...,
 attn_implementation="fulgurite", experts_implementation="fulgurite")``. :func:`apply` leads a model
