@@ -57,6 +57,10 @@ def causal_conv1d(**kwargs: Any) -> Any:
     return F.causal_conv1d(torch.ones(1, 2, 5), torch.ones(2, 3), **kwargs)
 
 
+def favor_features(**kwargs: Any) -> Any:
+    return F.favor_features(torch.ones(1, 2, 3, 4), torch.ones(5, 4), is_query=True, **kwargs)
+
+
 def update_scale_(**kwargs: Any) -> Any:
     torch.ops.fulgurite.update_scale_(
         torch.ones(()),
@@ -70,7 +74,7 @@ def update_scale_(**kwargs: Any) -> Any:
 CALLS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (attention, attention_varlen, moe_route, moe_balance_loss, moe_plan,
-              moe_update_bias_, moe_experts, causal_conv1d, update_scale_)
+              moe_update_bias_, moe_experts, causal_conv1d, favor_features, update_scale_)
 }  # fmt: skip
 
 
