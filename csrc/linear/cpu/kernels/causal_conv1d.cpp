@@ -7,9 +7,8 @@
 // Task: a group of pieces of sequences by a block of kConvChannels channels.
 // Order of sums: the bias, then w from 0 on; so an output's bits do not depend on where a call begins.
 
-#include "common/silu.h"
 #include "linear/cpu/kernels/conv_lines.h"
-#include "simd/rule_math.h"
+#include "simd/math.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -33,6 +32,17 @@ struct ForwardScratch {
   int64_t bytes_;
 };
 
+/// x·σ(x) by e^−|x|, which is 0 where it is too small for a normal number: to a relative error of 3e-6 where 16 bits will hold it.
+template <class S, class V>
+FULGURITE_INLINE V silu_of(V x) {
+  V e;
+  if constexpr (sizeof(S) == 2)
+    e = exp2_rough(abs(x) * Element<V>(-1.4426950408889634));
+  else
+    e = exp_flushed(-abs(x));
+  return x * (x < 0 ? e : splat<V>(1)) / (e + Element<V>(1));
+}
+
 /// n outputs of a channel, whose first input is line[0].
 template <bool kSilu, class T, class S>
 void convolve(const T* line, const T* weight, T bias, int64_t W, int64_t n, S* out) {
@@ -42,7 +52,7 @@ void convolve(const T* line, const T* weight, T bias, int64_t W, int64_t n, S* o
     for (V& s : sum) s = splat<V>(bias);
     weighted<count, false>(line + i, weight, W, sum);
     for (int k = 0; k < count; ++k) {
-      const V result = kSilu ? SiluRule{}.value<VectorMath>(sum[k]) : sum[k];
+      const V result = kSilu ? silu_of<S>(sum[k]) : sum[k];
       store_up_to(out + i + k * kWidth<V>, result, n - i - k * kWidth<V>);
     }
   });

@@ -7,8 +7,9 @@
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
 
-/// Positions that are staged at once.
-inline constexpr int64_t kConvChunk = 128;
+/// Positions that are staged at once: so many that lines have left the store buffer before unaligned vectors are loaded from them. A
+/// bfloat16 forward of 1536 contiguous channels takes 0.44 ms for 512 positions, and 0.52 ms in chunks of 128.
+inline constexpr int64_t kConvChunk = 512;
 
 /// Elements of a line: W − 1 inputs before a chunk, the chunk, and what whole vectors reach beyond it.
 template <class T>
