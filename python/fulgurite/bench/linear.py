@@ -1,4 +1,4 @@
-"""Convolutions and scans against the best plain PyTorch ways to the same results."""
+"""Convolutions, scans and linear attention against the best plain PyTorch ways."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as tF
 from torch import Tensor
 
+from fulgurite.bench import linear_attention
 from fulgurite.bench.harness import Case, MemoryCase, Side
 from fulgurite.bench.peak import best_seconds, name_of
 
@@ -145,7 +146,7 @@ def _scans(quick: bool) -> Iterator[_Work]:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """Convolutions of both layouts in float32 and bfloat16, then scans."""
+    """Convolutions of both layouts in float32 and bfloat16, scans, linear attention."""
     for conv in _convolutions(quick, *((512,) if quick else (512, 2048))):
         yield from conv.cases(
             "faster of conv1d, shifts", _conv_ours, _conv_plain, _conv_shifts, least=7
@@ -154,11 +155,13 @@ def cases(quick: bool) -> Iterator[Case]:
         yield from scan.cases(
             "faster of chunks of 8, 16", _scan_ours, _scan_chunks(8), _scan_chunks(16), least=5
         )
+    yield from linear_attention.cases(quick)
 
 
 def memory_cases(quick: bool) -> Iterator[MemoryCase]:
-    """Long convolutions and scans."""
+    """Long convolutions, scans and sequences."""
     for conv in _convolutions(quick, 512 if quick else 8192):
         yield conv.memory("shifts", _conv_ours, _conv_shifts)
     for scan in _scans(quick):
         yield scan.memory("chunks of 16", _scan_ours, _scan_chunks(16))
+    yield from linear_attention.memory_cases(quick)
