@@ -1,4 +1,4 @@
-"""Convolutions, scans and features against the best plain PyTorch ways to the same results."""
+"""Convolutions, scans, features and linear attention against the best plain PyTorch ways."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as tF
 from torch import Tensor
 
+from fulgurite.bench import linear_attention
 from fulgurite.bench.harness import Case, MemoryCase, Side
 from fulgurite.bench.peak import best_seconds, name_of
 
@@ -180,8 +181,8 @@ def _features(is_query: bool, N: int, D: int) -> _Work:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """Convolutions of both layouts in float32 and bfloat16, scans, then random features."""
-    for conv in _convolutions(quick, 512, 2048):
+    """Convolutions of both layouts in float32 and bfloat16, scans, random features, linear attention."""
+    for conv in _convolutions(quick, *((512,) if quick else (512, 2048))):
         yield from conv.cases(
             "faster of conv1d, shifts", _conv_ours, _conv_plain, _conv_shifts, least=7
         )
@@ -197,14 +198,16 @@ def cases(quick: bool) -> Iterator[Case]:
                 _features_plain(is_query),
                 least=7,
             )
+    yield from linear_attention.cases(quick)
 
 
 def memory_cases(quick: bool) -> Iterator[MemoryCase]:
-    """Long convolutions, scans, and features of keys."""
-    for conv in _convolutions(quick, 8192):
+    """Long convolutions, scans, features of keys, and sequences."""
+    for conv in _convolutions(quick, 512 if quick else 8192):
         yield conv.memory("shifts", _conv_ours, _conv_shifts)
     for scan in _scans(quick):
         yield scan.memory("chunks of 16", _scan_ours, _scan_chunks(16))
     if not quick:
         work = _features(False, 8192, 64)
         yield work.memory("product, elementwise", _features_ours(False), _features_plain(False))
+    yield from linear_attention.memory_cases(quick)
