@@ -17,6 +17,11 @@ inline const char* forward_limit(const AttentionCudaParams& p) {
   return nullptr;
 }
 
+/// Products times the scale are the scores, by position alone a pair is kept, and rows can be read by 16 bytes.
+inline bool is_plain(const AttentionCudaParams& p) {
+  return p.plain_scores && p.wide && p.dropout_p == 0 && !p.rule.mask.data && !p.rule.layout.data;
+}
+
 /// p.out and p.lse from the rest of p; N, B and Hq are not 0, and forward_limit() is null. `wide` is set here.
 cux::Error attention_forward(AttentionCudaParams p, cux::Stream stream);
 

@@ -17,4 +17,13 @@ struct AttentionCudaParams : AttentionProblem {
   bool wide;  // rows of queries, keys, values and results are whole chunks at multiples of 16 bytes
 };
 
+/// out and lse of the forward, in p; an incoming gradient that is not there has null data, as has a gradient not asked for.
+struct AttentionCudaBackward : AttentionCudaParams {
+  Tensor4 grad_out, grad_lse;                // (B,Hq,N,Dv), (B,Hq,N,1)
+  Output4 grad_query, grad_key, grad_value;  // of dtype, contiguous
+  float* grad_sink;                          // (Hq)
+  // Of every row of queries: what its scores are weighed by, and δ (backward.cuh). B·Hq·N each.
+  float *base, *fine, *delta;
+};
+
 }  // namespace fulgurite

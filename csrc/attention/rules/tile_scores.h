@@ -81,6 +81,57 @@ class TileReach {
   TileRange window_, full_;
 };
 
+/// The tiles of `rows` queries, counted from query 0 on, of N that have keys [j0, j1) in reach by position: the other way round.
+class QueryReach {
+ public:
+  QueryReach() = default;
+  FULGURITE_HOST_DEVICE QueryReach(const ScoreRule& rule, int64_t N, int64_t j0, int64_t j1,
+                                   int32_t rows) {
+    // The ends of all ranges rise with the query. Queries with sinks in [j0, j1) have their windows' keys there too.
+    const bool sinks = j0 < rule.sink_tokens;
+    const auto range = [&](int64_t i) {
+      const KeyReach reach = rule.reach(i);
+      return sinks ? reach.sinks : reach.window;
+    };
+    const int64_t begin = first_query(N, [&](int64_t i) { return range(i).end > j0; }),
+                  end = first_query(N, [&](int64_t i) { return range(i).begin >= j1; });
+    const int64_t full_begin =
+                      first_query(N, [&](int64_t i) { return rule.reach(i).window.end >= j1; }),
+                  full_end =
+                      first_query(N, [&](int64_t i) { return rule.reach(i).window.begin > j0; });
+    met_ = begin < end ? TileRange{static_cast<int32_t>(begin / rows), tile_after(end, rows)}
+                       : TileRange{0, 0};
+    full_ = {tile_after(full_begin, rows),
+             full_end == N ? tile_after(N, rows) : static_cast<int32_t>(full_end / rows)};
+  }
+
+  FULGURITE_HOST_DEVICE TileRange tiles() const { return met_; }
+  /// kFull where every query of the tile that exists has all the keys in its window.
+  FULGURITE_HOST_DEVICE TileState state(int32_t t) const {
+    if (!met_.has(t)) return TileState::kSkip;
+    return full_.has(t) ? TileState::kFull : TileState::kPartial;
+  }
+
+ private:
+  template <class Holds>
+  FULGURITE_HOST_DEVICE static int64_t first_query(int64_t N, const Holds& holds) {
+    int64_t low = 0, high = N;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (holds(middle))
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    return low;
+  }
+  FULGURITE_HOST_DEVICE static int32_t tile_after(int64_t query, int32_t rows) {
+    return static_cast<int32_t>((query + rows - 1) / rows);
+  }
+
+  TileRange met_, full_;
+};
+
 /// A ScoreTensor of one batch entry and head.
 struct ScorePlane {
   const void* data;  // null: not given

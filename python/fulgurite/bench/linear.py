@@ -181,7 +181,7 @@ def _features(is_query: bool, N: int, D: int) -> _Work:
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    """Convolutions of both layouts in float32 and bfloat16, scans, random features, linear attention."""
+    """Convolutions in both layouts, float32 and bfloat16, scans, features, linear attention."""
     for conv in _convolutions(quick, *((512,) if quick else (512, 2048))):
         yield from conv.cases(
             "faster of conv1d, shifts", _conv_ours, _conv_plain, _conv_shifts, least=7

@@ -158,3 +158,27 @@ TEST_CASE("the tiles in reach are visited in order, and full ones said to be") {
   REQUIRE(seen[static_cast<int>(TileState::kPartial)] > 200);
   REQUIRE(seen[static_cast<int>(TileState::kFull)] > 200);
 }
+
+TEST_CASE("the tiles of queries that reach some keys") {
+  int seen[3] = {};
+  for (unsigned seed = 0; seed < 400; ++seed) {
+    RandomRule r(seed);
+    const int64_t j0 = r.below(r.M), j1 = j0 + 1 + r.below(std::min<int64_t>(r.M - j0, 20));
+    const int32_t rows = static_cast<int32_t>(1 + r.below(12));
+    const QueryReach tiles(r.rule, r.N, j0, j1, rows);
+    for (int32_t t = 0; t * rows < r.N; ++t) {
+      bool any = false, full = true;
+      for (int64_t i = t * rows; i < std::min<int64_t>(r.N, (t + 1) * rows); ++i) {
+        for (int64_t j = j0; j < j1; ++j) any |= r.rule.reach(i).has(j);
+        full &= r.rule.reach(i).window.covers(j0, j1);
+      }
+      const TileState state = tiles.state(t);
+      if (any) REQUIRE(state != TileState::kSkip);
+      if (any) REQUIRE((state == TileState::kFull) == full);
+      if (state == TileState::kFull) REQUIRE(full);
+      REQUIRE(tiles.tiles().has(t) == (state != TileState::kSkip));
+      ++seen[static_cast<int>(state)];
+    }
+  }
+  for (const int times : seen) REQUIRE(times > 200);
+}

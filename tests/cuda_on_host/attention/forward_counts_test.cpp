@@ -4,64 +4,24 @@
 #include <queue>
 
 #include "attention/cuda/kernels/forward_tiles.cuh"
-#include "cuda/host/counts.h"
-#include "problem.h"
+#include "budgets.h"
 
 namespace {
 
 using namespace attention_test;
-using cux::host::counts;
-
-bool all_right = true;
-
-void expect(bool is_so, const char* what, double got, double budget) {
-  if (is_so) return;
-  std::printf("FAILED %s: got %g, budget %g\n", what, got, budget);
-  all_right = false;
-}
 
 /// Without a mask, N = M = 1,024 of one head.
-template <class Tile, bool kPlain>
-void check(double wavefronts_of_mma) {
-  constexpr int64_t kSize = 1024;
-  Problem<typename Tile::T> problem(
-      {.Hq = 1, .N = kSize, .M = kSize, .D = Tile::kD, .Dv = Tile::kDv});
-  problem.p.wide = cuda::has_wide_rows(problem.p);
-  if (const cux::Error error = cuda::launch_forward<Tile, kPlain>(problem.p, nullptr)) {
-    std::printf("FAILED %s\n", error);
-    all_right = false;
-    return;
-  }
-  const cux::host::Counts& c = counts();
-  const auto mma = static_cast<double>(c.mma);
-  std::printf("D %d/%d, %d x %d, %s: wavefronts per mma %.3f, beside copies %.3f\n", Tile::kD,
-              Tile::kDv, Tile::kRows, Tile::kKeys, kPlain ? "plain" : "general",
-              static_cast<double>(c.wavefronts()) / mma,
-              static_cast<double>(c.mma_while_copying) / mma);
-  const double formula = kSize / 16 * kSize / 8 * (Tile::kD + Tile::kDv) / 16.;
-  expect(mma == formula, "mma", mma, formula);
-  expect(static_cast<double>(c.wavefronts()) <= wavefronts_of_mma * mma, "wavefronts per mma",
-         static_cast<double>(c.wavefronts()) / mma, wavefronts_of_mma);
-  expect(static_cast<double>(c.mma_while_copying) >= 0.9 * mma, "mma beside copies",
-         static_cast<double>(c.mma_while_copying) / mma, 0.9);
-  uint64_t read = 0, written = 0;
-  for (const auto& [line, of] : c.lines) {
-    const double excess = static_cast<double>(of.moves) / static_cast<double>(of.ideal_moves);
-    if (line.shared) {
-      expect(of.moves == of.ideal_moves, "bank conflicts", excess, 1);
-      continue;
-    }
-    (line.write ? written : read) += of.bytes;
-    const bool is_lse = line.write && of.bytes_a_lane == 4;
-    expect(is_lse || of.bytes_a_lane == 16, "bytes a lane", of.bytes_a_lane, 16);
-    expect(is_lse || excess <= 1.05, "sectors", excess, 1.05);
-  }
-  const double queries = kSize * Tile::kD * 2, values = kSize * Tile::kDv * 2,
-               blocks = kSize / Tile::kRows;
-  expect(static_cast<double>(read) == queries + blocks * (queries + values), "bytes read",
-         static_cast<double>(read), queries + blocks * (queries + values));
-  expect(static_cast<double>(written) == values + kSize * 4, "bytes written",
-         static_cast<double>(written), values + kSize * 4);
+template <class Tile>
+void check(double wavefronts) {
+  constexpr int64_t kSize = 1024, kD = Tile::kD, kDv = Tile::kDv;
+  Problem<typename Tile::T> problem({.Hq = 1, .N = kSize, .M = kSize, .D = kD, .Dv = kDv});
+  problem.p.wide = true;
+  const double row = (kD + kDv) * 2;  // bytes of a key and its value
+  expect_counts("forward", cuda::launch_forward<Tile, true>(problem.p, nullptr),
+                {.mma = kSize / 16. * kSize / 8 * (kD + kDv) / 16,
+                 .wavefronts = wavefronts,
+                 .read = kSize * (kD * 2 + row * kSize / Tile::kRows),
+                 .written = kSize * (kDv * 2 + 4)});
 }
 
 /// Blocks go in order to whichever of `places` is free first, each for as long as it has tiles: even share over the last end.
@@ -105,16 +65,14 @@ void check_evenness() {
 }  // namespace
 
 int main() {
-  auto& settings = cux::host::settings();
-  settings.counts_file = "/dev/null";
+  cux::host::settings().counts_file = "/dev/null";
   using Plain = cuda::ForwardTiles<BFloat16, true>;
-  check<Plain::D64, true>(1.7);
-  check<Plain::D80, true>(1.7);
-  check<Plain::D96, true>(1.7);
-  check<Plain::D128, true>(1.7);
-  check<Plain::D192, true>(2.6);
-  check<Plain::D256, true>(2.6);
+  check<Plain::D64>(1.7);
+  check<Plain::D80>(1.7);
+  check<Plain::D96>(1.7);
+  check<Plain::D128>(1.7);
+  check<Plain::D192>(2.6);
+  check<Plain::D256>(2.6);
   check_evenness();
-  std::printf("%s\n", all_right ? "all counts are within their budgets" : "");
-  return !all_right;
+  return attention_test::report_counts();
 }

@@ -52,7 +52,8 @@ struct Call {
   double bias_size = 1, query_size = 1;
   int64_t padding = 0;  // elements between rows; 4 leaves them at no multiple of 16 bytes
   int64_t column_stride = 1;
-  bool infinite_key = false;  // key 3's values are infinite, and its key NaN
+  bool infinite_key = false;    // key 3's values are infinite, and its key NaN
+  bool infinite_query = false;  // query 3 is NaN, and its incoming gradient infinite
 };
 
 template <class T>
@@ -85,6 +86,7 @@ class Problem {
     p.key = fill(key_, c.Hkv, c.M, c.D, 1);
     p.value = fill(value_, c.Hkv, c.M, c.Dv, 1);
     if (c.infinite_key) spoil();
+    if (c.infinite_query) assign(query_[static_cast<size_t>(3 * p.query.strides[2])], NAN);
     set_rule();
     p.out = {out.data(), {c.Hq * c.N * c.Dv, c.N * c.Dv, c.Dv}};
     p.lse = {lse.data(), {c.Hq * c.N, c.N, 1}};
@@ -133,6 +135,11 @@ class Problem {
   double activated(double s) const {
     if (p.score == ScoreKind::kRelu2) return p.score_scale * std::pow(std::max(0., s), 2);
     return p.score_scale * 0.5 * (1 + std::erf((s - kSqrtHalf) * kSqrtTwoPi));
+  }
+  double activated_slope(double s) const {
+    if (p.score == ScoreKind::kRelu2) return p.score_scale * 2 * std::max(0., s);
+    const double u = (s - kSqrtHalf) * kSqrtTwoPi;
+    return p.score_scale * 2 * kSqrtHalf * std::exp(-u * u);
   }
   double keep_factor(int64_t b, int64_t h, int64_t i, int64_t j) const {
     if (p.dropout_p == 0) return 1;

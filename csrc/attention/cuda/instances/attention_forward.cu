@@ -5,11 +5,6 @@
 namespace fulgurite::cuda {
 namespace {
 
-/// Products times the scale are the scores, by position alone a pair is kept, and rows can be read by 16 bytes.
-bool is_plain(const AttentionCudaParams& p) {
-  return p.plain_scores && p.wide && p.dropout_p == 0 && !p.rule.mask.data && !p.rule.layout.data;
-}
-
 template <class T, bool kPlain>
 cux::Error launch_of_width(const AttentionCudaParams& p, cux::Stream stream) {
   return p.D <= 96 && p.Dv <= 96 ? launch_narrow_forward<T, kPlain>(p, stream)

@@ -186,7 +186,6 @@ class ForwardBlock {
     const int32_t i0 = block.i0 + warp_row();
     const bool softmax = p_.score == ScoreKind::kSoftmax;
     float factors[kRowsOfLane];
-    uint32_t broken = 0;  // bit n of a lane's rows: not finite
     float* const lse = static_cast<float*>(p_.lse.data) + block.b * p_.lse.strides[0] +
                        block.h * p_.lse.strides[1];
     CUX_UNROLL
@@ -196,11 +195,6 @@ class ForwardBlock {
       const int32_t i = i0 + Lanes::static_row(n) + Lanes::lane_row();
       if (lane_of_warp() % Lanes::kLanesOfRow == 0 && i < p_.N)
         lse[i * p_.lse.strides[2]] = softmax ? lse_of<kPlain>(state.base[n], sum) : 0.f;
-      float probe = 0;
-      CUX_UNROLL
-      for (int k = 0; k < Tile::kDv / Lanes::kLanesOfRow; ++k)
-        probe = fmaf(Lanes::at(out, n, k) * factors[n], 0.f, probe);
-      broken |= static_cast<uint32_t>(probe != 0) << n;
     }
     const SharedTile<T, Tile::kDv> rows{query_.data + warp_row() * Tile::kD};
     Lanes::put_rows(rows, out, factors);
@@ -209,23 +203,9 @@ class ForwardBlock {
         static_cast<T*>(p_.out.data) + block.b * p_.out.strides[0] + block.h * p_.out.strides[1];
     store_rows<Tile::kWarpRows>(rows, to, p_.out.strides[2], i0, p_.N, static_cast<int32_t>(p_.Dv),
                                 kPlain || p_.wide);
-    if (__any_sync(~0u, broken != 0)) mend(block, broken);
-  }
-
-  /// Rows that are not finite, once more.
-  __device__ void mend(const QueryBlock& block, uint32_t broken) const {
-    const HeadScores scores(p_, block.b, block.h);
-    const int32_t i0 = block.i0 + warp_row();
-    __syncwarp();  // they have been stored
-    for (int n = 0; n < kRowsOfLane; ++n) {
-      const uint32_t lanes = __ballot_sync(~0u, broken >> n & 1);
-      for (int lane = 0; lane < 32; lane += Lanes::kLanesOfRow) {
-        // Of the lanes of a row any may have seen it; the first says which it is.
-        const int row = __shfl_sync(~0u, Lanes::static_row(n) + Lanes::lane_row(), lane);
-        if ((lanes >> lane & ((1u << Lanes::kLanesOfRow) - 1)) == 0 || i0 + row >= p_.N) continue;
-        CarefulRow<T>(p_, scores, block.b, block.h, i0 + row).template write<Tile::kDv>();
-      }
-    }
+    mend_rows<Lanes>(broken_rows<Lanes>(out, factors), [&](int row) {
+      if (i0 + row < p_.N) careful_forward_row<T, Tile::kDv>(p_, block.b, block.h, i0 + row);
+    });
   }
 
   const AttentionCudaParams& p_;
@@ -235,8 +215,8 @@ class ForwardBlock {
   T* const scratch_;
 };
 
-template <class Tile, bool kPlain>
 // Eight warps on a multiprocessor.
+template <class Tile, bool kPlain>
 __global__ void __launch_bounds__(Tile::kThreads, 256 / Tile::kThreads)
     attention_forward(const __grid_constant__ AttentionCudaParams p) {
   CUX_DYN_SMEM(shared);

@@ -55,10 +55,11 @@ class KeptWords {
     return __any_sync(~0u, some != 0);
   }
   __device__ bool all() const {
-    uint32_t every = ~0u;
+    constexpr uint32_t kWhole = kColumns < 32 ? (1u << kColumns % 32) - 1 : ~0u;
+    uint32_t every = kWhole;
     CUX_UNROLL
     for (int s = 0; s < kSlots; ++s) every &= slots_[s];
-    return __all_sync(~0u, every == ~0u);
+    return __all_sync(~0u, every == kWhole);
   }
   /// Word w of row `first` + `further`; first is the same in all lanes and a multiple of a power of two above `further`.
   __device__ uint32_t word(int first, int further, int w) const {
@@ -67,7 +68,8 @@ class KeptWords {
   }
 
  private:
-  static constexpr int kWords = kColumns / 32, kAll = kRows * kWords, kSlots = (kAll + 31) / 32;
+  static constexpr int kWords = (kColumns + 31) / 32, kAll = kRows * kWords,
+                       kSlots = (kAll + 31) / 32;
 
   /// Lanes read the mask side by side, a row after the other; one row stands for all where they are the same.
   __device__ void hide_masked(const ScoreRule& rule, const BlockScores& scores, int32_t i0,
@@ -96,6 +98,7 @@ class KeptWords {
 /// A warp's rows by kColumns keys, as they lie in the accumulators of Lanes (mma.cuh, fma.cuh).
 template <class Lanes, int kColumns>
 struct Pairs {
+  static constexpr bool kRowsAreQueries = true;
   static constexpr int kRowsOfLane = Lanes::kRowsOfLane;
   static constexpr int kOfLane = kColumns * Lanes::kWarpRows / 32 / kRowsOfLane;  // of each row
   using Sums = typename Lanes::template Sums<kColumns>;
@@ -117,9 +120,9 @@ struct Pairs {
   __device__ static void hide(Sums& sums, const Kept& kept, float hidden) {
     CUX_UNROLL
     for (int n = 0; n < kRowsOfLane; ++n) {
-      uint32_t bits[kColumns / 32];
+      uint32_t bits[(kColumns + 31) / 32];
       CUX_UNROLL
-      for (int w = 0; w < kColumns / 32; ++w)
+      for (int w = 0; w < (kColumns + 31) / 32; ++w)
         bits[w] = kept.word(Lanes::static_row(n), Lanes::lane_row(), w) >> Lanes::lane_column();
       CUX_UNROLL
       for (int k = 0; k < kOfLane; ++k) {
@@ -151,6 +154,39 @@ struct Pairs {
         }
       }
     }
+  }
+};
+
+/// The other way round: a warp's rows are keys, kQueries queries its columns. see(sum, query, key), as in Pairs.
+template <class Lanes, int kQueries>
+struct KeyPairs {
+  using ByRow = Pairs<Lanes, kQueries>;
+  static constexpr bool kRowsAreQueries = false;
+  static constexpr int kRowsOfLane = ByRow::kRowsOfLane, kOfLane = ByRow::kOfLane;
+  using Sums = typename ByRow::Sums;
+  using Kept = KeptWords<kQueries, Lanes::kWarpRows>;
+
+  template <class See>
+  __device__ static void visit(Sums& sums, const See& see) {
+    ByRow::visit(sums, [&](float& s, int row, int column) { see(s, column, row); });
+  }
+
+  __device__ static void hide(Sums& sums, const Kept& kept, float hidden) {
+    CUX_UNROLL
+    for (int k = 0; k < kOfLane; ++k) {
+      const uint32_t bits =
+          kept.word(Lanes::static_column(k), Lanes::lane_column(), 0) >> Lanes::lane_row();
+      CUX_UNROLL
+      for (int n = 0; n < kRowsOfLane; ++n)
+        if (!(bits >> Lanes::static_row(n) & 1)) Lanes::at(sums, n, k) = hidden;
+    }
+  }
+
+  template <class Bits>
+  __device__ static void drop(Sums& sums, float kept, const Bits& bits) {
+    visit(sums, [&](float& s, int query, int key) {
+      s *= bits(query, key / 4) >> key % 4 & 1 ? kept : 0.f;
+    });
   }
 };
 

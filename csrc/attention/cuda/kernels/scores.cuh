@@ -68,6 +68,19 @@ class HeadScores {
                    ? static_cast<const float*>(p.alibi_slopes)[b * p.alibi_batch_stride + h]
                    : 0.f) {}
 
+  /// The derivative of the softcap, 1 − tanh², by its products.
+  template <class Pairs>
+  __device__ void softcap_slope(const typename Pairs::Sums& products,
+                                typename Pairs::Sums& slopes) const {
+    __builtin_memcpy(&slopes, &products, sizeof(slopes));
+    Pairs::visit(slopes, [&](float& s, int, int) { s = softcap_slope(s); });
+  }
+  __device__ float softcap_slope(float product) const {
+    const float u =
+        ::tanhf(product * static_cast<float>(p_.scale) / static_cast<float>(p_.softcap));
+    return fmaf(-u, u, 1.f);
+  }
+
   /// Of products that Pairs visits, rows from i0 and keys from j0 on. Beyond the last row and key stands the last one's bias.
   template <class Pairs>
   __device__ void score(typename Pairs::Sums& sums, int32_t i0, int32_t j0) const {

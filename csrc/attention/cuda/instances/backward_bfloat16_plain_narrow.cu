@@ -1,0 +1,8 @@
+#include "attention/cuda/kernels/backward_tiles.cuh"
+
+namespace fulgurite::cuda {
+
+template cux::Error launch_narrow_backward<BFloat16, true>(const AttentionCudaBackward&,
+                                                           cux::Stream);
+
+}  // namespace fulgurite::cuda

@@ -1,0 +1,7 @@
+#include "attention/cuda/kernels/backward_tiles.cuh"
+
+namespace fulgurite::cuda {
+
+template cux::Error launch_wide_backward<BFloat16, true>(const AttentionCudaBackward&, cux::Stream);
+
+}  // namespace fulgurite::cuda
