@@ -2,7 +2,7 @@
 # Usage: check_kernel.sh FILE.cpp [FLAGS…]. Compiles a program with kernels written on csrc/cuda/cux.h for the checker and runs
 # it in every schedule, on the cards of CUX_ARCH (default "80 90"). Fails if it does, or if the checker reports anything.
 # FLAGS go to the compiler: -I, -D. The executor is compiled once, into CUX_BUILD (default: a folder of the user's under
-# TMPDIR).
+# TMPDIR). CUX_LINK names objects that the program needs besides.
 set -euo pipefail
 [ $# -ge 1 ] && [ -f "$1" ] || { sed -n 's/^# Usage: /usage: /p' "$0" >&2; exit 2; }
 file=$(realpath "$1")
@@ -20,7 +20,8 @@ fi
 program=$build/$(basename "$file" .cpp)
 mapfile -t flags <"$csrc/cuda/host/checked_flags.txt"
 "$cxx" -std=c++20 "${flags[@]}" -I"$csrc" "$@" -c "$file" -o "$program.o"
-"$cxx" "$executor" "$program.o" -o "$program"
+read -ra beside <<<"${CUX_LINK:-}"
+"$cxx" "$executor" "$program.o" "${beside[@]}" -o "$program"
 
 failed=0
 for arch in ${CUX_ARCH:-80 90}; do

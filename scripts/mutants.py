@@ -1,11 +1,14 @@
-"""Change a kernel in one place at a time, and check that its test on the host notices every change.
+"""Change a kernel in one place at a time, and check that a test on the host notices every change.
 
     scripts/mutants.py tests/cuda_on_host/product.cuh tests/cuda_on_host/product_test.cpp
+    scripts/mutants.py csrc/optim/cuda/kernels/units.cuh tests/cuda_on_host/optim/*_test.cpp \\
+        --beside csrc/optim/cpu/kernels/*.cpp
 
 Each barrier, wait and commit is removed, each wait lets one group more be under way, each predicate
 is true, and each bound is moved by one. A change that neither the checker nor the numbers notice is
-a hole in the test, unless it stands in equivalent_mutants.toml beside the kernel, with the reason
-why the kernel is as right with it. What stands there and is noticed fails too.
+a hole in the tests, unless it stands in equivalent_mutants.toml beside them, with the reason why
+the kernel is as right with it. What stands there and is noticed fails too. The kernels of the CPU
+that tests compare with are named by --beside.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECK = Path(__file__).with_name("check_kernel.sh")
+SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 STATEMENT = re.compile(
     r"\b(?:__syncthreads|__syncwarp|cux::(?:barrier_sync|barrier_arrive|cp_async_commit|cp_async_wait<\d+>))"
     r"\([^()]*\);"
@@ -89,39 +93,82 @@ def mutants(kernel: Path) -> Iterator[Mutant]:
             yield Mutant(number, line, changed + line[len(code) :])
 
 
-def is_noticed(mutant: Mutant, kernel: Path, test: Path, build: Path) -> bool:
+def include_name(kernel: Path) -> Path:
+    """What a file is included as."""
+    return kernel.relative_to(SOURCES) if kernel.is_relative_to(SOURCES) else Path(kernel.name)
+
+
+def check(test: Path, includes: list[Path], build: Path, beside: list[Path]) -> bool:
+    environment = {
+        **os.environ,
+        "CUX_BUILD": str(build),
+        "CUX_ARCH": "80",
+        "CUX_LINK": " ".join(map(str, beside)),
+    }
+    flags = [f"-iquote{folder}" for folder in includes]
+    try:
+        ran = subprocess.run(
+            [str(CHECK), str(test), *flags], env=environment, capture_output=True, timeout=TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return ran.returncode == 0
+
+
+def is_noticed(
+    mutant: Mutant, kernel: Path, tests: list[Path], build: Path, beside: list[Path]
+) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(test, folder)
         lines = kernel.read_text().splitlines()
         lines[mutant.number] = mutant.now
-        Path(folder, kernel.name).write_text("\n".join(lines) + "\n")
+        changed = Path(folder, include_name(kernel))
+        changed.parent.mkdir(parents=True, exist_ok=True)
+        changed.write_text("\n".join(lines) + "\n")
         shutil.copy(build / "executor.o", folder)
-        environment = {**os.environ, "CUX_BUILD": folder, "CUX_ARCH": "80"}
-        command = [str(CHECK), str(Path(folder, test.name)), f"-I{kernel.parent}"]
-        try:
-            ran = subprocess.run(command, env=environment, capture_output=True, timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            return True
-        return ran.returncode != 0
+        copies = [Path(shutil.copy(test, folder)) for test in tests]
+        includes = [Path(folder), *dict.fromkeys(test.parent for test in tests)]
+        return not all(check(test, includes, Path(folder), beside) for test in copies)
+
+
+def compiled(kernels: list[Path], build: Path) -> list[Path]:
+    """Objects of the CPU's kernels."""
+    objects = []
+    for kernel in kernels:
+        objects.append(build / f"{kernel.stem}.o")
+        command = [
+            os.environ.get("CXX", "g++"),
+            "-std=gnu++20",
+            "-O2",
+            "-ffp-contract=off",
+            "-Wno-psabi",
+            f"-I{SOURCES}",
+        ]
+        subprocess.run([*command, "-c", str(kernel), "-o", str(objects[-1])], check=True)
+    return objects
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kernel", type=Path)
-    parser.add_argument("test", type=Path)
+    parser.add_argument("tests", type=Path, nargs="+")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[])
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    kernel, test = arguments.kernel.resolve(), arguments.test.resolve()
+    kernel = arguments.kernel.resolve()
+    tests = [test.resolve() for test in arguments.tests]
 
-    listed = kernel.with_name("equivalent_mutants.toml")
+    listed = tests[0].with_name("equivalent_mutants.toml")
     entries = tomllib.loads(listed.read_text())["mutant"] if listed.exists() else []
     equivalent = {(e["was"], e["now"]) for e in entries if e["file"] == kernel.name}
-    with tempfile.TemporaryDirectory() as build:
-        environment = {**os.environ, "CUX_BUILD": build, "CUX_ARCH": "80"}
-        subprocess.run([str(CHECK), str(test)], env=environment, check=True, capture_output=True)
+    with tempfile.TemporaryDirectory() as folder:
+        build = Path(folder)
+        beside = compiled(arguments.beside, build)
+        for test in tests:
+            if not check(test, [test.parent], build, beside):
+                parser.error(f"{test} fails without any change")
         every = list(mutants(kernel))
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            noticed = list(pool.map(lambda m: is_noticed(m, kernel, test, Path(build)), every))
+            noticed = list(pool.map(lambda m: is_noticed(m, kernel, tests, build, beside), every))
 
     survivors = {m.key for m, seen in zip(every, noticed, strict=True) if not seen}
     for was, now in sorted(survivors - equivalent):

@@ -4,7 +4,7 @@
 //
 //   CUX_DYN_SMEM(bytes)             unsigned char* bytes: the launch's dynamic shared memory
 //   CUX_SHARED(float, sums, 4)      float sums[4] in static shared memory
-//   CUX_UNROLL                      unrolls the loop that follows
+//   CUX_UNROLL, CUX_NO_UNROLL       unrolls the loop that follows, or keeps it one
 //   load_global, store_global       4, 8 or 16 bytes in one access
 //   cp_async16, cp_async_commit, cp_async_wait<n>   16 bytes from global to shared memory beside other work
 //   ldmatrix_x4, ldmatrix_x4_trans, mma_m16n8k16    tensor cores: bfloat16 or float16 products, float32 sums
@@ -35,6 +35,7 @@ struct alignas(4 * n) Words {
 #else
 
 #define CUX_UNROLL _Pragma("unroll")
+#define CUX_NO_UNROLL _Pragma("unroll 1")
 #define CUX_DYN_SMEM(name)                                     \
   extern __shared__ __align__(128) unsigned char cux_shared[]; \
   unsigned char* const name = cux_shared

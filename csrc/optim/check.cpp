@@ -40,10 +40,15 @@ void check_adamw(const AdamwArgs& a) {
   check_values(op, a);
 }
 
-void check_adamw_contents(const AdamwArgs& a) {
+void check_adamw_memory(const AdamwArgs& a) {
   constexpr const char* op = "adamw_";
-  check_contents(op, a, operand_lists(a));
+  check_memory(op, a, operand_lists(a));
   if (a.zero_grads) check_overlap(op, "grads", a.grads);
+}
+
+void check_adamw_contents(const AdamwArgs& a) {
+  check_adamw_memory(a);
+  check_contents("adamw_", a);
 }
 
 void check_adamw_single(const AdamwArgs& a) {
@@ -71,10 +76,15 @@ void check_adamw_8bit(const Adamw8bitArgs& a) {
   check_values(op, a);
 }
 
-void check_adamw_8bit_contents(const Adamw8bitArgs& a) {
+void check_adamw_8bit_memory(const Adamw8bitArgs& a) {
   constexpr const char* op = "adamw_8bit_";
-  check_contents(op, a, operand_lists(a));
+  check_memory(op, a, operand_lists(a));
   for (const auto& [name, list] : scale_lists(a)) check_overlap(op, name, list);
+}
+
+void check_adamw_8bit_contents(const Adamw8bitArgs& a) {
+  check_adamw_8bit_memory(a);
+  check_contents("adamw_8bit_", a);
 }
 
 void check_split_master(const SplitMasterArgs& args) {

@@ -8,8 +8,10 @@ namespace fulgurite {
 /// Types, shapes, values and support, in this order over all tensors, before anything is written.
 void check_adamw(const AdamwArgs& args);
 void check_adamw_8bit(const Adamw8bitArgs& args);
-/// What only memory can tell: strides that overlap, a tensor that is listed twice, the contents of
-/// hyper and steps.
+/// What only memory can tell: strides that overlap, a tensor that is listed twice.
+void check_adamw_memory(const AdamwArgs& args);
+void check_adamw_8bit_memory(const Adamw8bitArgs& args);
+/// That, and the contents of hyper and steps, which the CPU can read.
 void check_adamw_contents(const AdamwArgs& args);
 void check_adamw_8bit_contents(const Adamw8bitArgs& args);
 

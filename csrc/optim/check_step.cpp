@@ -158,11 +158,14 @@ void check_hyper_contents(const char* op, const Tensor& hyper) {
   }
 }
 
-void check_contents(const char* op, const StepArgs& a, OperandLists lists) {
+void check_memory(const char* op, const StepArgs& a, OperandLists lists) {
   check_overlap(op, "params", a.params);
   for (const OperandList& list : lists)
     if (list.operand != kGrad) check_overlap(op, list.name, list.list);
   check_distinct(op, a.params);
+}
+
+void check_contents(const char* op, const StepArgs& a) {
   check_hyper_contents(op, a.hyper);
   for (size_t i = 0; i < a.steps.size(); ++i) {
     const float step = *a.steps[i].const_data_ptr<float>();

@@ -23,10 +23,11 @@ void check_values(const char* op, const StepArgs& a);
 void check_single_types(const char* op, const StepArgs& a);
 void check_single_shapes(const char* op, const StepArgs& a);
 
-/// What only memory can tell: strides that overlap, a parameter listed twice, the contents of hyper
-/// and steps.
+/// What only memory can tell: strides that overlap, a parameter listed twice.
 void check_overlap(const char* op, const char* name, TensorList list);
+void check_memory(const char* op, const StepArgs& a, OperandLists lists);
+/// The contents of hyper and steps, where the CPU can read them.
 void check_hyper_contents(const char* op, const Tensor& hyper);
-void check_contents(const char* op, const StepArgs& a, OperandLists lists);
+void check_contents(const char* op, const StepArgs& a);
 
 }  // namespace fulgurite

@@ -24,6 +24,9 @@
 #include "optim/rules/dynamic_map.h"
 #include "optim/rules/operands.h"
 #include "optim/rules/problem.h"
+#include "optim/rules/rounding.h"
+#include "optim/rules/split.h"
+#include "optim/rules/step.h"
 #include "optim/rules/step_scalars.h"
 
 namespace fulgurite {
@@ -109,8 +112,20 @@ __global__ void balance_rules(BalanceKind kind, BiasRule rule, double* m, int64_
   m[1] = assignment_share(kind, E, counted_choices(kind, E), 3) + bias_update(rule, m[2], E, 3, 5);
 }
 
-__global__ void step_rules(const AdamwHyper* hyper, AdamwScalars* scalars, int64_t step) {
-  *scalars = step_scalars(*hyper, step, 1, true, false);
+__global__ void step_rules(const AdamwHyper* hyper, StepNumbers<float>* numbers, int64_t step,
+                           float* x, uint32_t* bits, const DynamicMap* map) {
+  *numbers = StepNumbers<float>(step_scalars(*hyper, step, 1, true, false));
+  const StepElement<float> r =
+      step_element<CudaMath>(*numbers, true, true, x[0], x[1], x[2], x[3], x[4]);
+  x[0] = averaged(*numbers, split_value<float>(bits[0], split_bits(r.p).low), r.m);
+  const uint32_t word = rounding_word(rounding_seed(step, 1), 2, step);
+  bits[1] = stochastic_bfloat16(x[0], word) + stochastic_float16<CudaMath>(x[1], word);
+  if (has_codes(x[2]))
+    bits[2] = static_cast<uint32_t>(nearest_code<true, CudaMath>(*map, x[2], x[3]));
+}
+
+__global__ void stats_rules(double* sums, int64_t n) {
+  sums[0] = scaled_square(tree_sum(n, [=](int64_t i) { return sums[i]; }), 0.5);
 }
 
 template __global__ void attention_activations(AttentionProblem, float*);

@@ -10,6 +10,7 @@
 #include "simd/types.h"
 
 #define CUX_UNROLL
+#define CUX_NO_UNROLL
 #define CUX_DYN_SMEM(name) unsigned char* const name = ::cux::host::dynamic_shared()
 #define CUX_SHARED(T, name, n)           \
   static const char name##_declared = 0; \

@@ -113,6 +113,7 @@ uint16_t float16_of(float x) {
   const float size = std::fabs(x);
   if (size == 0) return sign;
   if (size >= 65520) return sign | 0x7c00;
+  if (size == 0) return sign;
   int exponent = 0;
   std::frexp(size, &exponent);
   const int step = exponent < -13 ? -24 : exponent - 11;  // of the last place; subnormals share one

@@ -1,68 +1,49 @@
-// From the tensors of an AdamW call to what the kernels see.
+// An AdamW call as the CPU's kernels see it: its tensors, and the numbers of the step, read from memory.
 #pragma once
 
-#include <ATen/Parallel.h>
-
-#include <deque>
-#include <vector>
-
-#include "common/walk.h"
 #include "optim/cpu/kernels/params.h"
-#include "optim/valid.h"
+#include "optim/step_tensors.h"
 
 namespace fulgurite {
 
 /// found_inf says that nothing may change.
 bool is_skipped(const StepArgs& a);
 
-/// Walks and descriptors of a call's tensors.
 class AdamwCall {
  public:
-  using Operands = WalkList<kAdamwOperands>::Operands;
+  AdamwCall(const StepArgs& a, c10::ArrayRef<OperandList> lists, int64_t grain)
+      : a_(a), all_(a, lists, grain, c10::DeviceType::CPU) {}
 
-  /// Tensors begin at multiples of `grain` in the space of positions. The lists outlive the call.
-  AdamwCall(const StepArgs& a, c10::ArrayRef<OperandList> lists, int64_t grain);
-
-  /// Describes all tensors in one pass, on all threads, where each is as nearly every one is: dense
-  /// in one order with its operands, of dtypes that are served, on the CPU, and none there twice.
-  /// Else false: then the checks must say what is wrong, if anything is.
-  bool add_plain();
+  /// As StepTensors has it.
+  bool add_plain() {
+    return all_.add_plain([](const float* step) { return is_count(*step); });
+  }
   /// Numbers for tensors that add_plain has described, once hyper has been checked.
-  void number_plain();
-  /// Tensors that have passed the checks, in any layout.
-  void add_checked();
+  void number_plain() {
+    all_.place_plain();
+    number();
+  }
+  void add_checked() {
+    all_.add_checked();
+    number();
+  }
 
   AdamwProblem problem(bool zero_grads) const;
   /// What the kernel's instruction set is chosen by: bfloat16 where some operand is.
   Dtype dtype() const;
-  int64_t positions() const { return list_.positions(); }
-  int64_t elements() const { return list_.elements(); }
+  int64_t positions() const { return all_.list().positions(); }
+  int64_t elements() const { return all_.list().elements(); }
   /// Raises every count of steps by 1.
   void advance_steps() const {
-    for (float* step : steps_) ++*step;
+    for (float* step : all_.steps()) ++*step;
   }
 
  private:
-  /// Makes room for all tensors.
-  void reset();
-  bool lengths_hold() const;
-  bool describe_plain(size_t i, int64_t groups);
-  Operands operands(size_t i) const;
-  void describe(size_t i, const Operands& operands);
-  const Tensor* row_major(const Tensor& param);
-  int32_t scalars_of(size_t i, float step);
-
-  static constexpr int64_t kPerTask = 256;
+  void number();
 
   const StepArgs& a_;
-  c10::ArrayRef<OperandList> lists_;
-  std::vector<OperandList> given_;  // those that are not empty
-  WalkList<kAdamwOperands> list_;
-  std::vector<AdamwTensor> tensors_;
-  std::vector<int64_t> numels_;
-  std::vector<float*> steps_;
+  StepTensors all_;
   std::vector<AdamwScalars> scalars_;
-  std::deque<Tensor> row_major_;
 };
 
 }  // namespace fulgurite

@@ -5,12 +5,15 @@
 // but 1.
 #pragma once
 
+#include <cfloat>
 #include <cstdint>
 #include <limits>
 
+#include "common/value.h"
+
 namespace fulgurite {
 
-struct DynamicMap {
+struct alignas(16) DynamicMap {
   /// Cells are numbers that share the exponent and the leading seven bits below it, from 2^−23 to 1: so
   /// narrow that at most one middle between neighbours of the map lies in each.
   static constexpr int kCellShift = 16;
@@ -62,6 +65,36 @@ constexpr DynamicMap make_dynamic_map(bool is_signed) {
     map.guess[cell] = static_cast<uint8_t>(k);
   }
   return map;
+}
+
+/// The cell of |x|/scale, rounded once; V: float, or a vector of it.
+template <class Math, class V>
+FULGURITE_HOST_DEVICE Integer<V> map_cell(V x, float scale) {
+  using I = Integer<V>;
+  const V quotient = Math::min(Math::abs(x) / scale, uniform<V>(1.0f));
+  const I cell = (same_bits<I>(quotient) >> DynamicMap::kCellShift) - DynamicMap::kFirstCell;
+  return cell > 0 ? cell : I{};
+}
+
+/// Of magnitude k of a map; sign: −1 for numbers below 0, else 0. A signed map lacks −1.
+template <bool kSigned>
+FULGURITE_HOST_DEVICE int32_t map_code(int32_t zero, int32_t k, int32_t sign) {
+  const int32_t last = kSigned ? 128 + sign : 255;
+  return zero + (((k < last ? k : last) ^ sign) - sign);
+}
+
+/// No block with such a largest magnitude has codes: it is 0, or of NaN or Inf all are NaN.
+FULGURITE_HOST_DEVICE bool has_codes(float scale) { return scale > 0 && scale <= FLT_MAX; }
+
+/// The nearest code of x in a block with this scale, the lower one of two equally near. A middle has 25 bits and a scale 24, so
+/// their product is a float64.
+template <bool kSigned, class Math>
+FULGURITE_HOST_DEVICE int32_t nearest_code(const DynamicMap& map, float scale, float x) {
+  const int32_t sign = kSigned && x < 0 ? -1 : 0;
+  const int32_t k = map.guess[map_cell<Math>(x, scale)];
+  const double magnitude = Math::abs(x), middle = map.middles[k] * static_cast<double>(scale);
+  const bool above = sign ? magnitude >= middle : magnitude > middle;
+  return map_code<kSigned>(map.zero, k + static_cast<int32_t>(above), sign);
 }
 
 }  // namespace fulgurite

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "common/philox.h"
 #include "common/walk_table.h"
 #include "optim/rules/dynamic_map.h"
 #include "optim/rules/operands.h"
+#include "optim/rules/rounding.h"
 #include "optim/rules/step_scalars.h"
 #include "simd/types.h"
 
@@ -23,12 +23,6 @@ struct AdamwTensor {
   bool stochastic;                // the parameter is rounded by words of this key
   uint32_t key;
   int32_t scalars;  // index of its numbers
-};
-
-/// What the words of stochastic rounding have in common.
-struct RoundingSeed {
-  PhiloxKey key;
-  uint32_t step;
 };
 
 struct AdamwProblem {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common/host_device.h"
+#include "common/rounded.h"
 
 namespace fulgurite {
 
@@ -27,25 +28,6 @@ struct AdamwScalars {
   double ema_weight;  // 1 − ema_decay
   bool from_exp_avg;  // 1 − β1 < ½
 };
-
-/// x·y, rounded.
-FULGURITE_HOST_DEVICE double rounded_product(double x, double y) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(x, y);
-#else
-  double product = x * y;
-  __asm__("" : "+m"(product));  // what follows cannot be fused with it
-  return product;
-#endif
-}
-
-FULGURITE_HOST_DEVICE double rounded_root(double x) {
-#if defined(__CUDA_ARCH__)
-  return __dsqrt_rn(x);
-#else
-  return __builtin_sqrt(x);
-#endif
-}
 
 /// x^n
 FULGURITE_HOST_DEVICE double power(double x, int64_t n) {

@@ -8,6 +8,7 @@
 #include "catch.h"
 #include "optim/cpu/kernels/stochastic.h"
 #include "optim/values.h"
+#include "std_math.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -79,6 +80,8 @@ TEST_CASE("codes are the nearest ones, whatever the length") {
       const float g = grads[i] * 0.5f, m = std::fma(0.1f, g, 0.0f), v = 0.001f * g * g;
       const double m_scale = codes.m_scale[i / kBlock], v_scale = codes.v_scale[i / kBlock];
       CHECK(codes.m[i] == nearest(kSigned, m / m_scale));
+      CHECK(codes.m[i] == nearest_code<true, StdMath>(kSigned, codes.m_scale[i / kBlock], m));
+      CHECK(codes.v[i] == nearest_code<false, StdMath>(kUnsigned, codes.v_scale[i / kBlock], v));
       CHECK(std::fabs(kUnsigned.values[codes.v[i]] - v / v_scale) <=
             std::fabs(kUnsigned.values[nearest(kUnsigned, v / v_scale)] - v / v_scale) + 1e-6);
     }
@@ -104,6 +107,6 @@ TEST_CASE("vectors of words are the words one by one") {
   uint32_t buffer[kWords];
   for (int64_t first : {int64_t{0}, int64_t{3}, int64_t{1021}, (int64_t{1} << 34) - 6}) {
     const uint32_t* const words = words_of(seed, 5, first, 1, kBlock, buffer);
-    for (int64_t i = 0; i < kBlock; ++i) CHECK(words[i] == philox_word(seed, 5, first + i));
+    for (int64_t i = 0; i < kBlock; ++i) CHECK(words[i] == rounding_word(seed, 5, first + i));
   }
 }

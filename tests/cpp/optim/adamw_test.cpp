@@ -117,6 +117,19 @@ TEST_CASE("a split master takes the float32 step") {
   CHECK(same_bits(x.m, wide.m));
 }
 
+TEST_CASE("a float32 parameter with a master of its own is the master") {
+  constexpr int64_t n = 77;
+  Values wide(n), x(n);
+  std::vector<float> master = x.p;
+  x.p.assign(n, 5.0f);
+  AdamwTensor tensor = descriptor(x);
+  tensor.data[kMaster] = master.data();
+  run(tensor, {0, n, 0, 0}, {}, 0, n);
+  run(descriptor(wide), {0, n, 0, 0}, {}, 0, n);
+  CHECK(same_bits(master, wide.p));
+  CHECK(same_bits(x.p, wide.p));
+}
+
 TEST_CASE("halves that make no number are those of a parameter that was written") {
   const int64_t n = 37;
   for (const uint16_t written : {0x0000, 0x8000, 0x3F80, 0x7F80, 0x7FC0}) {

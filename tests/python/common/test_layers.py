@@ -33,8 +33,10 @@ SHARED = {
     "common/choice.h",
     "common/host_device.h",
     "common/philox.h",
+    "common/rounded.h",
     "common/silu.h",
     "common/value.h",
+    "common/value_bits.h",
     "common/walk_table.h",
     "simd/types.h",
 }

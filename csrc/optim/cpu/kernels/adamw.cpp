@@ -16,7 +16,7 @@ template <class T>
 void update_row(const AdamwProblem& p, const AdamwTensor& tensor, const int64_t* offsets,
                 const int64_t* strides, int64_t n) {
   alignas(64) T buffers[6][kBlock];
-  const Scalars<T> scalars(p.scalars[tensor.scalars]);
+  const StepNumbers<T> scalars(p.scalars[tensor.scalars]);
   Row<T> row(tensor, offsets, strides);
   const int64_t direct = sizeof(T) == 4 ? update_direct(p, tensor, offsets, strides, n) : 0;
   row.advance(direct);

@@ -1,8 +1,7 @@
 // AdamW with 8-bit states. A block's moments are read as map[code]·scale, updated in the arithmetic
 // type, and written as the largest magnitude of the block and the codes of the nearest
 //   code = argmin_k |x/scale − map[k]|     the lower one of two equally near
-// decided exactly: a middle between neighbours of the map has 25 bits and a scale 24, so their
-// product is a float64, and what lies above it can be told in the arithmetic type. The update itself
+// as nearest_code decides it (rules/dynamic_map.h), but in the arithmetic type, and for all elements at once. The update itself
 // uses the moments before they are rounded to codes.
 //
 // Reads: gradients, parameters or masters, codes and scales of the moments.
@@ -72,13 +71,10 @@ template <class T>
 void find_cells(const T* x, float scale, int32_t* cells, int32_t* signs, int64_t n) {
   constexpr int W = kLanes<float>;
   using V = Vec<float, W>;
-  using I = IntOf<V>;
   for (int64_t i = 0; i < n; i += W) {
     const V value = convert<V>(load<Vec<T, W>>(x + i));
-    const V quotient = min(abs(value) / scale, splat<V>(1.0f));
-    const I cell = (bit_cast<I>(quotient) >> DynamicMap::kCellShift) - DynamicMap::kFirstCell;
-    store(cells + i, cell > 0 ? cell : I{});
-    store(signs + i, bit_cast<I>(value) >> 31);
+    store(cells + i, map_cell<VectorMath>(value, scale));
+    store(signs + i, bit_cast<IntOf<V>>(value) >> 31);
   }
 }
 
@@ -86,7 +82,7 @@ void find_cells(const T* x, float scale, int32_t* cells, int32_t* signs, int64_t
 template <bool kSigned, class T>
 float quantize(const DynamicMap& map, const T* x, uint8_t* codes, int64_t n) {
   const float scale = largest(x, n);
-  if (!(scale > 0 && scale <= std::numeric_limits<float>::max())) {  // of NaN or Inf all are NaN
+  if (!has_codes(scale)) {
     for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<uint8_t>(map.zero);
     return scale;
   }
@@ -99,10 +95,8 @@ float quantize(const DynamicMap& map, const T* x, uint8_t* codes, int64_t n) {
     bound[i] = bounds.of[k[i] + (kSigned ? 256 & signs[i] : 0)];
   }
   for (int64_t i = 0; i < n; ++i) {
-    const int32_t sign = kSigned ? signs[i] : 0;
     const int32_t found = k[i] + static_cast<int32_t>((x[i] < 0 ? -x[i] : x[i]) > bound[i]);
-    const int32_t last = kSigned ? 128 + sign : 255;
-    codes[i] = static_cast<uint8_t>(map.zero + (((found < last ? found : last) ^ sign) - sign));
+    codes[i] = static_cast<uint8_t>(map_code<kSigned>(map.zero, found, kSigned ? signs[i] : 0));
   }
   return scale;
 }
@@ -134,8 +128,8 @@ void update_codes(const Adamw8bitProblem& p, int64_t t, int64_t begin, int64_t n
   });
   dequantize(*p.exp_avg_map, m_scale, m_codes, m, n);
   dequantize(*p.exp_avg_sq_map, v_scale, v_codes, v, n);
-  update_block(Scalars<T>(p.step.scalars[tensor.scalars]), {value, m, v, nullptr, nullptr, grad},
-               n);
+  update_block(StepNumbers<T>(p.step.scalars[tensor.scalars]),
+               {value, m, v, nullptr, nullptr, grad}, n);
   m_scale = quantize<true>(*p.exp_avg_map, m, m_codes, n);
   v_scale = quantize<false>(*p.exp_avg_sq_map, v, v_codes, n);
   for_rows([&](const Row<T>& row, int64_t at, int64_t size) {

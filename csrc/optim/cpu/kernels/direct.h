@@ -1,6 +1,6 @@
 // The step of dense parameters with gradients of their own type, float32 or bfloat16, straight from
 // memory to memory. Passing 16-bit operands through a block, as rows.h does, takes as long as the
-// arithmetic. The formula is step.h's.
+// arithmetic. The formula is rules/step.h's.
 #pragma once
 
 #include "optim/cpu/kernels/split.h"
@@ -54,15 +54,15 @@ struct DirectRow {
 
 /// Updates whole vectors; how many elements these are.
 template <bool kDecayGradient, Master kMaster, class S, class M>
-int64_t update_direct(Scalars<float> s, DirectRow<S, M> row, int64_t n) {
+int64_t update_direct(StepNumbers<float> s, DirectRow<S, M> row, int64_t n) {
   using V = Native<float>;
   constexpr int W = kWidth<V>;
   int64_t i = 0;
   for (; i + W <= n; i += W) {
     row.prefetch(i + kBlock);
-    const auto r = update<kDecayGradient, false>(
-        s, row.template value<kMaster, V>(i), load_as<V>(row.grad + i), load_as<V>(row.exp_avg + i),
-        load_as<V>(row.exp_avg_sq + i), V{});
+    const auto r = step_element<VectorMath>(
+        s, kDecayGradient, false, row.template value<kMaster, V>(i), load_as<V>(row.grad + i),
+        load_as<V>(row.exp_avg + i), load_as<V>(row.exp_avg_sq + i), V{});
     row.template set_value<kMaster>(i, r.p);
     store_as(row.exp_avg + i, r.m);
     store_as(row.exp_avg_sq + i, r.v);
@@ -71,14 +71,14 @@ int64_t update_direct(Scalars<float> s, DirectRow<S, M> row, int64_t n) {
 }
 
 template <Master kMaster, class S, class M>
-int64_t update_direct(const Scalars<float>& s, const DirectRow<S, M>& row, int64_t n) {
+int64_t update_direct(const StepNumbers<float>& s, const DirectRow<S, M>& row, int64_t n) {
   return s.weight_decay != 0 ? update_direct<true, kMaster>(s, row, n)
                              : update_direct<false, kMaster>(s, row, n);
 }
 
 template <class S, class M>
-int64_t update_direct(const Scalars<float>& s, const AdamwTensor& tensor, const int64_t* offsets,
-                      int64_t n) {
+int64_t update_direct(const StepNumbers<float>& s, const AdamwTensor& tensor,
+                      const int64_t* offsets, int64_t n) {
   const auto at = [&](int k) -> void* {
     return static_cast<char*>(tensor.data[k]) + offsets[k] * tensor.bytes[k];
   };
@@ -103,9 +103,9 @@ inline int64_t update_direct(const AdamwProblem& p, const AdamwTensor& tensor,
   const auto are = [&](int one, int other, Dtype dtype) {
     return tensor.dtype[one] == dtype && tensor.dtype[other] == dtype;
   };
-  const Scalars<float> scalars(p.scalars[tensor.scalars]);
+  const StepNumbers<float> scalars(p.scalars[tensor.scalars]);
   const bool wide = are(kExpAvg, kExpAvgSq, Dtype::kFloat32);
-  if (are(kParam, kGrad, Dtype::kFloat32) && wide)
+  if (are(kParam, kGrad, Dtype::kFloat32) && wide && !tensor.data[kMaster])
     return update_direct<float, float>(scalars, tensor, offsets, n);
   if (!are(kParam, kGrad, Dtype::kBFloat16)) return 0;
   if (wide) return update_direct<BFloat16, float>(scalars, tensor, offsets, n);
