@@ -38,7 +38,7 @@ test: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheel
 test-full: build-tests $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheel
 	FULGURITE_FULL=1 scripts/test.sh $(BUILD)
 	python scripts/mutants.py tests/cuda_on_host/product.cuh tests/cuda_on_host/product_test.cpp
-	for kernel in csrc/cuda/search.h csrc/optim/cuda/kernels/*.cuh; do \
+	for kernel in csrc/cuda/search.h csrc/cuda/table.cuh csrc/optim/cuda/kernels/*.cuh; do \
 	  python scripts/mutants.py $$kernel tests/cuda_on_host/optim/*_test.cpp --beside csrc/optim/cpu/kernels/*.cpp || exit 1; \
 	done
 	scripts/sanitize.sh $(BUILD)-sanitize

@@ -4,7 +4,8 @@ set(FULGURITE_EXECUTOR barriers checker copies counts executor fiber instrument 
 
 # Files of csrc: kernels, without torch, and the torch side. nvcc and g++ make the library's half for cards of them, and g++ alone
 # the libraries of tests/cuda_on_host, whose kernels run on the host.
-set(FULGURITE_CUDA_KERNELS cuda/table amp/cuda/instances/amp)
+set(FULGURITE_CUDA_KERNELS cuda/table amp/cuda/instances/amp optim/cuda/instances/adamw optim/cuda/instances/adamw_8bit
+    optim/cuda/instances/split_master)
 set(FULGURITE_CUDA_TORCH_SIDE cuda/call amp/cuda/amp_cuda)
 
 # The CUDA half: FULGURITE_CUDA=AUTO builds it where nvcc is found. It needs no CUDA build of torch: kernels see no header of

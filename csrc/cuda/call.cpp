@@ -38,7 +38,7 @@ at::Tensor Call::empty(at::IntArrayRef sizes, at::ScalarType dtype) const {
 at::Tensor Call::write(const CallTable& table) const {
   const auto& bytes = table.bytes();
   at::Tensor memory = empty({static_cast<int64_t>(bytes.size())}, at::kByte);
-  check(write_table(memory.mutable_data_ptr(), bytes.data(), bytes.size(), stream_));
+  check(run_write_table({}, bytes, memory.mutable_data_ptr<uint8_t>(), stream_));
   return memory;
 }
 

@@ -2,14 +2,16 @@
 // keeps until it runs them, in a captured graph too.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include <vector>
 
 #include "cuda/stream.h"
 
 namespace fulgurite::cuda {
 
-/// Writes bytes [0, bytes) of `table` to `to`, 16-byte aligned memory of the card, of a multiple of 16 bytes.
-cux::Error write_table(void* to, const void* table, std::size_t bytes, cux::Stream stream);
+/// Writes the bytes of a table to `to`, where `kept` was written before, or nothing: pieces that differ. Both have multiples of
+/// 16 bytes, and so does the address.
+cux::Error run_write_table(const std::vector<unsigned char>& kept,
+                           const std::vector<unsigned char>& now, unsigned char* to,
+                           cux::Stream stream);
 
 }  // namespace fulgurite::cuda

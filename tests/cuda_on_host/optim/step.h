@@ -1,8 +1,8 @@
 // A step of AdamW, as its launches take it and as the CPU does.
 #pragma once
 
+#include "cuda/table.cuh"
 #include "optim/cpu/kernels/params.h"
-#include "optim/cuda/kernels/table.cuh"
 #include "tensors.h"
 
 namespace fulgurite {

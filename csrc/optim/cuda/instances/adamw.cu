@@ -1,15 +1,9 @@
 #include "optim/cuda/kernels/adamw.cuh"
 
-#include "optim/cuda/kernels/table.cuh"
 #include "optim/cuda/launches.h"
 
 namespace fulgurite::cuda {
 
-const char* run_write_table(const std::vector<unsigned char>& kept,
-                            const std::vector<unsigned char>& now, unsigned char* to,
-                            void* stream) {
-  return write_table(kept, now, to, stream);
-}
 const char* run_adamw_count(const AdamwCountProblem& p, void* stream) {
   return launch_count(p, stream);
 }
