@@ -22,6 +22,8 @@ struct AttentionCudaBackward : AttentionCudaParams {
   Tensor4 grad_out, grad_lse;                // (B,Hq,N,Dv), (B,Hq,N,1)
   Output4 grad_query, grad_key, grad_value;  // of dtype, contiguous
   float* grad_sink;                          // (Hq)
+  void* grad_bias;                           // contiguous, in the bias's type
+  int64_t bias_shape[4];
   // Of every row of queries: what its scores are weighed by, and δ (backward.cuh). B·Hq·N each.
   float *base, *fine, *delta;
 };

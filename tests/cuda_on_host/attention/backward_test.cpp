@@ -1,6 +1,7 @@
 // The backward's kernels beside float64, at sizes that cross every edge of their tiles, in every schedule.
 #include <algorithm>
 
+#include "attention/cuda/kernels/backward_bias.cuh"
 #include "attention/cuda/kernels/backward_key.cuh"
 #include "attention/cuda/kernels/backward_query.cuh"
 #include "attention/cuda/kernels/delta.cuh"
@@ -33,6 +34,7 @@ class Gradients {
         key(count(p().Hkv, p().M, p().D)),
         value(count(p().Hkv, p().M, p().Dv)),
         sink(static_cast<size_t>(p().Hq)),
+        bias(bias_elements()),
         grad_out_(count(p().Hq, p().N, p().Dv)),
         grad_lse_(count(p().Hq, p().N, 1)) {
     std::mt19937 random(seed);
@@ -59,6 +61,12 @@ class Gradients {
   const AttentionCudaParams& p() const { return problem_.p; }
   size_t count(int64_t heads, int64_t rows, int64_t width) const {
     return static_cast<size_t>(p().B * heads * rows * width);
+  }
+  size_t bias_elements() const {
+    const Call& c = problem_.call;
+    return c.bias ? static_cast<size_t>(c.bias_batches * (c.one_bias_head ? 1 : c.Hq) *
+                                        (c.one_bias_row ? 1 : c.N) * (c.one_bias_column ? 1 : c.M))
+                  : 0;
   }
   size_t at(int64_t heads, int64_t rows, int64_t b, int64_t h, int64_t i) const {
     return static_cast<size_t>((b * heads + h) * rows + i);
@@ -93,6 +101,8 @@ class Gradients {
       double ds = softmax ? weight * (grad * keep - delta) : problem_.activated_slope(s) * grad;
       // What float32 sums, and exp of them, cost.
       const double error = 4e-5 * (std::fabs(weight) * (size + std::fabs(delta)) + std::fabs(ds));
+      if (p().rule.bias.data)
+        bias.add(static_cast<size_t>(p().rule.bias.offset(b, h, i, j)), ds, 1, error);
       ds *= slope * p().scale;
       const size_t key_row = at(p().Hkv, p().M, b, hk, j);
       for (int64_t d = 0; d < D; ++d) {
@@ -111,7 +121,7 @@ class Gradients {
   const Problem<T>& problem_;
 
  public:
-  Expected query, key, value, sink;
+  Expected query, key, value, sink, bias;
   Tensor4 grad_out{}, grad_lse{};
 
  private:
@@ -134,6 +144,23 @@ void compare(const char* name, const char* what, const Array<T>& got, const Expe
   if (worst <= 1) return;
   std::printf("FAILED %s: %s is off by %g times what rounding allows\n", name, what, worst);
   all_right = false;
+}
+
+/// In the bias's own type S.
+template <class S, class Tile>
+void check_bias(const char* name, AttentionCudaBackward p, const Call& call,
+                const Expected& expected) {
+  const Array<S> grad(expected.value.size());
+  p.grad_bias = grad.data();
+  const int64_t shape[] = {call.bias_batches, call.one_bias_head ? 1 : call.Hq,
+                           call.one_bias_row ? 1 : call.N, call.one_bias_column ? 1 : call.M};
+  std::copy(shape, shape + 4, p.bias_shape);
+  if (const cux::Error error = cuda::launch_backward_bias<Tile>(p, nullptr)) {
+    std::printf("FAILED %s: %s\n", name, error);
+    all_right = false;
+    return;
+  }
+  compare(name, "grad_bias", grad, expected, kRounding<S>);
 }
 
 template <class QueryTile, class KeyTile, bool kPlain>
@@ -171,6 +198,10 @@ void run(const char* name, const Call& call) {
   compare(name, "grad_query", query, gradients.query, kRounding<T>);
   compare(name, "grad_key", key, gradients.key, kRounding<T>);
   compare(name, "grad_value", value, gradients.value, kRounding<T>);
+  if constexpr (!kPlain) {
+    if (call.bias == Call::kOwnType) check_bias<T, QueryTile>(name, p, call, gradients.bias);
+    if (call.bias == Call::kFloat32) check_bias<float, QueryTile>(name, p, call, gradients.bias);
+  }
   if (p.sink) compare(name, "grad_sink", sink, gradients.sink, 1e-4);
 }
 

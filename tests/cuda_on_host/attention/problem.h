@@ -49,6 +49,7 @@ struct Call {
   bool sink = false, slopes = false, mask = false, mask_of_keys = false, layout = false;
   enum Bias { kNone, kOwnType, kFloat32, kSame } bias = kNone;  // kSame: −bias_size everywhere
   int64_t bias_batches = 1;
+  bool one_bias_head = false, one_bias_row = false, one_bias_column = false;
   double bias_size = 1, query_size = 1;
   int64_t padding = 0;  // elements between rows; 4 leaves them at no multiple of 16 bytes
   int64_t column_stride = 1;
@@ -286,7 +287,9 @@ class Problem {
     const Call& c = call;
     if (c.bias == Call::kNone) return;
     p.rule.bias_dtype = c.bias == Call::kOwnType ? p.dtype : Dtype::kFloat32;
-    const int64_t n = c.bias_batches * c.Hq * c.N * c.M;
+    const int64_t heads = c.one_bias_head ? 1 : c.Hq, rows = c.one_bias_row ? 1 : c.N,
+                  columns = c.one_bias_column ? 1 : c.M,
+                  n = c.bias_batches * heads * rows * columns;
     if (c.bias == Call::kOwnType) own_bias_.emplace(numbers<T>(n, c.bias_size));
     if (c.bias == Call::kFloat32) float_bias_.emplace(numbers<float>(n, c.bias_size));
     if (c.bias == Call::kSame) {
@@ -295,7 +298,7 @@ class Problem {
     }
     p.rule.bias =
         tensor(own_bias_ ? static_cast<const void*>(own_bias_->data()) : float_bias_->data(),
-               c.bias_batches, c.Hq, c.N, c.M);
+               c.bias_batches, heads, rows, columns);
   }
 };
 

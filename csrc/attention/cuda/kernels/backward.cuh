@@ -58,6 +58,9 @@ using FmaBackward = BackwardTile<float, Fma<kRows, kOthers>, kD, kD, kWarps, kOt
 template <class T, bool kPlain>
 inline constexpr bool kInPowers = kPlain && sizeof(T) == 2;
 
+/// What dS is made for: the products with Q and K, which the softcap stands before, or what is added to scores behind it.
+enum class Through { kSoftcap, kScores };
+
 /// What P and dS of a pair need of its query.
 struct QueryStatistics {
   float base, fine, delta;
@@ -77,8 +80,13 @@ class PairGradients {
  public:
   using Sums = typename Pairs::Sums;
 
-  __device__ PairGradients(const AttentionCudaParams& p, uint32_t b, uint32_t h)
-      : p_(p), b_(b), h_(h), unit_(static_cast<float>(p.scale) * kLog2E) {}
+  __device__ PairGradients(const AttentionCudaParams& p, uint32_t b, uint32_t h,
+                           Through through = Through::kSoftcap)
+      : p_(p),
+        b_(b),
+        h_(h),
+        capped_(!kPlain && p.softcap > 0 && through == Through::kSoftcap),
+        unit_(static_cast<float>(p.scale) * kLog2E) {}
 
   /// statistics(k): of the query that a lane has as its row, or column, number k. Queries from i0 and keys from j0 on.
   template <class Statistics>
@@ -86,8 +94,7 @@ class PairGradients {
                        const DropoutRule& dropout, const Statistics& statistics) const {
     const HeadScores scores(p_, b_, h_);
     Sums slopes;
-    const bool capped = !kPlain && p_.softcap > 0;
-    if (capped) scores.template softcap_slope<Pairs>(sums, slopes);
+    if (capped_) scores.template softcap_slope<Pairs>(sums, slopes);
     if (!kPlain) scores.template score<Pairs>(sums, i0, j0);
     const auto keep = [&](int query, int four) {
       return keep_bits(dropout, b_, h_, i0 + query, j0 / 4 + four);
@@ -104,7 +111,7 @@ class PairGradients {
       weigh(sums, grads, statistics);
     }
     if (!kPlain && dropout.active) Pairs::drop(sums, kept_factor, keep);
-    if (capped) multiply(grads, slopes);
+    if (capped_) multiply(grads, slopes);
   }
 
  private:
@@ -145,6 +152,7 @@ class PairGradients {
 
   const AttentionCudaParams& p_;
   const uint32_t b_, h_;
+  const bool capped_;
   const float unit_;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/cuda/backward.h"
+#include "attention/cuda/kernels/backward_bias.cuh"
 #include "attention/cuda/kernels/backward_key.cuh"
 #include "attention/cuda/kernels/backward_query.cuh"
 #include "attention/cuda/kernels/delta.cuh"
@@ -41,6 +42,8 @@ cux::Error launch_gradients(const AttentionCudaBackward& p, cux::Stream stream) 
   }
   if (!error && p.grad_sink)
     error = launch_grad_sink<kInPowers<typename Query::T, kPlain>>(p, stream);
+  if constexpr (!kPlain)
+    if (!error && p.grad_bias) error = launch_backward_bias<Query>(p, stream);
   return error;
 }
 
