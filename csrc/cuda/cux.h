@@ -22,9 +22,9 @@ namespace cux {
 using fulgurite::BFloat16;
 using fulgurite::Half;
 
-/// What one thread moves in an access.
+/// What one thread moves in an access; it may stand in for other types.
 template <int n>
-struct alignas(4 * n) Words {
+struct __attribute__((aligned(4 * n), may_alias)) Words {
   uint32_t word[n];
 };
 

@@ -2,9 +2,10 @@
 // pairs of a row are a word of bits. kept() has divisions and 64-bit products for each pair, state() goes through a mask alone;
 // on a GPU neither may stand in a loop over pairs.
 //
-//   once per block     BlockScores: mask, layout and bias of one batch entry and head
+//   once per block     BlockScores: mask, layout and bias of one batch entry and head; TileReach: tiles by position
 //   once per row       BlockScores::reach: the columns of the tile that are in reach, as 32-bit ranges
-//   32 pairs of a row  BlockScores::kept_bits; the layout is looked up once per layout block that they meet
+//   32 pairs of a row  BlockScores::kept_bits; the layout is looked up once per layout block that they meet. Where lanes read
+//                      mask and bias side by side: placed_bits and mask_keeps
 //   once per tile      outline(), and what every lane saw of the mask (mask_seen), put together by tile_state()
 #pragma once
 
@@ -31,6 +32,53 @@ struct RowReach {
     return bits_between(sinks_begin - first, sinks_end - first) |
            bits_between(window_begin - first, window_end - first);
   }
+};
+
+/// Numbers of tiles [begin, end).
+struct TileRange {
+  int32_t begin, end;
+  FULGURITE_HOST_DEVICE bool has(int32_t t) const { return t >= begin && t < end; }
+};
+
+/// The tiles of `columns` keys, counted from key 0 on, that queries [i0, i1) have in reach by position. They are visited by
+///   for (t = first(); t < end(); t = next(t))
+class TileReach {
+ public:
+  TileReach() = default;  // for shared memory
+  FULGURITE_HOST_DEVICE TileReach(const ScoreRule& rule, int64_t i0, int64_t i1, int32_t columns) {
+    const KeyReach first = rule.reach(i0), last = rule.reach(i1 - 1);
+    const KeyRange sinks{first.sinks.begin, last.sinks.end};
+    const bool has_sinks = sinks.begin < sinks.end;
+    sinks_end_ = has_sinks ? tile_after(sinks.end, columns) : 0;
+    window_ = {static_cast<int32_t>(first.window.begin / columns),
+               tile_after(last.window.end, columns)};
+    if (first.window.begin >= last.window.end) window_ = {sinks_end_, sinks_end_};
+    first_ = has_sinks ? static_cast<int32_t>(sinks.begin / columns) : window_.begin;
+    full_ = {tile_after(last.window.begin, columns),
+             static_cast<int32_t>(first.window.end / columns)};
+  }
+
+  FULGURITE_HOST_DEVICE int32_t first() const { return first_; }
+  FULGURITE_HOST_DEVICE int32_t end() const {
+    return sinks_end_ > window_.end ? sinks_end_ : window_.end;
+  }
+  FULGURITE_HOST_DEVICE int32_t next(int32_t t) const {
+    return t + 1 >= sinks_end_ && t + 1 < window_.begin ? window_.begin : t + 1;
+  }
+  /// Of a tile from first() on: kFull where all its pairs are in their rows' windows; a tile that goes beyond the last key
+  /// never is. Few tiles hold sinks, so that those are kPartial costs little.
+  FULGURITE_HOST_DEVICE TileState state(int32_t t) const {
+    if (full_.has(t)) return TileState::kFull;
+    return window_.has(t) || t < sinks_end_ ? TileState::kPartial : TileState::kSkip;
+  }
+
+ private:
+  FULGURITE_HOST_DEVICE static int32_t tile_after(int64_t key, int32_t columns) {
+    return static_cast<int32_t>((key + columns - 1) / columns);
+  }
+
+  int32_t first_, sinks_end_;
+  TileRange window_, full_;
 };
 
 /// A ScoreTensor of one batch entry and head.
@@ -80,11 +128,22 @@ class BlockScores {
             column(keys.window.end)};
   }
 
-  /// Bit c, c < count ≤ 32: the pair (i, j + c) is kept. `reach`: those of its columns that are in reach.
+  /// Bit c, c < count ≤ 32: the pair (i, j + c) is kept by position and layout. `reach`: those of its columns that are in
+  /// reach.
+  FULGURITE_HOST_DEVICE uint32_t placed_bits(int64_t i, int64_t j, int32_t count,
+                                             uint32_t reach) const {
+    const uint32_t placed = reach & bits_between(0, count);
+    return layout_.data && placed ? placed & layout_bits(i, j, count) : placed;
+  }
+  FULGURITE_HOST_DEVICE bool has_mask() const { return mask_.data; }
+  FULGURITE_HOST_DEVICE bool mask_differs_by_row() const { return mask_.row_stride != 0; }
+  FULGURITE_HOST_DEVICE bool mask_keeps(int64_t i, int64_t j) const { return mask_.is_set(i, j); }
+  FULGURITE_HOST_DEVICE const ScorePlane& bias() const { return bias_; }
+
+  /// Bit c: the pair (i, j + c) is kept.
   FULGURITE_HOST_DEVICE uint32_t kept_bits(int64_t i, int64_t j, int32_t count,
                                            uint32_t reach) const {
-    uint32_t kept = reach & bits_between(0, count);
-    if (layout_.data && kept) kept &= layout_bits(i, j, count);
+    uint32_t kept = placed_bits(i, j, count, reach);
     if (mask_.data)
       for (int32_t c = 0; c < count; ++c)
         if (kept >> c & 1 && !mask_.is_set(i, j + c)) kept &= ~(1u << c);
@@ -100,10 +159,16 @@ class BlockScores {
     if (!rule_.reach(i0, i1).meets(j0, j1)) return TileState::kSkip;
     const TileState inside =
         rule_.all_in_reach(i0, i1, j0, j1) && !bias_.data ? TileState::kFull : TileState::kPartial;
-    if (!layout_.data) return inside;
+    return tile_state(inside, layout_seen(i0, i1, j0, j1, 0, 1));
+  }
+
+  /// What lane `lane` of `lanes` sees of the layout's blocks that the tile meets.
+  FULGURITE_HOST_DEVICE Seen layout_seen(int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                                         int32_t lane, int32_t lanes) const {
+    if (!layout_.data) return {true, true};
     const int64_t size = rule_.block_size;
-    return tile_state(inside, seen(layout_, i0 / size, (i1 - 1) / size + 1, j0 / size,
-                                   (j1 - 1) / size + 1, 0, 1));
+    return seen(layout_, i0 / size, (i1 - 1) / size + 1, j0 / size, (j1 - 1) / size + 1, lane,
+                lanes);
   }
 
   /// What lane `lane` of `lanes` sees of the tile's mask: pair number lane, lane + lanes, … row by row.

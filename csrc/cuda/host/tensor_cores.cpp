@@ -111,7 +111,6 @@ uint16_t float16_of(float x) {
   if (std::isnan(x)) return 0x7fff;
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   const float size = std::fabs(x);
-  if (size == 0) return sign;
   if (size >= 65520) return sign | 0x7c00;
   if (size == 0) return sign;
   int exponent = 0;

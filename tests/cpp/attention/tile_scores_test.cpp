@@ -96,8 +96,15 @@ TEST_CASE("rows and words of 32 pairs keep what the rule keeps") {
       for (int32_t c = 0; c < columns; ++c) REQUIRE(reach.has(c) == r.rule.reach(i).has(j0 + c));
       for (int32_t first = 0; first < columns; first += 32) {
         const int32_t count = std::min(32, columns - first);
-        const uint32_t bits = scores.kept_bits(i, j0 + first, count, reach.bits(first));
+        const uint32_t bits = scores.kept_bits(i, j0 + first, count, reach.bits(first)),
+                       placed = scores.placed_bits(i, j0 + first, count, reach.bits(first));
         for (int32_t c = 0; c < 32; ++c) {
+          const int64_t j = j0 + first + c;
+          REQUIRE((placed >> c & 1) ==
+                  (c < count && r.rule.reach(i).has(j) && r.rule.in_layout(b, h, i, j)));
+          if (c < count && scores.has_mask())
+            REQUIRE(scores.mask_keeps(i, j) ==
+                    static_cast<const bool*>(r.rule.mask.data)[r.rule.mask.offset(b, h, i, j)]);
           const bool expected = c < count && r.rule.kept(b, h, i, j0 + first + c);
           REQUIRE((bits >> c & 1) == expected);
           (expected ? kept : hidden) += 1;
@@ -122,4 +129,32 @@ TEST_CASE("a tile is what its outline and its lanes make of it") {
       REQUIRE(together(scores, i0, i1, j0, j1, lanes) == expected);
   }
   for (const int times : seen) REQUIRE(times > 20);
+}
+
+TEST_CASE("the tiles in reach are visited in order, and full ones said to be") {
+  int seen[3] = {};
+  for (unsigned seed = 0; seed < 400; ++seed) {
+    RandomRule r(seed);
+    const int64_t i0 = r.below(r.N), i1 = i0 + 1 + r.below(std::min<int64_t>(r.N - i0, 20));
+    const int32_t columns = static_cast<int32_t>(1 + r.below(12));
+    const TileReach tiles(r.rule, i0, i1, columns);
+    int32_t visited = tiles.first();
+    for (int32_t t = 0; t * columns < r.M; ++t) {
+      const int64_t j0 = int64_t{t} * columns, j1 = std::min(r.M, j0 + columns);
+      const bool met = r.rule.reach(i0, i1).meets(j0, j1);
+      if (met) REQUIRE((visited == t && t < tiles.end()));
+      if (visited != t || t >= tiles.end()) continue;
+      const KeyReach first = r.rule.reach(i0), last = r.rule.reach(i1 - 1);
+      const bool full =
+          j0 + columns <= r.M && first.window.covers(j0, j1) && last.window.covers(j0, j1);
+      const TileState state = tiles.state(t);
+      REQUIRE((state == TileState::kFull) == full);
+      if (met) REQUIRE(state != TileState::kSkip);
+      ++seen[static_cast<int>(state)];
+      visited = tiles.next(t);
+    }
+    REQUIRE(visited >= tiles.end());
+  }
+  REQUIRE(seen[static_cast<int>(TileState::kPartial)] > 200);
+  REQUIRE(seen[static_cast<int>(TileState::kFull)] > 200);
 }

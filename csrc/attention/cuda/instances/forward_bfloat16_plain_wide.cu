@@ -1,0 +1,7 @@
+#include "attention/cuda/kernels/forward_tiles.cuh"
+
+namespace fulgurite::cuda {
+
+template cux::Error launch_wide_forward<BFloat16, true>(const AttentionCudaParams&, cux::Stream);
+
+}  // namespace fulgurite::cuda

@@ -1,0 +1,7 @@
+#include "attention/cuda/kernels/forward_tiles.cuh"
+
+namespace fulgurite::cuda {
+
+template cux::Error launch_narrow_forward<Half, false>(const AttentionCudaParams&, cux::Stream);
+
+}  // namespace fulgurite::cuda
