@@ -80,7 +80,7 @@ wheel: $(VENV)/.wheel
 cuda-all: $(VENV)/.torch
 	cmake -S . -B $(BUILD)-cuda-all -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DFULGURITE_WERROR=$(WERROR) \
 	  -DFULGURITE_CUDA=ON '-DFULGURITE_CUDA_ARCHS=80;86;89;90;100;120'
-	cmake --build $(BUILD)-cuda-all --parallel $(JOBS) --target fulgurite_cuda_kernels
+	cmake --build $(BUILD)-cuda-all --parallel $(JOBS) --target fulgurite_cuda_kernels fulgurite_cuda_uncalled
 	python scripts/cuda_budgets.py $(BUILD)-cuda-all --write
 
 # clang-tidy reads the list of what is compiled, so that has to name files, not units of them. Kernels stand in it once for each

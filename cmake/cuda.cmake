@@ -4,9 +4,33 @@ set(FULGURITE_EXECUTOR barriers checker copies counts executor fiber instrument 
 
 # Files of csrc: kernels, without torch, and the torch side. nvcc and g++ make the library's half for cards of them, and g++ alone
 # the libraries of tests/cuda_on_host, whose kernels run on the host.
-set(FULGURITE_CUDA_KERNELS cuda/table amp/cuda/instances/amp optim/cuda/instances/adamw optim/cuda/instances/adamw_8bit
-    optim/cuda/instances/split_master)
+set(FULGURITE_CUDA_KERNELS cuda/table amp/cuda/instances/amp)
 set(FULGURITE_CUDA_TORCH_SIDE cuda/call amp/cuda/amp_cuda)
+# Kernels that no torch side calls yet: compiled and held to budgets, and in no library.
+set(FULGURITE_CUDA_UNCALLED
+  attention/cuda/instances/attention_backward
+  attention/cuda/instances/attention_forward
+  attention/cuda/instances/backward_bfloat16_general_narrow
+  attention/cuda/instances/backward_bfloat16_general_wide
+  attention/cuda/instances/backward_bfloat16_plain_narrow
+  attention/cuda/instances/backward_bfloat16_plain_wide
+  attention/cuda/instances/backward_float16_general_narrow
+  attention/cuda/instances/backward_float16_general_wide
+  attention/cuda/instances/backward_float16_plain_narrow
+  attention/cuda/instances/backward_float16_plain_wide
+  attention/cuda/instances/backward_float32
+  attention/cuda/instances/forward_bfloat16_general_narrow
+  attention/cuda/instances/forward_bfloat16_general_wide
+  attention/cuda/instances/forward_bfloat16_plain_narrow
+  attention/cuda/instances/forward_bfloat16_plain_wide
+  attention/cuda/instances/forward_float16_general_narrow
+  attention/cuda/instances/forward_float16_general_wide
+  attention/cuda/instances/forward_float16_plain_narrow
+  attention/cuda/instances/forward_float16_plain_wide
+  attention/cuda/instances/forward_float32
+  optim/cuda/instances/adamw
+  optim/cuda/instances/adamw_8bit
+  optim/cuda/instances/split_master)
 
 # The CUDA half: FULGURITE_CUDA=AUTO builds it where nvcc is found. It needs no CUDA build of torch: kernels see no header of
 # torch, and the library takes streams and memory from libc10.
@@ -56,14 +80,18 @@ function(fulgurite_cuda_options target)
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${FULGURITE_WERROR}>>:-Werror=all-warnings -Xcompiler=-Werror>)
 endfunction()
 
-list(TRANSFORM FULGURITE_CUDA_KERNELS PREPEND ${PROJECT_SOURCE_DIR}/csrc/ OUTPUT_VARIABLE _kernels)
-list(TRANSFORM _kernels APPEND .cu)
-add_library(fulgurite_cuda_kernels OBJECT ${_kernels})
-fulgurite_cuda_options(fulgurite_cuda_kernels)
 # What ptxas says of each kernel lies beside the object: scripts/cuda_budgets.py compares it with cuda-budgets.json.
-target_compile_options(fulgurite_cuda_kernels PRIVATE -Xptxas=-v)
-set_target_properties(fulgurite_cuda_kernels PROPERTIES
-  CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/scripts/keep_ptxas_info.sh;${CMAKE_CUDA_COMPILER_LAUNCHER}")
+function(_fulgurite_cuda_objects target)
+  list(TRANSFORM ARGN PREPEND ${PROJECT_SOURCE_DIR}/csrc/ OUTPUT_VARIABLE sources)
+  list(TRANSFORM sources APPEND .cu)
+  add_library(${target} OBJECT ${sources})
+  fulgurite_cuda_options(${target})
+  target_compile_options(${target} PRIVATE -Xptxas=-v)
+  set_target_properties(${target} PROPERTIES
+    CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/scripts/keep_ptxas_info.sh;${CMAKE_CUDA_COMPILER_LAUNCHER}")
+endfunction()
+_fulgurite_cuda_objects(fulgurite_cuda_kernels ${FULGURITE_CUDA_KERNELS})
+_fulgurite_cuda_objects(fulgurite_cuda_uncalled ${FULGURITE_CUDA_UNCALLED})
 
 # CUDA's runtime is inside the library (CMake links the static one) and hidden, so that it meets no other copy and none has to be
 # installed. It looks for the driver when it is first called.

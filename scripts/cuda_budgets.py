@@ -4,9 +4,10 @@
     scripts/cuda_budgets.py BUILD --write    lowers budgets, adds new kernels, writes the page
 
 Budgets are counts of registers, bytes of stack, of spills and of static shared memory, for each
-kernel and architecture (cuda-budgets.json). They only go down: --write keeps a budget that is lower
-than the count, and who wants it higher edits the file and says why in the commit. They are counts
-of one version of nvcc; another one's are not compared (exit status 77).
+kernel and architecture (cuda-budgets.json); an architecture that a kernel has none for is not
+compared. They only go down: --write keeps a budget that is lower than the count, and who wants it
+higher edits the file and says why in the commit. They are counts of one version of nvcc; another
+one's are not compared (exit status 77).
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ PAGE_TEXT = """\
 
 <!-- Made by scripts/cuda_budgets.py --write from cuda-budgets.json. -->
 
-Every kernel of the table is compiled for {compiled} by nvcc {nvcc},
-and executed on the host under the checker, by the tests of its family ([how](cuda.md)). **None was
-run on a GPU; none was timed.**
+Every kernel of the table is compiled by nvcc {nvcc} for the architectures of its row, and executed
+on the host under the checker, by the tests of its family ([how](cuda.md)). **None was run on a GPU;
+none was timed.**
 
 The registers of a thread, the bytes of memory that it takes for arrays (stack) and for what did
 not fit its registers (spills), and the bytes of static shared memory of a block: no build may have
 more. Dynamic shared memory is the launch's choice and not counted here.
 
-| kernel | registers | stack | spills | static shared memory |
-|---|---|---|---|---|"""
+| kernel | compiled for sm_ | registers | stack | spills | static shared memory |
+|---|---|---|---|---|---|"""
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
 _MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -85,12 +86,10 @@ def counts_of(text: str) -> Kernels:
 def complaints(kernels: Kernels, budgets: Kernels) -> list[str]:
     """What is over its budget or has none, and budgets of kernels that are gone."""
     said = [f"{name}: there is no such kernel" for name in sorted(budgets.keys() - kernels.keys())]
-    for name, architectures in sorted(kernels.items()):
-        for architecture, counts in sorted(architectures.items()):
-            budget = budgets.get(name, {}).get(architecture)
-            if budget is None:
-                said.append(f"{name}, sm_{architecture}: has no budget")
-                continue
+    said += [f"{name}: has no budget" for name in sorted(kernels.keys() - budgets.keys())]
+    for name in sorted(kernels.keys() & budgets.keys()):
+        for architecture, counts in sorted(kernels[name].items()):
+            budget = budgets[name].get(architecture, counts)
             said += [
                 f"{name}, sm_{architecture}: {counts[what]} {what}, its budget is {budget[what]}"
                 for what in COUNTS
@@ -120,7 +119,7 @@ def cell(kernel: dict[str, Counts], what: str) -> str:
     """A count, or each with the architectures that have it."""
     by_count: dict[int, list[str]] = {}
     for architecture, counts in kernel.items():
-        by_count.setdefault(counts[what], []).append(f"sm_{architecture}")
+        by_count.setdefault(counts[what], []).append(architecture)
     if len(by_count) == 1:
         return str(next(iter(by_count)))
     return "; ".join(f"{count} ({', '.join(names)})" for count, names in by_count.items())
@@ -128,14 +127,12 @@ def cell(kernel: dict[str, Counts], what: str) -> str:
 
 def page(nvcc: str, budgets: Kernels) -> str:
     """docs/internals/cuda_evidence.md."""
-    architectures = sorted({a for kernel in budgets.values() for a in kernel}, key=int)
-    compiled = ", ".join(f"sm_{architecture}" for architecture in architectures)
     rows = [
-        f"| `{name.removeprefix('fulgurite::cuda::')}` "
+        f"| `{re.sub('fulgurite::(cuda::)?', '', name)}` | {', '.join(kernel)} "
         f"| {' | '.join(cell(kernel, what) for what in COUNTS)} |"
         for name, kernel in budgets.items()
     ]
-    return "\n".join([PAGE_TEXT.format(compiled=compiled, nvcc=nvcc), *rows, ""])
+    return "\n".join([PAGE_TEXT.format(nvcc=nvcc), *rows, ""])
 
 
 def text_of(nvcc: str, budgets: Kernels) -> str:
@@ -166,10 +163,10 @@ def main() -> int:
     parser.add_argument("build", type=Path)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    folder = arguments.build / "CMakeFiles" / "fulgurite_cuda_kernels.dir"
-    kernels = counts_of("".join(file.read_text() for file in sorted(folder.rglob("*.ptxas"))))
+    files = sorted(arguments.build.glob("CMakeFiles/fulgurite_cuda_*.dir/**/*.ptxas"))
+    kernels = counts_of("".join(file.read_text() for file in files))
     if not kernels:
-        sys.exit(f"{folder}: no kernels; build the target fulgurite_cuda_kernels")
+        sys.exit(f"{arguments.build}: no kernels; build the target fulgurite_cuda_kernels")
     nvcc = nvcc_version(arguments.build)
     held = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {"nvcc": nvcc, "kernels": {}}
     if held["nvcc"] != nvcc and not arguments.write:

@@ -44,8 +44,7 @@ def test_what_rose_is_named() -> None:
         f"{ONE}, sm_80: 16 spills, its budget is 15",
         f"{ONE}, sm_80: 512 shared, its budget is 511",
     ]
-    del budgets[ONE]["90"]
-    assert f"{ONE}, sm_90: has no budget" in cuda_budgets.complaints(KERNELS, budgets)
+    assert cuda_budgets.complaints(KERNELS, {}) == [f"{ONE}: has no budget"]
 
 
 def test_writing_lowers_adds_and_removes_but_never_raises() -> None:
@@ -57,6 +56,6 @@ def test_writing_lowers_adds_and_removes_but_never_raises() -> None:
 
 def test_the_page_says_what_was_not_done() -> None:
     text = cuda_budgets.page("13.0", KERNELS)
-    assert "compiled for sm_80, sm_90 by nvcc 13.0" in text
-    assert "None was\nrun on a GPU; none was timed." in text
-    assert "| `one` | 40 (sm_80); 38 (sm_90) | 8 (sm_80); 0 (sm_90) |" in text
+    assert "compiled by nvcc 13.0" in text
+    assert "None was run on a GPU;\nnone was timed." in text
+    assert "| `one` | 80, 90 | 40 (80); 38 (90) | 8 (80); 0 (90) |" in text
