@@ -31,6 +31,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm, self.moe_norm = RMSNorm(width), RMSNorm(width)
         self.filters = nn.Parameter(torch.randn(width, 4) / 2)
+        self.rates = nn.Parameter(-torch.rand(4))
         self.attention = Attention(width, heads, num_kv_heads=2, window=8)
         self.moe = MoE(
             width,
@@ -50,6 +51,9 @@ class Block(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         mixed, _ = F.causal_conv1d(x.transpose(1, 2), self.filters, activation="silu")
         x = x + mixed.transpose(1, 2)
+        heads = x.unflatten(-1, (4, -1)).transpose(1, 2)
+        mixed, _, _ = F.linear_attention(heads, heads, heads, self.rates, normalize=True, eps=9.0)
+        x = x + mixed.transpose(1, 2).flatten(2)
         x = x + self.attention(self.attention_norm(x), self.cos, self.sin)
         return x + self.moe(self.moe_norm(x))
 

@@ -20,11 +20,13 @@ FULGURITE_KERNEL(linear_linear_attention_backward, linear_attention_backward_lay
                  LinearAttentionBackwardLayoutFn);
 FULGURITE_KERNEL(linear_linear_attention_sums, linear_attention_decay_sums, LinearAttentionSumsFn);
 FULGURITE_KERNEL(linear_linear_attention_sums, linear_attention_bonus_sums, LinearAttentionSumsFn);
+FULGURITE_KERNEL(linear_linear_attention_sums, linear_attention_query_sums, LinearAttentionSumsFn);
+FULGURITE_KERNEL(linear_linear_attention_sums, linear_attention_key_sums, LinearAttentionSumsFn);
 
 namespace {
 
 /// Tasks from which on heads alone keep the threads busy: what they share is not computed again for parts of their columns.
-constexpr int64_t kEnoughTasks = 8;
+constexpr int64_t kEnoughTasks = 6;
 /// Columns, or features, of a part are a multiple of this.
 constexpr int64_t kLeastPart = kFeatureUnit;
 
@@ -187,11 +189,13 @@ class LinearSums {
     }
     // A group's heads are added in the gradient itself where that is wide enough.
     const bool narrow = args.forward.query.scalar_type() != wide.dtype().toScalarType();
+    const int64_t parts = p.group_parts();
     p.query_sums = p.grad_query;
     p.key_sums = p.grad_key;
-    if (!narrow || p.H == p.Hk) return;
-    if (wanted[kLinearQuery]) p.query_sums = place(query_, {p.B, p.Hk, p.N, p.D}, wide);
-    if (wanted[kLinearKey]) p.key_sums = place(key_, {p.B, p.Hk, p.M, p.D}, wide);
+    if (parts <= 1 && (!narrow || p.H == p.Hk)) return;
+    // What no sequence has is not written, but added.
+    if (wanted[kLinearQuery]) p.query_sums = place(query_, {parts, p.B, p.Hk, p.N, p.D}, wide);
+    if (wanted[kLinearKey]) p.key_sums = place(key_, {parts, p.B, p.Hk, p.M, p.D}, wide);
   }
   /// Sums of nothing have no pointer, but are zeros.
   void add() {
@@ -199,11 +203,16 @@ class LinearSums {
       run_rows(linear_attention_decay_sums_kernel, p_, p_.decay_of_heads ? p_.H : p_.B * p_.H, 1,
                decays_.numel());
     if (bonus_.defined()) run_rows(linear_attention_bonus_sums_kernel, p_, p_.H, 8, bonus_.numel());
+    if (p_.group_parts() <= 1) return;
+    if (query_.defined())
+      run_rows(linear_attention_query_sums_kernel, p_, p_.B * p_.Hk * p_.N, 64, query_.numel());
+    if (key_.defined())
+      run_rows(linear_attention_key_sums_kernel, p_, p_.B * p_.Hk * p_.M, 64, key_.numel());
   }
 
  private:
   static void* place(Tensor& sums, at::IntArrayRef sizes, const at::TensorOptions& wide) {
-    sums = at::empty(sizes, wide);
+    sums = at::zeros(sizes, wide);
     return sums.mutable_data_ptr();
   }
 
@@ -248,7 +257,7 @@ LinearAttentionBackwardArgs::Result linear_attention_backward_cpu(
       gradient(kLinearInitialNorm, f.initial_norm, p.grad_initial_norm)};
   if (wanted[kLinearInitialNorm] && !f.normalize) std::get<kLinearInitialNorm>(grads).zero_();
   LinearSums sums(p, args);
-  const int64_t groups = p.sequences * p.Hk;
+  const int64_t groups = p.sequences * p.Hk * p.group_parts();
   if (groups < kEnoughTasks) {
     p.features = part_of(p.D, groups);
     p.values = wanted[kLinearValue] ? part_of(p.Dv, p.sequences * p.H) : 0;

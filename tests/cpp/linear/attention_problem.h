@@ -201,6 +201,7 @@ void for_linear_calls(const Check& check) {
   check(LinearSizes{1, 2, 2, 12, 4, 5, 7}, LinearOptions{K::kNone, false, true, false, true});
   check(LinearSizes{1, 1, 1, 22, 4, 5}, LinearOptions{K::kPosition, false, true, true, false, 5});
   check(LinearSizes{1, 1, 1, 41, 3, 4}, LinearOptions{K::kFeature, false, true, true, false, 18});
+  check(LinearSizes{2, 6, 1, 5, 3, 4}, LinearOptions{K::kPosition});
   check(LinearSizes{1, 1, 1, 7, 40, 37}, LinearOptions{K::kNone, false, true});
 }
 

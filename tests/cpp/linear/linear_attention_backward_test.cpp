@@ -28,8 +28,8 @@ struct Backward {
       value{q.dtype, heads * size.N * size.Dv}, log_decay{q.parameters, heads * size.N * size.D},
       decay_sums{q.sums, units * heads * size.N}, bonus_sums{q.sums, states},
       initial_state{q.sums, states * size.Dv}, initial_norm{q.sums, states},
-      query_sums{q.sums, key_heads * size.N * size.D},
-      key_sums{q.sums, key_heads * size.N * size.D};
+      query_sums{q.sums, group_parts() * key_heads * size.N * size.D},
+      key_sums{q.sums, group_parts() * key_heads * size.N * size.D};
 
   explicit Backward(const LinearProblem& problem)
       : q(problem),
@@ -37,6 +37,7 @@ struct Backward {
         grad_state(q.sums, q.sequences, size.H, size.D, size.Dv, 11),
         grad_norm(q.sums, q.sequences, size.H, size.D, 1, 12) {}
   Backward(const Backward&) = delete;
+  int64_t group_parts() const { return (size.H / size.Hk + kHeadsAtOnce - 1) / kHeadsAtOnce; }
 
   /// `parts`: tasks of features and of values; else of both.
   void run(bool parts) {
@@ -125,8 +126,19 @@ struct Backward {
         return x[((b * H + h) * N + n) * D + d];
       };
     };
-    check("query", q.query, q.dtype, of(query, size.Hk, size.N, size.D));
-    check("key", q.key, q.dtype, of(key, size.Hk, size.N, size.D));
+    const bool parts = group_parts() > 1;
+    const auto of_group = [&](const Elements& whole, const Elements& sums) {
+      return [&, parts](int64_t b, int64_t h, int64_t n, int64_t d) {
+        const int64_t at = ((b * size.Hk + h) * size.N + n) * size.D + d;
+        double sum = parts ? 0 : whole[at];
+        for (int64_t part = 0; part < group_parts() && parts; ++part)
+          sum += sums[part * key_heads * size.N * size.D + at];
+        return sum;
+      };
+    };
+    const Dtype type = parts ? q.sums : q.dtype;
+    check("query", q.query, type, of_group(query, query_sums));
+    check("key", q.key, type, of_group(key, key_sums));
     check("value", q.value, q.dtype, of(value, size.H, size.N, size.Dv));
     if (q.options.decay == DecayKind::kFeature)
       check("log_decay", q.log_decay, q.parameters, of(log_decay, size.H, size.N, size.D));

@@ -5,7 +5,8 @@
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
-LinearAttentionSumsFn linear_attention_decay_sums, linear_attention_bonus_sums;
+LinearAttentionSumsFn linear_attention_decay_sums, linear_attention_bonus_sums,
+    linear_attention_query_sums, linear_attention_key_sums;
 }  // namespace FULGURITE_VARIANT
 }  // namespace fulgurite
 
@@ -67,4 +68,32 @@ TEST_CASE("gradients of decays and of the bonus are sums of their parts") {
       check(dtype, false, of_heads);
       if (dtype != Dtype::kFloat64) check(dtype, true, of_heads);
     }
+}
+
+TEST_CASE("gradients of query and key are sums over the parts of a large group") {
+  for (const Dtype dtype : kDtypes) {
+    LinearAttentionBackwardParams p{};
+    p.dtype = dtype;
+    p.B = B;
+    p.H = 2 * (kHeadsAtOnce + 1);
+    p.Hk = 2;
+    p.N = 5;
+    p.M = 7;
+    p.D = 9;
+    const int64_t queries = B * p.Hk * p.N * p.D, keys = B * p.Hk * p.M * p.D;
+    Elements query_sums = Elements::sines(accumulate(dtype), 2 * queries, 5),
+             key_sums = Elements::sines(accumulate(dtype), 2 * keys, 6);
+    Elements query(dtype, queries), key(dtype, keys);
+    p.query_sums = query_sums.data();
+    p.key_sums = key_sums.data();
+    p.grad_query = query.data();
+    p.grad_key = key.data();
+    FULGURITE_VARIANT::linear_attention_query_sums(p, 0, 3);
+    FULGURITE_VARIANT::linear_attention_query_sums(p, 3, queries / p.D);
+    FULGURITE_VARIANT::linear_attention_key_sums(p, 0, keys / p.D);
+    for (int64_t i = 0; i < queries; ++i)
+      REQUIRE(near(dtype, query[i], query_sums[i] + query_sums[queries + i]));
+    for (int64_t i = 0; i < keys; ++i)
+      REQUIRE(near(dtype, key[i], key_sums[i] + key_sums[keys + i]));
+  }
 }

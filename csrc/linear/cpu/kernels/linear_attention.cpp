@@ -216,8 +216,8 @@ class ForwardTask {
     if (per_feature()) {
       ascend(reads, p_.D, ld_, q_, k_, decays_.a, w_, pairs_ld_, pairs_, static_cast<T*>(nullptr),
              static_cast<T*>(nullptr));
-      scale_rows<T>({pairs_, pairs_ld_}, count, pairs_ld_, static_cast<T*>(nullptr), scale,
-                 pairs_, pairs_ld_);
+      scale_rows<T>({pairs_, pairs_ld_}, count, pairs_ld_, static_cast<T*>(nullptr), scale, pairs_,
+                    pairs_ld_);
     } else {
       pack_transposed<T>(Strided<T>{key_.data, key_.ld, 1}, count, p_.D, keys_);
       multiply_pairs<T>(count, p_.D, query_.matrix(),

@@ -303,7 +303,7 @@ class BackwardTask {
   void place_grads(int64_t t, int64_t positions, void* grad) {
     grads_ = {m_.grads, m_.ld};
     if constexpr (std::is_same_v<S, T>)
-      if (grad && part_.heads == 1 && m_.ld == part_.features && !per_feature())
+      if (grad && p_.group() == 1 && m_.ld == part_.features && !per_feature())
         grads_ = {static_cast<T*>(grad) + row_of_keys(t, positions) * p_.D + part_.d0, p_.D};
   }
   RowsOf<T> made() const { return {grads_.data, grads_.ld}; }
@@ -344,13 +344,15 @@ class BackwardTask {
     if (grads_.data != m_.grads) return;
     const bool first = head_ == part_.first_head,
                last = head_ + 1 == part_.first_head + part_.heads;
-    T* const sums = static_cast<T*>(some_heads);
+    const bool whole = last && p_.group_parts() == 1;
+    T* const sums =
+        static_cast<T*>(some_heads) + part_.part_of_group * p_.B * p_.Hk * positions * p_.D;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = (row_of_keys(t, positions) + i) * p_.D + part_.d0;
       T* const from = m_.grads + i * m_.ld;
       for (int64_t d = 0; d < part_.features && !first; d += kWidth<V>)
         store(from + d, load_first<V>(sums + at + d, part_.features - d) + load<V>(from + d));
-      if (last)
+      if (whole)
         store_row(static_cast<S*>(grad) + at, from, part_.features);
       else
         store_row(sums + at, from, part_.features);

@@ -1,10 +1,11 @@
 // Sums that the tasks of linear attention's backward leave, added up.
 //   dlog_decay_t = Σ_units parts_t, over batch and positions where one decay serves them all      dbonus = Σ_sequences parts
+//   dquery, dkey = Σ_parts of a group of heads
 //
-// Reads: decay_sums, bonus_sums.
-// Writes: the gradients of log_decay by head or position, and of bonus.
-// Task: rows of them: (B,H), or heads.
-// Order of sums: units in order; batch entries and positions in order, in float64; sequences in order.
+// Reads: decay_sums, bonus_sums, query_sums, key_sums.
+// Writes: the gradients of log_decay by head or position, of bonus, and of query and key that large groups share.
+// Task: rows of them: (B,H), or heads; positions of (B,Hk).
+// Order of sums: units in order; batch entries and positions in order, in float64; sequences, parts of groups in order.
 
 #include "linear/cpu/kernels/linear_params.h"
 #include "linear/cpu/kernels/stage.h"
@@ -56,7 +57,36 @@ void sum_bonus(const LinearAttentionBackwardParams& p, int64_t first, int64_t la
   }
 }
 
+/// Rows of D numbers, of which there are `rows` in each part.
+template <class S>
+void sum_parts(const LinearAttentionBackwardParams& p, const void* sums, int64_t rows,
+               int64_t first, int64_t last, void* grad) {
+  using T = Accumulate<S>;
+  using V = Native<T>;
+  const int64_t end = last * p.D;
+  for (int64_t i = first * p.D; i < end; i += kWidth<V>) {
+    V sum{};
+    for (int64_t part = 0; part < p.group_parts(); ++part)
+      sum += load_first<V>(static_cast<const T*>(sums) + part * rows * p.D + i, end - i);
+    store_up_to(static_cast<S*>(grad) + i, sum, end - i);
+  }
+}
+
 }  // namespace
+
+void linear_attention_query_sums(const LinearAttentionBackwardParams& p, int64_t first,
+                                 int64_t last) {
+  with_storage(p.dtype, [&](auto s) {
+    sum_parts<decltype(s)>(p, p.query_sums, p.B * p.Hk * p.N, first, last, p.grad_query);
+  });
+}
+
+void linear_attention_key_sums(const LinearAttentionBackwardParams& p, int64_t first,
+                               int64_t last) {
+  with_storage(p.dtype, [&](auto s) {
+    sum_parts<decltype(s)>(p, p.key_sums, p.B * p.Hk * p.M, first, last, p.grad_key);
+  });
+}
 
 void linear_attention_decay_sums(const LinearAttentionBackwardParams& p, int64_t first,
                                  int64_t last) {

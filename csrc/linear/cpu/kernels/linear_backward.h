@@ -10,7 +10,7 @@ namespace FULGURITE_VARIANT {
 /// [v0, v0 + values) for value's, from all features; or both at once, from all of either.
 struct BackwardPart {
   bool of_features, of_values;
-  int64_t sequence, first_head, heads;
+  int64_t sequence, first_head, heads, part_of_group;
   int64_t d0, features, v0, values;
 
   BackwardPart(const LinearAttentionBackwardParams& p, int64_t task) {
@@ -21,10 +21,12 @@ struct BackwardPart {
     features = p.D;
     values = p.Dv;
     if (of_features) {
-      const int64_t ranges = ceil_div(p.D, p.features), group = p.Hk > 0 ? p.group() : 1;
-      sequence = task / ranges / (p.Hk > 0 ? p.Hk : 1);
-      first_head = task / ranges % (p.Hk > 0 ? p.Hk : 1) * group;
-      heads = group;
+      const int64_t ranges = ceil_div(p.D, p.features), parts = p.group_parts();
+      const int64_t at = task / ranges, within = at % parts * kHeadsAtOnce;
+      sequence = at / parts / p.Hk;
+      part_of_group = at % parts;
+      first_head = at / parts % p.Hk * p.group() + within;
+      heads = p.group() - within < kHeadsAtOnce ? p.group() - within : kHeadsAtOnce;
       d0 = task % ranges * p.features;
       features = p.D - d0 < p.features ? p.D - d0 : p.features;
     } else {
@@ -33,6 +35,7 @@ struct BackwardPart {
       sequence = at / ranges / (p.H > 0 ? p.H : 1);
       first_head = at / ranges % (p.H > 0 ? p.H : 1);
       heads = 1;
+      part_of_group = 0;
       v0 = at % ranges * p.values;
       values = p.Dv - v0 < p.values ? p.Dv - v0 : p.values;
     }

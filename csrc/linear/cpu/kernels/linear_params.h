@@ -8,6 +8,9 @@ namespace fulgurite {
 /// Features whose part of log_decay's gradient is summed by itself: the parts are added in order, however features are dealt out.
 inline constexpr int64_t kFeatureUnit = 32;
 
+/// Heads of a group whose gradients of query and key are summed by one task; their sums are then added in order.
+inline constexpr int64_t kHeadsAtOnce = 4;
+
 struct LinearAttentionParams : LinearAttentionProblem {
   void* out;           // (B,H,N,Dv)
   void* state;         // (sequences,H,D,Dv), accumulation type
@@ -28,7 +31,7 @@ struct LinearAttentionBackwardParams : LinearAttentionProblem {
   int64_t features;             // of a task for gradients of query, key, decays and states
   int64_t values;               // columns of a task for value's; 0: the same tasks
   void *grad_query, *grad_key;  // (B,Hk,N,D), (B,Hk,M,D)
-  void *query_sums, *key_sums;  // the same over some heads of a group, accumulation type
+  void *query_sums, *key_sums;  // (parts of a group,B,Hk,N,D), accumulation type
   void* grad_value;             // (B,H,M,Dv)
   void* grad_log_decay;         // as log_decay
   void* decay_sums;             // (units,B,H,N), accumulation type
@@ -38,7 +41,10 @@ struct LinearAttentionBackwardParams : LinearAttentionProblem {
   void* grad_initial_norm;      // (sequences,H,D), accumulation type
   bool decay_of_heads;          // log_decay is (H)
 
-  int64_t feature_tasks() const { return D == 0 ? 0 : sequences * Hk * ceil_div(D, features); }
+  int64_t group_parts() const { return Hk == 0 ? 0 : ceil_div(group(), kHeadsAtOnce); }
+  int64_t feature_tasks() const {
+    return D == 0 ? 0 : sequences * Hk * group_parts() * ceil_div(D, features);
+  }
   int64_t value_tasks() const { return values == 0 ? 0 : sequences * H * ceil_div(Dv, values); }
   int64_t units() const { return ceil_div(D, kFeatureUnit); }
 };
