@@ -5,7 +5,8 @@
 // Reads: all inputs, of any strides.
 // Writes: out, the last states and norms; states before every block and denominators, where a backward will want them.
 // Task: a head of a sequence by a range of columns of value.
-// Order of sums: what the state gives by features in order, what the chunk's keys give in order, then both together; so neither ranges
+// Order of sums: what the state gives by features in order, what the chunk's keys give in order, then both together; so
+// neither ranges
 // nor what follows a position show in its bits.
 
 #include "linear/cpu/kernels/linear_chunks.h"
@@ -75,7 +76,8 @@ class ForwardTask {
   int64_t place() const { return sequence_ * p_.H + head_; }
   int64_t index(int64_t d, int64_t c) const { return panel_index<T>(d, c, p_.D, columns_); }
 
-  /// Few positions, as decoding has, read the state where it stands and write the next to its place: packing it would take longer.
+  /// Few positions, as decoding has, read the state where it stands and write the next to its place: packing it would take
+  /// longer.
   bool of_few() const {
     return p_.causal && !p_.normalize && !p_.kept && p_.grid.held == 0 && span_.queries > 0 &&
            span_.queries <= kFewRows && span_.queries <= p_.grid.chunk && own_ == columns_ &&
