@@ -1,4 +1,5 @@
-// Linear attention: schemas, the public C++ function, Meta, gradients and autocast. Its checks stand in linear_attention_check.cpp.
+// Linear attention: schemas, the public C++ function, Meta, gradients and autocast. Its checks stand in
+// linear_attention_check.cpp.
 #include "linear/linear_attention.h"
 
 #include "common/autocast.h"

@@ -1,8 +1,8 @@
 // Causal convolutions, scans, random features and linear attention, for C++ programs. Shapes, semantics and errors:
 // docs/ops/causal_conv1d.md, selective_scan.md, favor_features.md, linear_attention.md.
 //
-// Legend: B batch, C channels (D of a scan), L positions, W width of the convolution, N states of a channel, G groups. Of linear
-// attention: H heads, Hk of query and key, N queries, M keys, D width of query and key, Dv of value.
+// Legend: B batch, C channels (D of a scan), L positions, W width of the convolution, N states of a channel, G groups. Of
+// linear attention: H heads, Hk of query and key, N queries, M keys, D width of query and key, Dv of value.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -18,8 +18,8 @@ inline constexpr int64_t kLinearBlock = 256;
 /// Positions computed at once: with a decay per feature each pair of them has D factors of its own.
 inline constexpr int64_t kLinearChunk = 32, kFeatureChunk = 16;
 
-/// Chunks are computed at once; a block is as many of them as lie between two kept states. Both are counted from a sequence's start,
-/// and 256 is a multiple of either but where exclusive chunks shift them: a call cut there has the chunks of the whole.
+/// Chunks are computed at once; a block is as many of them as lie between two kept states. Both are counted from a sequence's
+/// start, and 256 is a multiple of either but where exclusive chunks shift them: a call cut there has the chunks of the whole.
 struct ChunkGrid {
   int64_t chunk;  // positions at most
   int64_t block;  // positions from a kept state to the next, at most

@@ -220,6 +220,21 @@ def test_widths_of_models(isa: str, dtype: torch.dtype, decay: int, D: int, Dv: 
 
 
 @each_dtype
+@each_decay
+def test_few_positions_have_the_bits_of_many(isa: str, dtype: torch.dtype, decay: int) -> None:
+    """Read and written in place, the state is the one that more positions would pack."""
+    inputs = inputs_of(14, dtype, 2, 2, 70, 19, 64, Hk=1, decay=decay)
+    out = attend(inputs)[0]
+    for N in (1, 2, 4, 7, 12):
+        few = attend(cut(inputs, slice(0, N)))
+        assert_same_bits({"out": few[0]}, {"out": out[:, :, :N]}, f"{N}")
+        # With its columns apart in memory it is packed.
+        state = inputs["initial_state"].mT.contiguous().mT
+        packed = attend(cut(inputs, slice(0, N), initial_state=state))
+        assert_same_bits(dict(enumerate(packed)), dict(enumerate(few)), f"{N}")
+
+
+@each_dtype
 @each_kind
 def test_pieces_have_the_bits_of_the_whole(isa: str, dtype: torch.dtype, kind: str) -> None:
     """Cut at multiples of 256 which, with exclusive chunks, are multiples of those too."""

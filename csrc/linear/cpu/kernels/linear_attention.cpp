@@ -5,10 +5,12 @@
 // Reads: all inputs, of any strides.
 // Writes: out, the last states and norms; states before every block and denominators, where a backward will want them.
 // Task: a head of a sequence by a range of columns of value.
-// Order of sums: what the state gives by features in order, what the chunk's keys give in order, then both together; so neither ranges
+// Order of sums: what the state gives by features in order, what the chunk's keys give in order, then both together; so
+// neither ranges
 // nor what follows a position show in its bits.
 
 #include "linear/cpu/kernels/linear_chunks.h"
+#include "simd/unpacked.h"
 
 namespace fulgurite {
 namespace FULGURITE_VARIANT {
@@ -46,6 +48,7 @@ class ForwardTask {
 
   void run() {
     span_ = p_.spans[sequence_];
+    if (of_few()) return chunk(0, span_.queries);
     start_state();
     if (!p_.causal) {
       for (int64_t t = 0; t < span_.keys; t += p_.grid.chunk)
@@ -72,6 +75,32 @@ class ForwardTask {
   bool in_pairs() const { return p_.causal && p_.grid.held == 0; }
   int64_t place() const { return sequence_ * p_.H + head_; }
   int64_t index(int64_t d, int64_t c) const { return panel_index<T>(d, c, p_.D, columns_); }
+
+  /// Few positions, as decoding has, read the state where it stands and write the next to its place: packing it would take
+  /// longer.
+  bool of_few() const {
+    return p_.causal && !p_.normalize && !p_.kept && p_.grid.held == 0 && span_.queries > 0 &&
+           span_.queries <= kFewRows && span_.queries <= p_.grid.chunk && own_ == columns_ &&
+           p_.initial_state.data && p_.initial_state.feature == 1;
+  }
+  Strided<T> state_in_place() const {
+    const Heads& s = p_.initial_state;
+    return {static_cast<const T*>(s.data) + sequence_ * s.batch + head_ * s.head + first_,
+            s.position, 1};
+  }
+  /// The chains of advance_state.
+  void advance_few(int64_t count, RowsOf<T> keys, const T* factors) const {
+    const Strided<T> from = state_in_place();
+    T* to = static_cast<T*>(p_.state) + place() * p_.D * p_.Dv + first_;
+    for (int64_t d = 0; d < p_.D; ++d, to += p_.Dv)
+      for (int64_t c = 0; c < own_; c += kWidth<V>) {
+        V sum{};
+        for (int64_t j = 0; j < count; ++j)
+          sum = madd(splat<V>(keys.data[j * keys.ld + d]), load<V>(x_.data + j * x_.ld + c), sum);
+        const V before = load<V>(from.data + d * from.row_stride + c);
+        store(to + c, madd(splat<V>(factors[d]), before, sum));
+      }
+  }
 
   template <class X>
   Strided<X> rows(const Heads& x, int64_t head, int64_t t) const {
@@ -156,6 +185,7 @@ class ForwardTask {
       for (int64_t d = 0; d < p_.D; ++d) factors_[d] = position_.all;
       factors = factors_;
     }
+    if (of_few()) return advance_few(count, keys, factors);
     advance_state<false>(p_.D, columns_, count, keys.transposed(), x_panels_, factors, state_,
                          state_);
   }
@@ -195,7 +225,12 @@ class ForwardTask {
         out = static_cast<T*>(p_.out) + row * p_.Dv + first_;
         ld = p_.Dv;
       }
-    multiply<T>(count, columns_, p_.D, query.matrix(), PanelsB<T>{held_, p_.D, columns_}, out, ld);
+    if (of_few())
+      multiply_unpacked<T, T>(count, columns_, p_.D, query.matrix(), state_in_place(), out, ld,
+                              false);
+    else
+      multiply<T>(count, columns_, p_.D, query.matrix(), PanelsB<T>{held_, p_.D, columns_}, out,
+                  ld);
     if (in_pairs()) {
       const bool alone = !all_finite(x_, count, columns_);
       add_triangle<T>(count, columns_, count, MatrixA<T>{pairs_, pairs_ld_, 1}, x_panels_, nullptr,

@@ -1,13 +1,17 @@
 // Gradients of linear attention, a block of kept states after another from the last, in it a chunk of positions after another,
 //   g = scale·dout      w_ij = P_ij (g_i·v_j)      dS: the gradient of the state behind the chunk
-//   dq_i = cum_i (S g_i) + Σ_j w_ij k_j      dk_j = rest_j (dS v_j) + Σ_i w_ij q_i      dv_j = dSᵀ(rest_j k_j) + Σ_i P_ij (q_i·k_j) g_i
+//   dq_i = cum_i (S g_i) + Σ_j w_ij k_j      dk_j = rest_j (dS v_j) + Σ_i w_ij q_i
+//   dv_j = dSᵀ(rest_j k_j) + Σ_i P_ij (q_i·k_j) g_i
 //   dS ← all·dS + Σ_i (cum_i q_i) g_iᵀ
-// with the decays of linear_chunks.h. log_decay's gradient at t is the sum of what passes through t: pairs of queries that read at t or later
-// and keys before t, what later queries read of the state S, what earlier keys leave in the state, and of S what becomes of it.
+// with the decays of linear_chunks.h. log_decay's gradient at t is the sum of what passes through t: pairs of queries that
+// read at t or later and keys before t, what later queries read of the state S, what earlier keys leave in the state, and of S
+// what becomes of it.
 //
 // Reads: all inputs, gradients of the results, kept states, denominators.
-// Writes: gradients; of groups of heads sums over some of them; of log_decay by position, and of bonus by sequence, sums of parts.
-// Task: a group of heads of a sequence by a range of features, then a head by a range of columns of value; or everything of a group.
+// Writes: gradients; of groups of heads sums over some of them; of log_decay by position, and of bonus by sequence, sums of
+// parts.
+// Task: a group of heads of a sequence by a range of features, then a head by a range of columns of value; or everything of a
+// group.
 // Order of sums: as the forward's; heads of a group in order. No range shows in the bits.
 
 #include "linear/cpu/kernels/linear_backward.h"

@@ -42,8 +42,8 @@ struct BackwardPart {
   }
 };
 
-/// Rows have ld (features) or values_ld (columns of value, and the ones of normalising) numbers, whole vectors. States of a task of
-/// features lie turned, columns of value by features.
+/// Rows have ld (features) or values_ld (columns of value, and the ones of normalising) numbers, whole vectors. States of a
+/// task of features lie turned, columns of value by features.
 template <class S>
 struct BackwardScratch {
   using T = Accumulate<S>;
@@ -102,8 +102,8 @@ struct BackwardScratch {
   }
 };
 
-/// The gradient of log_decay at t from pairs of positions, keys in `passed` of which more queries become those that read at t or later:
-/// Σ_{i reads ≥ t > j} weights_ij scores_ij.
+/// passed_t = Σ_{i reads ≥ t > j} weights_ij scores_ij: of log_decay's gradient at t what pairs of positions give. Down the
+/// positions, queries that read at t join the sums of each key.
 template <class T>
 __attribute__((noinline)) void sum_passed(const ChunkReads& reads, int64_t ld, const T* weights,
                                           const T* scores, T* passed) {

@@ -2,8 +2,8 @@
 //
 //   P_ij = Π_{j<t≤i} a_t,  cum_i = Π_{t≤i} a_t from the chunk's start,  rest_j = Π_{t>j} a_t to its end,  a = exp(log_decay)
 //
-// Every one is a product of factors, P_ij = a_i·P_{i−1,j}: nothing overflows, −inf is a factor of 0, and a strong decay costs no digits to
-// pairs that it does not lie between.
+// Every one is a product of factors, P_ij = a_i·P_{i−1,j}: nothing overflows, −inf is a factor of 0, and a strong decay costs
+// no digits to pairs that it does not lie between.
 #pragma once
 
 #include "linear/cpu/kernels/linear_params.h"

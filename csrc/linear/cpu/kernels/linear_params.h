@@ -5,7 +5,8 @@
 
 namespace fulgurite {
 
-/// Features whose part of log_decay's gradient is summed by itself: the parts are added in order, however features are dealt out.
+/// Features whose part of log_decay's gradient is summed by itself: the parts are added in order, however features are dealt
+/// out.
 inline constexpr int64_t kFeatureUnit = 32;
 
 /// Heads of a group whose gradients of query and key are summed by one task; their sums are then added in order.

@@ -100,8 +100,8 @@ __attribute__((noinline)) void multiply_pairs(int64_t count, int64_t K, MatrixA<
     });
 }
 
-/// C += A·B where row m of A has numbers from begins[m] to ends[m] (null: from 0, to K), both rising with m, and zeros elsewhere.
-/// `alone`: every row by itself, so that what B holds against those zeros is not even multiplied.
+/// C += A·B where row m of A has numbers from begins[m] to ends[m] (null: from 0, to K), both rising with m, and zeros
+/// elsewhere. `alone`: every row by itself, so that what B holds against those zeros is not even multiplied.
 template <class T>
 __attribute__((noinline)) void add_triangle(int64_t M, int64_t N, int64_t K, MatrixA<T> a,
                                             PanelsB<T> b, const int64_t* begins,
@@ -131,7 +131,8 @@ FULGURITE_INLINE void advance_tile(MatrixA<T> a, Panel<T> b, int64_t steps, cons
     }
 }
 
-/// to = factors∘from + A·B for packed states of `rows` by `columns` (padded), B of `steps` along k; factors by row, or by column.
+/// to = factors∘from + A·B for packed states of `rows` by `columns` (padded), B of `steps` along k; factors by row, or by
+/// column.
 template <bool kByColumn, class T>
 __attribute__((noinline)) void advance_state(int64_t rows, int64_t columns, int64_t steps,
                                              MatrixA<T> a, PanelsB<T> b, const T* factors,
