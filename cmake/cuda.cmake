@@ -6,7 +6,7 @@ set(FULGURITE_EXECUTOR barriers checker copies counts executor fiber instrument 
 # the libraries of tests/cuda_on_host, whose kernels run on the host.
 set(FULGURITE_CUDA_KERNELS cuda/table amp/cuda/instances/amp optim/cuda/instances/adamw optim/cuda/instances/adamw_8bit
     optim/cuda/instances/split_master)
-set(FULGURITE_CUDA_TORCH_SIDE cuda/call amp/cuda/amp_cuda)
+set(FULGURITE_CUDA_TORCH_SIDE cuda/call amp/cuda/amp_cuda optim/cuda/adamw_cuda)
 
 # The CUDA half: FULGURITE_CUDA=AUTO builds it where nvcc is found. It needs no CUDA build of torch: kernels see no header of
 # torch, and the library takes streams and memory from libc10.
