@@ -4,8 +4,9 @@ set(FULGURITE_EXECUTOR barriers checker copies counts executor fiber instrument 
 
 # Files of csrc: kernels, without torch, and the torch side. nvcc and g++ make the library's half for cards of them, and g++ alone
 # the libraries of tests/cuda_on_host, whose kernels run on the host.
-set(FULGURITE_CUDA_KERNELS cuda/table amp/cuda/instances/amp)
-set(FULGURITE_CUDA_TORCH_SIDE cuda/call amp/cuda/amp_cuda)
+set(FULGURITE_CUDA_KERNELS cuda/table amp/cuda/instances/amp optim/cuda/instances/adamw optim/cuda/instances/adamw_8bit
+    optim/cuda/instances/split_master)
+set(FULGURITE_CUDA_TORCH_SIDE cuda/call amp/cuda/amp_cuda optim/cuda/adamw_cuda)
 # Kernels that no torch side calls yet: compiled and held to budgets, and in no library.
 set(FULGURITE_CUDA_UNCALLED
   attention/cuda/instances/attention_backward
@@ -27,10 +28,7 @@ set(FULGURITE_CUDA_UNCALLED
   attention/cuda/instances/forward_float16_general_wide
   attention/cuda/instances/forward_float16_plain_narrow
   attention/cuda/instances/forward_float16_plain_wide
-  attention/cuda/instances/forward_float32
-  optim/cuda/instances/adamw
-  optim/cuda/instances/adamw_8bit
-  optim/cuda/instances/split_master)
+  attention/cuda/instances/forward_float32)
 
 # The CUDA half: FULGURITE_CUDA=AUTO builds it where nvcc is found. It needs no CUDA build of torch: kernels see no header of
 # torch, and the library takes streams and memory from libc10.

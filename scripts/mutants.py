@@ -7,8 +7,8 @@
 Each barrier, wait and commit is removed, each wait lets one group more be under way, each predicate
 is true, and each bound is moved by one. A change that neither the checker nor the numbers notice is
 a hole in the tests, unless it stands in equivalent_mutants.toml beside them, with the reason why
-the kernel is as right with it. What stands there and is noticed fails too. The kernels of the CPU
-that tests compare with are named by --beside.
+the kernel is as right with it. What stands there and is noticed fails too. What tests need beside
+the kernel, those of the CPU that they compare with, is named by --beside.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def mutants(kernel: Path) -> Iterator[Mutant]:
         if code.startswith("#") or "template" in code:
             continue
         for changed in changes(code):
+            if changed == code:
+                continue
             yield Mutant(number, line, changed + line[len(code) :])
 
 

@@ -42,6 +42,18 @@ at::Tensor Call::write(const CallTable& table) const {
   return memory;
 }
 
+at::Tensor Call::write(const std::vector<uint8_t>& bytes, KeptTable* kept) const {
+  KeptTable fresh;
+  KeptTable& table = kept && !is_captured(stream_) ? *kept : fresh;
+  const auto size = static_cast<int64_t>(bytes.size());
+  if (!table.memory.defined() || table.memory.numel() != size ||
+      table.memory.device() != options_.device())
+    table = {empty({size}, at::kByte), {}};
+  check(run_write_table(table.bytes, bytes, table.memory.mutable_data_ptr<uint8_t>(), stream_));
+  table.bytes = bytes;
+  return table.memory;
+}
+
 void Call::check(cux::Error error) const {
   const char* const op = op_;
   FULGURITE_CHECK(!error, "CUDA: ", error);

@@ -8,9 +8,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
+#include "common/kept_table.h"
 #include "cuda/kernel.h"
 #include "cuda/stream.h"
 
@@ -44,6 +46,11 @@ class CallTable {
   std::vector<uint8_t> bytes_;
 };
 
+/// Where an optional number of a call is on the card.
+inline const float* scalar_or_null(const std::optional<at::Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
+
 /// A call of operator `op`, on the device of one of its tensors.
 class Call {
  public:
@@ -59,6 +66,9 @@ class Call {
   at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) const;
   /// The table in memory of the card. It may be freed once the kernels that read it are launched: the stream has an order.
   at::Tensor write(const CallTable& table) const;
+  /// The same of a table's bytes, of which only those that have changed are written if the table is kept. A graph that is being
+  /// captured gets a table of its own, which nobody changes until it is replayed.
+  at::Tensor write(const std::vector<uint8_t>& bytes, KeptTable* kept) const;
 
   /// Launches by `launcher`, which gives `kernel`'s row of the table `blocks` pieces of work.
   template <class Params>

@@ -14,4 +14,7 @@ cux::Error run_write_table(const std::vector<unsigned char>& kept,
                            const std::vector<unsigned char>& now, unsigned char* to,
                            cux::Stream stream);
 
+/// Whether what is launched becomes part of a graph, to run whenever that is replayed.
+bool is_captured(cux::Stream stream);
+
 }  // namespace fulgurite::cuda

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "amp/args.h"
+#include "common/kept_table.h"
 #include "optim/args.h"
 
 namespace fulgurite {
@@ -92,6 +93,7 @@ struct PlannedCall {
   std::vector<Mark> marks = {};             // of these
   Tensors grads = {};                       // owned, from collect() to the end of the step
   Ints versions = {};                       // of grads when they were looked at
+  KeptTable table = {};                     // of a device that has one
 
   const Tensor& marked(size_t k) const { return params[whole[k]]; }
 };
@@ -253,7 +255,8 @@ class AdamwPlan : public torch::CustomClassHolder {
     return all;
   }
 
-  static void run(const PlannedCall& call, const StepInputs& in) {
+  static void run(PlannedCall& call, const StepInputs& in) {
+    const LendTable lend(call.table);
     const StepArgs step{call.params,
                         call.grads,
                         call.masters,

@@ -55,8 +55,9 @@ void check_adamw_single(const AdamwArgs& a) {
   constexpr const char* op = "adamw_";
   check_single_types(op, a);
   check_single_shapes(op, a);
-  check_hyper_contents(op, a.hyper);
 }
+
+void check_adamw_hyper(const AdamwArgs& a) { check_hyper_contents("adamw_", a.hyper); }
 
 void check_adamw_8bit(const Adamw8bitArgs& a) {
   constexpr const char* op = "adamw_8bit_";

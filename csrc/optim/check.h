@@ -17,6 +17,8 @@ void check_adamw_8bit_contents(const Adamw8bitArgs& args);
 
 /// What is there once, where every tensor of the lists has passed.
 void check_adamw_single(const AdamwArgs& args);
+/// The contents of hyper.
+void check_adamw_hyper(const AdamwArgs& args);
 
 void check_split_master(const SplitMasterArgs& args);
 void check_join_master(const JoinMasterArgs& args);

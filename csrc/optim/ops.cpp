@@ -10,25 +10,24 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY_FRAGMENT(fulgurite, m) {
-  fulgurite::define(
-      m,
-      "adamw_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] "
-      "exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, "
-      "Tensor(f!)[] masters, Tensor(g!)[] copies, Tensor(h!)[] emas, Tensor(i!)[] steps, Tensor "
-      "hyper, int[] groups, *, "
-      "Tensor? grad_multiplier=None, Tensor? found_inf=None, Tensor? seed=None, int[]? keys=None, "
-      "bool decoupled=True, bool amsgrad=False, "
-      "bool maximize=False, bool zero_grads=False) -> ()");
-  fulgurite::define(
-      m,
-      "adamw_8bit_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avg_codes, "
-      "Tensor(d!)[] exp_avg_scales, Tensor(e!)[] exp_avg_sq_codes, "
-      "Tensor(f!)[] exp_avg_sq_scales, Tensor(g!)[] masters, Tensor(h!)[] steps, Tensor hyper, "
-      "int[] groups, *, "
-      "Tensor? grad_multiplier=None, Tensor? found_inf=None, Tensor? seed=None, int[]? keys=None, "
-      "bool decoupled=True, bool maximize=False) -> ()");
-  fulgurite::define(m, "split_master(Tensor master) -> (Tensor high, Tensor low)");
-  fulgurite::define(m, "join_master(Tensor high, Tensor low) -> Tensor");
+  for (const char* schema : {
+           "adamw_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] "
+           "exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, "
+           "Tensor(f!)[] masters, Tensor(g!)[] copies, Tensor(h!)[] emas, Tensor(i!)[] steps, "
+           "Tensor hyper, int[] groups, *, "
+           "Tensor? grad_multiplier=None, Tensor? found_inf=None, Tensor? seed=None, int[]? "
+           "keys=None, bool decoupled=True, bool amsgrad=False, "
+           "bool maximize=False, bool zero_grads=False) -> ()",
+           "adamw_8bit_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avg_codes, "
+           "Tensor(d!)[] exp_avg_scales, Tensor(e!)[] exp_avg_sq_codes, "
+           "Tensor(f!)[] exp_avg_sq_scales, Tensor(g!)[] masters, Tensor(h!)[] steps, Tensor "
+           "hyper, int[] groups, *, "
+           "Tensor? grad_multiplier=None, Tensor? found_inf=None, Tensor? seed=None, int[]? "
+           "keys=None, bool decoupled=True, bool maximize=False) -> ()",
+           "split_master(Tensor master) -> (Tensor high, Tensor low)",
+           "join_master(Tensor high, Tensor low) -> Tensor",
+       })
+    fulgurite::define(m, schema, fulgurite::OnCuda::kKernels);
 }
 
 namespace fulgurite {

@@ -20,6 +20,7 @@ ALLOWED = {
     "cudaGetErrorString",
     "cudaGetLastError",
     "cudaLaunchKernel",
+    "cudaStreamIsCapturing",
 }
 # What nvcc itself makes of kernels and of <<<…>>>.
 GENERATED = re.compile(r"__cuda\w+|cudaLaunchKernelExC|__cudaLaunchKernel\w*")

@@ -28,6 +28,15 @@ FAMILIES = {
         ("grad_stats", "clip_multiplier", "unscale_", "update_scale_"),
         ("amp/test_gradients.py", "amp/test_update_scale.py"),
     ),
+    "optim": Family(
+        ("adamw_", "adamw_8bit_", "split_master", "join_master"),
+        (
+            "optim/test_adamw_layouts.py",
+            "optim/test_adamw_plan.py",
+            "optim/test_masters_follow.py",
+            "optim/test_split_master.py",
+        ),
+    ),
 }
 OPERATORS = {name for family in FAMILIES.values() for name in family.operators}
 FILES = {name for family in FAMILIES.values() for name in family.files}

@@ -15,10 +15,6 @@ Kernel amp_unscale("amp_unscale");
 Kernel amp_clip_multiplier("amp_clip_multiplier");
 Kernel amp_update_scale("amp_update_scale");
 
-const float* scalar_or_null(const OptionalTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<float>() : nullptr;
-}
-
 /// A list with its tables in memory of the card.
 class GradTable {
  public:

@@ -22,6 +22,7 @@ void adamw_cpu(const AdamwArgs& a) {
   AdamwCall call(a, lists, kWalkGrain);
   if (call.add_plain()) {
     check_adamw_single(a);
+    check_adamw_hyper(a);
     call.number_plain();
   } else {
     check_adamw(a);

@@ -2,10 +2,11 @@
 // the card's memory (table.h); what a step brings comes with the launches.
 #pragma once
 
+#include "cuda/stream.h"
 #include "optim/rules/problem.h"
 #include "optim/rules/step.h"
 
-namespace fulgurite {
+namespace fulgurite::cuda {
 
 /// What an element is: 1 << shift bytes, numbers of dtype where they are numbers.
 struct OperandFormat {
@@ -50,6 +51,7 @@ struct AdamwCountProblem {
   const float *grad_multiplier, *found_inf;  // or null
   bool decoupled, maximize;
 };
+cux::Error run_adamw_count(const AdamwCountProblem& p, cux::Stream stream);
 
 /// The second launch.
 struct AdamwUpdateProblem {
@@ -60,5 +62,15 @@ struct AdamwUpdateProblem {
   int64_t seed_stride;
   bool zero_grads;
 };
+cux::Error run_adamw_update(const AdamwUpdateProblem& p, cux::Stream stream);
+cux::Error run_adamw_8bit_update(const AdamwUpdateProblem& p, cux::Stream stream);
 
-}  // namespace fulgurite
+/// n elements.
+struct SplitMasterProblem {
+  SplitProblem halves;
+  int64_t n;
+};
+cux::Error run_split_master(const SplitMasterProblem& p, cux::Stream stream);
+cux::Error run_join_master(const SplitMasterProblem& p, cux::Stream stream);
+
+}  // namespace fulgurite::cuda

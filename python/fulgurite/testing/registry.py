@@ -42,7 +42,8 @@ class Sample:
 class ErrorSample:
     """A call that raises exactly ``error`` before anything is written.
 
-    The regular expression ``match`` finds something in its message.
+    The regular expression ``match`` finds something in its message. ``of_contents``: only numbers
+    in memory are wrong, which kernels of CUDA leave where they are.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ErrorSample:
     kwargs: dict[str, Any]
     error: type[Exception]
     match: str
+    of_contents: bool = False
 
 
 @dataclass(frozen=True)

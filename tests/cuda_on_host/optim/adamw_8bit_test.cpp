@@ -61,8 +61,9 @@ uint64_t run(const char* where, const std::vector<Shape>& shapes, const StepOpti
   Tensors tensors(shapes, static_cast<unsigned>(shapes.size()) + 1);
   Step step(tensors, options);
   Scales scales(tensors.walks());
-  step.run_there([](const AdamwUpdateProblem& p) { return cuda::launch_8bit_update(p, nullptr); },
-                 kMaps, scales.there());
+  step.run_there(
+      [](const cuda::AdamwUpdateProblem& p) { return cuda::launch_8bit_update(p, nullptr); }, kMaps,
+      scales.there());
   step.run_here([&](const AdamwProblem& p) {
     const std::vector<BlockScales> own = scales.here();
     baseline::adamw_8bit_update({p, own.data(), &kMaps[0], &kMaps[1]}, 0, tensors.positions());

@@ -19,7 +19,7 @@ constexpr Dtype kFloat32 = Dtype::kFloat32, kBFloat16 = Dtype::kBFloat16,
 void run(const char* where, const std::vector<Shape>& shapes, const StepOptions& options = {}) {
   Tensors tensors(shapes, static_cast<unsigned>(shapes.size()));
   Step step(tensors, options);
-  step.run_there([](const AdamwUpdateProblem& p) { return cuda::launch_update(p, nullptr); });
+  step.run_there([](const cuda::AdamwUpdateProblem& p) { return cuda::launch_update(p, nullptr); });
   step.run_here([&](const AdamwProblem& p) { baseline::adamw_update(p, 0, tensors.positions()); });
   step.compare(where);
 }
@@ -102,6 +102,18 @@ void check_memory() {
                      .columns = columns}});
 }
 
+/// Strided tensors are divided into rows and columns; no list here has 2³² elements.
+void check_division() {
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 1000; ++i) {
+    const auto n = static_cast<int64_t>(random() >> (1 + i % 50)),
+               d = static_cast<int64_t>(random() >> (1 + i / 20)) + 1;
+    int64_t quotient = n;
+    const int64_t rest = cuda::divide(quotient, d);
+    expect(quotient == n / d && rest == n % d, "a quotient", "division");
+  }
+}
+
 void check_lists() {
   std::vector<Shape> tiny;
   for (int i = 0; i < 70; ++i) tiny.push_back({.n = i % 5 == 4 ? 0 : 1 + i % 3});
@@ -114,7 +126,7 @@ void check_lists() {
 void check_traffic(const char* where, const Shape& shape) {
   Tensors tensors({shape}, 1);
   Step step(tensors, {});
-  step.run_there([](const AdamwUpdateProblem& p) { return cuda::launch_update(p, nullptr); });
+  step.run_there([](const cuda::AdamwUpdateProblem& p) { return cuda::launch_update(p, nullptr); });
   const auto read = traffic(false), written = traffic(true);
   expect(read.bytes == tensors.bytes_read, "bytes read", where);
   expect(written.bytes == tensors.bytes_written, "bytes written", where);
@@ -143,7 +155,7 @@ void check_all_traffic() {
 
 void check_table() {
   const std::vector<unsigned char> none;
-  std::vector<unsigned char> first(3 * cuda::kPieceBytes / 16 * 16 - 160), second;
+  std::vector<unsigned char> first(3 * cuda::kPieceBytes - 160), second;
   for (size_t i = 0; i < first.size(); ++i) first[i] = static_cast<unsigned char>(i * 7 + i / 256);
   const Array<unsigned char> memory(first.size());
   expect(!cuda::write_table(none, first, memory.data(), nullptr), "writing", "a table");
@@ -168,6 +180,7 @@ int main() {
   check_options();
   check_rounding();
   check_memory();
+  check_division();
   check_lists();
   check_all_traffic();
   std::printf("%d checks failed\n", failures);

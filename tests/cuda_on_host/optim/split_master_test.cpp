@@ -36,9 +36,9 @@ void check(int64_t n, int64_t shift) {
   const Array<int16_t> card_low(low);
   baseline::split_master({master.data() + shift, high.data() + shift, low.data() + shift}, 0, n);
   baseline::join_master({back.data() + shift, high.data() + shift, low.data() + shift}, 0, n);
-  const auto run = [&](void (*kernel)(SplitProblem, int64_t), float* to) {
+  const auto run = [&](void (*kernel)(cuda::SplitMasterProblem), float* to) {
     const cux::Error error = cuda::launch_split(
-        kernel, {to + shift, card_high.data() + shift, card_low.data() + shift}, n, nullptr);
+        kernel, {{to + shift, card_high.data() + shift, card_low.data() + shift}, n}, nullptr);
     expect(!error, error ? error : "", "a launch");
   };
   run(cuda::split_master, card_master.data());

@@ -33,7 +33,7 @@ class Step {
   void run_there(const Update& launch, const DynamicMap* maps = nullptr,
                  const std::vector<BlockScales>& scales = {}) {
     std::vector<void*> grads;
-    std::vector<AdamwEntry> entries;
+    std::vector<cuda::AdamwEntry> entries;
     const std::vector<AdamwTensor> own = tensors_.there();
     for (size_t t = 0; t < own.size(); ++t) {
       grads.push_back(own[t].data[kGrad]);
@@ -43,7 +43,7 @@ class Step {
     const cuda::TableImage image(grads, entries, tensors_.layouts(), maps);
     table_ = std::make_unique<Array<unsigned char>>(image.bytes().size());
     check(cuda::write_table({}, image.bytes(), table_->data(), nullptr));
-    const AdamwTable table = image.at(table_->data());
+    const cuda::AdamwTable table = image.at(table_->data());
     check(cuda::launch_count({table,
                               numbers_.data(),
                               hyper_.data(),
@@ -53,9 +53,9 @@ class Step {
                               options_.decoupled,
                               options_.maximize},
                              nullptr));
-    check(launch(AdamwUpdateProblem{table, numbers_.data(), found_inf_.data(),
-                                    options_.seeded ? seed_.data() : nullptr, 1,
-                                    options_.zero_grads}));
+    check(launch(cuda::AdamwUpdateProblem{table, numbers_.data(), found_inf_.data(),
+                                          options_.seeded ? seed_.data() : nullptr, 1,
+                                          options_.zero_grads}));
   }
 
   /// The CPU's problem; update(problem).

@@ -53,29 +53,30 @@ __device__ void join_unit(const SplitProblem& p, Unit unit) {
 
 /// visit(unit) for the warp's elements of n.
 template <class Visit>
-__device__ void for_dense_units(const SplitProblem& p, int64_t n, const Visit& visit) {
+__device__ void for_dense_units(const SplitMasterProblem& p, const Visit& visit) {
   const int64_t begin =
       (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * Wide::kElements;
-  const uintptr_t all = reinterpret_cast<uintptr_t>(p.master) |
-                        reinterpret_cast<uintptr_t>(p.high) | reinterpret_cast<uintptr_t>(p.low);
+  const uintptr_t all = reinterpret_cast<uintptr_t>(p.halves.master) |
+                        reinterpret_cast<uintptr_t>(p.halves.high) |
+                        reinterpret_cast<uintptr_t>(p.halves.low);
   const int lane = lane_of_thread();
-  if (begin + Wide::kElements <= n && all % 16 == 0) return visit(Wide(begin, lane));
-  visit(Narrow<8>(begin, n, lane));
+  if (begin + Wide::kElements <= p.n && all % 16 == 0) return visit(Wide(begin, lane));
+  visit(Narrow<8>(begin, p.n, lane));
 }
 
-static __global__ void __launch_bounds__(kThreads) split_master(SplitProblem p, int64_t n) {
-  for_dense_units(p, n, [&](auto unit) { split_unit(p, unit); });
+static __global__ void __launch_bounds__(kThreads) split_master(SplitMasterProblem p) {
+  for_dense_units(p, [&](auto unit) { split_unit(p.halves, unit); });
 }
-static __global__ void __launch_bounds__(kThreads) join_master(SplitProblem p, int64_t n) {
-  for_dense_units(p, n, [&](auto unit) { join_unit(p, unit); });
+static __global__ void __launch_bounds__(kThreads) join_master(SplitMasterProblem p) {
+  for_dense_units(p, [&](auto unit) { join_unit(p.halves, unit); });
 }
 
-inline cux::Error launch_split(void (*kernel)(SplitProblem, int64_t), const SplitProblem& p,
-                               int64_t n, cux::Stream stream) {
-  if (n == 0) return nullptr;
+inline cux::Error launch_split(void (*kernel)(SplitMasterProblem), const SplitMasterProblem& p,
+                               cux::Stream stream) {
+  if (p.n == 0) return nullptr;
   constexpr int64_t kElements = int64_t{kWarps} * Wide::kElements;
-  return cux::launch(kernel, dim3(static_cast<unsigned>((n + kElements - 1) / kElements)),
-                     dim3(kThreads), 0, stream, p, n);
+  return cux::launch(kernel, dim3(static_cast<unsigned>((p.n + kElements - 1) / kElements)),
+                     dim3(kThreads), 0, stream, p);
 }
 
 }  // namespace fulgurite::cuda

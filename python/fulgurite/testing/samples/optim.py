@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -187,10 +188,12 @@ def adamw_errors(device: torch.device) -> Iterator[ErrorSample]:
         exp_avgs=twice,
         exp_avg_sqs=twice,
     )
-    yield wrong("beta_of_1", RuntimeError, "beta1", hyper=torch.ones(2, 6, dtype=torch.float64))
-    yield wrong(
-        "negative_step", RuntimeError, r"steps\[0\]", steps=[torch.tensor(-1.0), lists.steps[1]]
-    )
+    ones = torch.ones(2, 6, dtype=torch.float64)
+    beta = wrong("beta_of_1", RuntimeError, "beta1", hyper=ones)
+    steps = [torch.tensor(-1.0), lists.steps[1]]
+    step = wrong("negative_step", RuntimeError, r"steps\[0\]", steps=steps)
+    yield replace(beta, of_contents=True)
+    yield replace(step, of_contents=True)
     yield wrong("group_range", ValueError, r"groups\[1\]", groups=[0, 2])
     yield wrong(  # the value is checked before the support
         "keys_without_seed", ValueError, "seed", {"keys": [0, 1]}
@@ -297,7 +300,8 @@ def adamw_8bit_errors(device: torch.device) -> Iterator[ErrorSample]:
     )  # fmt: skip
     twice: dict[str, Any] = {name: [getattr(lists, name)[1]] * 2 for name in names}
     yield wrong("param_twice", RuntimeError, "twice", **twice)
-    yield wrong("beta_of_1", RuntimeError, "beta1", hyper=torch.ones(2, 6, dtype=torch.float64))
+    hyper = torch.ones(2, 6, dtype=torch.float64)
+    yield replace(wrong("beta_of_1", RuntimeError, "beta1", hyper=hyper), of_contents=True)
     yield wrong("group_range", ValueError, r"groups\[1\]", groups=[0, 2])
     yield wrong("keys_without_seed", ValueError, "seed", {"keys": [0, 1]})
 
