@@ -94,6 +94,7 @@ void check_all() {
   run("maximize", sizes_of(split), {.beta1 = 0.25, .maximize = true});
   run("a skipped step", sizes_of(split), {.found_inf = 1});
   run("a multiplier that makes NaN", sizes_of({.n = 0}), {.multiplier = NAN});
+  run("lanes without an element", sizes_of({.n = 0, .quiet = true}));
   run("stochastic rounding", sizes_of({.n = 0, .param = kBFloat16, .stochastic = true}),
       {.seeded = true});
   Shape shifted = split;
