@@ -11,9 +11,9 @@ namespace fulgurite {
 
 struct KernelReport {
   std::string name;
-  std::string device;                 // "cpu"
-  std::vector<std::string> variants;  // instruction sets that the kernel is compiled for
-  std::string active;                 // the one that a call in bfloat16 runs now
+  std::string device;                 // "cpu", "cuda"
+  std::vector<std::string> variants;  // instruction sets, or a card's architectures, of its code
+  std::string active;                 // of the CPU's: the one that a call in bfloat16 runs now
   std::string ran;                    // the one that the last call ran
   int64_t calls;                      // since the library was loaded
   int64_t tasks;
