@@ -124,7 +124,7 @@ class Mamba(nn.Module):
 
         Raises:
             TypeError, RuntimeError (shapes): an x of another width, a mask that is not x's, and
-            what :func:`fulgurite.nn.functional.causal_conv1d` raises.
+                what :func:`fulgurite.nn.functional.causal_conv1d` raises.
         """
         return self._mix(x, cu_seqlens, token_mask, None, None)[0]
 
