@@ -124,7 +124,7 @@ void check_lists() {
 }
 
 void check_traffic(const char* where, const Shape& shape) {
-  Tensors tensors({shape}, 1);
+  Tensors tensors({shape, shape}, 1);
   Step step(tensors, {});
   step.run_there([](const cuda::AdamwUpdateProblem& p) { return cuda::launch_update(p, nullptr); });
   const auto read = traffic(false), written = traffic(true);
